@@ -1,0 +1,495 @@
+"""What one cell of a sweep is: a frozen, validated `TrialConfig`, and the identity derived from it.
+
+A field left at ``None`` is filled by `resolve` from the recipe of its method and architecture.
+`trial_id` hashes the resolved config's non-default fields, so adding a field with a default keeps
+every old identity, and a value written out by hand names the same cell as the recipe's own.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, Literal, NamedTuple, get_args, get_type_hints
+
+from hiddenweights.errors import UserError, choices_error
+
+Method = Literal["edge_popup", "sampled", "random", "iterand", "biprop", "dense"]
+Distribution = Literal[
+    "signed_constant",
+    "unsigned_constant",
+    "kaiming_normal",
+    "kaiming_uniform",
+    "xavier_normal",
+    "signed_xavier_constant",
+    "default",
+]
+Selection = Literal["layer", "global"]
+Protocol = Literal["validation", "paper"]
+Augment = Literal["none", "crop_flip"]
+Optimizer = Literal["sgd", "adam"]
+Schedule = Literal["cosine", "constant"]
+Precision = Literal["float32", "bfloat16"]
+
+NETWORKS = (
+    "linear",
+    "fc",
+    "conv2",
+    "conv4",
+    "conv6",
+    "conv8",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+)
+DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+
+Scalar = str | int | float | bool | None
+
+
+class Field(NamedTuple):
+    """What is known of one leaf field: the types it may have, its choices, whether it is identity."""
+
+    types: tuple[type, ...]
+    choices: tuple[str, ...]
+    identity: bool
+
+
+# Marks a field that says where or how fast a cell is computed, not what is computed.
+RUNTIME = {"identity": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelConfig:
+    """The network and how its subnetwork is found."""
+
+    arch: str = "conv4"
+    """Network: linear, fc, conv2/4/6/8, resnet18/34/50/101, torchvision/NAME, or module:callable."""
+    width: float = 1.0
+    """Multiplier of every hidden channel count (never of the input or the classes)."""
+    method: Method = "edge_popup"
+    """How the subnetwork is found; `dense` trains the weights themselves."""
+    k: float | None = 0.5
+    """Fraction of weights kept, in (0, 1]. Dense keeps all; for `sampled` it is an output, not an input."""
+    selection: Selection = "layer"
+    """Keep the top k of each layer (the paper) or of the whole network together."""
+    distribution: Distribution | None = None
+    """Weight distribution. Unset: signed_constant, or kaiming_normal for dense."""
+    scaled: bool = False
+    """Multiply the weights' standard deviation by sqrt(1/k) (paper, section 4.1)."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "model")
+        _check_arch(self.arch)
+        _check(0 < self.width < math.inf, "model.width", self.width, "must be above 0")
+        if self.method == "sampled":
+            _check(not self.scaled, "model.scaled", self.scaled, "needs a given k; sampled has none")
+        elif self.method != "dense":
+            _check(self.k is not None, "model.k", self.k, f"is needed by method {self.method}")
+        if self.k is not None:
+            _check(0 < self.k <= 1, "model.k", self.k, "is the fraction of weights kept, in (0, 1]")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataConfig:
+    """The images, and which of them train, validate and test."""
+
+    name: str = "digits"
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or folder:NAME for an image folder."""
+    root: str = field(default="data", metadata=RUNTIME)
+    """Folder of the data set, in torchvision's layout; a folder:NAME set has train/ and test/ in it."""
+    protocol: Protocol = "validation"
+    """`validation` holds out part of the training images; `paper` trains on all of them."""
+    validation: float = 0.1
+    """Fraction of the training images held out under the validation protocol, in (0, 1)."""
+    subset: int | None = None
+    """Train on this many images only (before the validation split); unset: all."""
+    augment: Augment | None = None
+    """Training augmentation. Unset: crop_flip for CIFAR and image folders, none for the rest."""
+    image_size: int | None = None
+    """Side in pixels to which the images of a folder are resized; unset: 224."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "data")
+        if self.name.startswith("folder:"):
+            label = self.name.removeprefix("folder:")
+            _check(
+                label.replace("-", "").replace("_", "").isalnum(),
+                "data.name",
+                self.name,
+                "must be folder:NAME, NAME of letters, digits, - and _",
+            )
+        elif self.name not in DATASETS:
+            raise choices_error("data.name", self.name, (*DATASETS, "folder:NAME"))
+        _check(0 < self.validation < 1, "data.validation", self.validation, "must lie in (0, 1)")
+        _check(self.subset is None or self.subset > 1, "data.subset", self.subset, "must be above 1")
+        _check(
+            self.image_size is None or self.image_size > 0,
+            "data.image_size",
+            self.image_size,
+            "must be above 0",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OptimConfig:
+    """The optimiser. Everything unset comes from the recipe of (method, architecture)."""
+
+    optimizer: Optimizer | None = None
+    """sgd or adam. Unset: sgd. For dense networks the choice picks the paper's matching recipe."""
+    lr: float | None = None
+    """Learning rate after warm-up."""
+    weight_decay: float | None = None
+    """Weight decay, of the scores where scores are trained."""
+    momentum: float | None = None
+    """Momentum of SGD."""
+    batch_size: int | None = None
+    """Images a step."""
+    schedule: Schedule | None = None
+    """cosine decays to zero over the epochs, stepping once an epoch; constant stays."""
+    warmup_epochs: int | None = None
+    """Epochs of linear warm-up before the schedule."""
+    label_smoothing: float | None = None
+    """Label smoothing of the training loss, in [0, 1)."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "optim")
+        for name in ("lr", "weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value < math.inf, f"optim.{name}", value, "must be at least 0")
+        _check(
+            self.batch_size is None or self.batch_size > 0,
+            "optim.batch_size",
+            self.batch_size,
+            "must be above 0",
+        )
+        for name in ("momentum", "label_smoothing"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value < 1, f"optim.{name}", value, "must lie in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainConfig:
+    """How long and on what hardware."""
+
+    epochs: int = 100
+    """Passes over the training images."""
+    precision: Precision = "float32"
+    """Arithmetic of the network; scores and selection are always float32."""
+    device: str = field(default="auto", metadata=RUNTIME)
+    """cpu, cuda, cuda:N, or auto: cuda where there is one."""
+    threads: int = field(default=1, metadata=RUNTIME)
+    """CPU threads. Results repeat bit for bit between runs with equal counts."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "train")
+        _check(self.epochs > 0, "train.epochs", self.epochs, "must be above 0")
+        _check(self.threads > 0, "train.threads", self.threads, "must be above 0")
+        kind, _, index = self.device.partition(":")
+        if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+            raise choices_error("train.device", self.device, ("auto", "cpu", "cuda", "cuda:N"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SeedsConfig:
+    """The three seeds one by one, where they are to differ from `seed`."""
+
+    weights: int | None = None
+    """Seed of the frozen weights."""
+    scores: int | None = None
+    """Seed of the scores."""
+    data: int | None = None
+    """Seed of the validation split, the order of the images and their augmentation."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "seeds")
+        for name in ("weights", "scores", "data"):
+            value = getattr(self, name)
+            _check(value is None or value >= 0, f"seeds.{name}", value, "must be at least 0")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrialConfig:
+    """One cell of a sweep: everything that decides its result, and a little about where it runs."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    seeds: SeedsConfig = field(default_factory=SeedsConfig)
+    seed: int = 0
+    """Sets the seeds of weights, scores and data together."""
+
+    def __post_init__(self) -> None:
+        _check_types(self, "")
+        _check(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        warmup = self.optim.warmup_epochs
+        _check(
+            warmup is None or warmup < self.train.epochs,
+            "optim.warmup_epochs",
+            warmup,
+            f"must be below train.epochs ({self.train.epochs})",
+        )
+
+    def seed_of(self, purpose: Literal["weights", "scores", "data"]) -> int:
+        """The seed in force for `purpose`: the one of its own, else `seed`."""
+        own: int | None = getattr(self.seeds, purpose)
+        return self.seed if own is None else own
+
+
+# --- recipes ---------------------------------------------------------------------------------------
+
+
+def recipe(config: TrialConfig) -> OptimConfig:
+    """The paper's optimiser settings for the config's (method, architecture, optimiser), complete.
+
+    Sources: Ramanujan et al. 2020, section 4 and appendix; Zhou et al. 2019 for `sampled`. Frankle &
+    Carbin 2019 for dense Adam. `iterand`, `biprop` and `random` take edge-popup's.
+    """
+    arch, method = config.model.arch, config.model.method
+    base = OptimConfig(
+        optimizer="sgd",
+        lr=0.1,
+        weight_decay=1e-4,
+        momentum=0.9,
+        batch_size=128,
+        schedule="cosine",
+        warmup_epochs=0,
+        label_smoothing=0.0,
+    )
+    if config.optim.optimizer == "adam":
+        lr = {"linear": 1.2e-3, "fc": 1.2e-3, "conv2": 2e-4}.get(arch, 3e-4)
+        return replace(
+            base, optimizer="adam", lr=lr, weight_decay=0.0, momentum=0.0, batch_size=60, schedule="constant"
+        )
+    if method == "sampled":
+        if arch.startswith(("resnet", "torchvision/")):
+            return replace(base, lr=400.0, weight_decay=0.0, batch_size=256)
+        return replace(base, lr=800.0 if arch == "conv8" else 200.0, weight_decay=0.0)
+    if arch.startswith("torchvision/"):
+        warmup = min(5, config.train.epochs - 1)
+        return replace(
+            base, lr=0.256, weight_decay=2**-15, momentum=0.875, batch_size=256, warmup_epochs=warmup,
+            label_smoothing=0.1,
+        )  # fmt: skip
+    if arch.startswith("resnet"):
+        return replace(base, weight_decay=5e-4, batch_size=256)
+    if method == "dense" and arch.startswith("conv"):
+        return replace(base, lr=0.01)
+    return base
+
+
+def resolve(config: TrialConfig) -> TrialConfig:
+    """The same cell with every field filled in, and fields without effect set to one fixed value.
+
+    Idempotent. Two configs that compute the same thing resolve to equal configs, up to the fields
+    that only say where a cell runs.
+    """
+    model, data, optim, seeds = config.model, config.data, config.optim, config.seeds
+    filled = {f.name: getattr(optim, f.name) for f in fields(optim) if getattr(optim, f.name) is not None}
+    optim = replace(recipe(config), **filled)
+    if optim.optimizer == "adam":
+        optim = replace(optim, momentum=0.0)
+    distribution = model.distribution or ("kaiming_normal" if model.method == "dense" else "signed_constant")
+    model = replace(model, distribution=distribution)
+    if model.method == "dense":
+        model = replace(model, k=1.0, selection="layer", scaled=False)
+        seeds = replace(seeds, scores=None)
+    elif model.method == "sampled":
+        model = replace(model, k=None, selection="layer")
+    folder = data.name.startswith("folder:")
+    data = replace(
+        data,
+        augment=data.augment or ("crop_flip" if folder or data.name.startswith("cifar") else "none"),
+        image_size=(data.image_size or 224) if folder else None,
+        validation=data.validation if data.protocol == "validation" else 0.1,
+    )
+    own = {f.name: getattr(seeds, f.name) for f in fields(seeds)}
+    seeds = SeedsConfig(**{name: value for name, value in own.items() if value != config.seed})
+    return replace(config, model=model, data=data, optim=optim, seeds=seeds)
+
+
+# --- identity and the flat form ----------------------------------------------------------------------
+
+
+def trial_id(config: TrialConfig) -> str:
+    """The cell's identity: 16 hex digits of a hash of the resolved config's non-default fields."""
+    defaults = _defaults()
+    relevant = {
+        name: value
+        for name, value in flatten(resolve(config)).items()
+        if value != defaults[name] and _field_of(name).identity
+    }
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _defaults() -> dict[str, Scalar]:
+    return flatten(TrialConfig())
+
+
+def flatten(config: TrialConfig) -> dict[str, Scalar]:
+    """The config as ``{"model.arch": "conv4", ..., "seed": 0}``, in the order of its fields."""
+    flat: dict[str, Scalar] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            flat.update({f"{part.name}.{f.name}": getattr(value, f.name) for f in fields(value)})
+        else:
+            flat[part.name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any], base: TrialConfig | None = None) -> TrialConfig:
+    """`base` (default: a default config) with the named fields replaced.
+
+    Raises `UserError` for a field that does not exist, naming those that do.
+    """
+    base = base or TrialConfig()
+    parts: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for name, value in flat.items():
+        _field_of(name)
+        part, dot, leaf = name.partition(".")
+        if dot:
+            parts.setdefault(part, {})[leaf] = value
+        else:
+            top[part] = value
+    return replace(
+        base, **top, **{part: replace(getattr(base, part), **leaf) for part, leaf in parts.items()}
+    )
+
+
+def to_dict(config: TrialConfig) -> dict[str, Any]:
+    """The config as nested plain dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(nested: Mapping[str, Any]) -> TrialConfig:
+    """The inverse of `to_dict`; missing fields take their defaults, unknown ones raise `UserError`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{leaf}": inner for leaf, inner in value.items()})
+        else:
+            flat[name] = value
+    return unflatten(flat)
+
+
+def parse_value(name: str, text: str) -> Scalar:
+    """`text` from a command line as the value of field `name` ("none" leaves it to the recipe).
+
+    Raises `UserError` when the field does not exist or the text does not fit its type.
+    """
+    kinds = _field_of(name).types
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if bool in kinds:
+        if text.lower() not in ("true", "false"):
+            raise choices_error(name, text, ("true", "false"))
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in kinds:
+        return text
+    raise UserError(f"{name}: {text!r} is not a number")
+
+
+def short_name(config: TrialConfig) -> str:
+    """A name for people: ``conv4 k=0.5 signed_constant seed=2``."""
+    model = resolve(config).model
+    words = [model.arch.removeprefix("torchvision/")]
+    if model.width != 1:
+        words.append(f"width={model.width:g}")
+    if model.method != "edge_popup":
+        words.append(model.method)
+    if model.method == "dense":
+        words.append(str(resolve(config).optim.optimizer))
+    elif model.k is not None:
+        words.append(f"k={model.k:g}")
+    words += ["scaled"] * model.scaled + [str(model.distribution), f"seed={config.seed}"]
+    return " ".join(words)
+
+
+# --- validation ----------------------------------------------------------------------------------------
+
+
+def _check(condition: bool, name: str, value: object, message: str) -> None:
+    if not condition:
+        raise UserError(f"{name}: {value!r} {message}")
+
+
+def _check_arch(arch: str) -> None:
+    user_module = ":" in arch and all(part for part in arch.split(":", 1))
+    if arch not in NETWORKS and not user_module and not arch.startswith("torchvision/"):
+        raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "module:callable"))
+
+
+def _check_types(part: Any, prefix: str) -> None:
+    """Reject wrong types and choices; turn an int given for a float field into a float.
+
+    The last keeps identities stable: ``width=1`` and ``width=1.0`` are one cell.
+    """
+    for leaf, (kinds, choices) in _field_types(type(part)).items():
+        value = getattr(part, leaf)
+        if value in choices if choices and value is not None else type(value) in kinds and value == value:
+            continue  # the common case, cheap: a plan may hold 100,000 cells
+        name = f"{prefix}.{leaf}" if prefix else leaf
+        if choices:
+            raise choices_error(name, value, choices)
+        if float in kinds and type(value) is int:
+            object.__setattr__(part, leaf, float(value))
+            continue
+        expected = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise UserError(f"{name}: {value!r} is not of type {expected}")
+
+
+@functools.cache
+def _field_types(part: type) -> dict[str, tuple[tuple[type, ...], tuple[str, ...]]]:
+    """For each field of a config class, the types it may have and, for a `Literal`, the choices."""
+    hints = get_type_hints(part)
+    return {f.name: (_leaf_types(hints[f.name]), _choices(hints[f.name])) for f in fields(part)}
+
+
+def _leaf_types(hint: Any) -> tuple[type, ...]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return tuple(kind for arg in get_args(hint) for kind in _leaf_types(arg))
+    if typing.get_origin(hint) is Literal:
+        return (str,)
+    return (hint,)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    if typing.get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(choice for arg in get_args(hint) for choice in _choices(arg))
+
+
+@functools.cache
+def _fields() -> dict[str, Field]:
+    """Every leaf field by its dotted name."""
+    found: dict[str, Field] = {}
+    for f in fields(TrialConfig):
+        if (part := get_type_hints(TrialConfig)[f.name]) is not int:
+            for leaf in fields(part):
+                types_, choices = _field_types(part)[leaf.name]
+                found[f"{f.name}.{leaf.name}"] = Field(types_, choices, leaf.metadata.get("identity", True))
+        else:
+            found[f.name] = Field(*_field_types(TrialConfig)[f.name], identity=True)
+    return found
+
+
+def _field_of(name: str) -> Field:
+    known = _fields()
+    if name not in known:
+        raise choices_error("field", name, known)
+    return known[name]

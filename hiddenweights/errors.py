@@ -1,0 +1,19 @@
+"""The one error type that means: the input was wrong, and this line says how to mend it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Bad input. The message is one line: the field, the value, and what is allowed.
+
+    Command lines print it and exit with status 2; nothing costly has started when it is raised.
+    """
+
+
+def choices_error(field: str, value: object, choices: Iterable[object]) -> UserError:
+    """An error for a `value` that is not among `choices`, with the nearest choice suggested."""
+    names = [str(choice) for choice in choices]
+    near = difflib.get_close_matches(str(value), names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    return UserError(f"{field}: unknown value {value!r}{hint}; choices: {', '.join(names)}")
