@@ -434,12 +434,13 @@ def _check_arch(arch: str) -> None:
         raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "module:callable"))
 
 
-def _check_types(part: Any, prefix: str) -> None:
+def _check_types(part: object, prefix: str) -> None:
     """Reject wrong types and choices; turn an int given for a float field into a float.
 
     The last keeps identities stable: ``width=1`` and ``width=1.0`` are one cell.
     """
-    for leaf, (kinds, choices) in _field_types(type(part)).items():
+    leaves = _field_types(type(part))  # type: ignore[arg-type]  # mypy takes no class as hashable
+    for leaf, (kinds, choices) in leaves.items():
         value = getattr(part, leaf)
         if value in choices if choices and value is not None else type(value) in kinds and value == value:
             continue  # the common case, cheap: a plan may hold 100,000 cells

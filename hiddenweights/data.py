@@ -1,0 +1,272 @@
+"""Data sets as uint8 tensors, seeded disjoint splits, and batches that are functions of (seed, epoch).
+
+Nothing is streamed or decoded in training: a split lies on the device, and a batch is one gather, crop,
+flip and normalisation there.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hiddenweights.config import DataConfig
+from hiddenweights.errors import UserError
+from hiddenweights.streams import halves, permutation, signs, stream
+
+PADDING = 4
+
+
+@dataclass(frozen=True)
+class Images:
+    """Raw images, uint8 (n, channels, height, width), and their labels, int64 (n,)."""
+
+    pixels: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> "Images":
+        """The images at `index`, int64 (m,)."""
+        return Images(self.pixels[index], self.labels[index])
+
+    def to(self, device: torch.device) -> "Images":
+        """The same images on `device`."""
+        return Images(self.pixels.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set as it comes: training and test images, and how they are normalised.
+
+    `mean` and `std` have one value a channel, in units of the full range [0, 1].
+    """
+
+    train: Images
+    test: Images
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        return self.train.pixels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.train.pixels.shape[2]
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Disjoint parts: what trains, what selects (None under the paper's protocol), what is reported."""
+
+    train: Images
+    validation: Images | None
+    test: Images
+
+
+# --- loading ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """torchvision's class of a data set, the folder that shows its presence, and its statistics."""
+
+    cls: str
+    folder: str
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+_SOURCES = {
+    "mnist": _Source("MNIST", "MNIST/raw", 10, (0.1307,), (0.3081,)),
+    "fashion_mnist": _Source("FashionMNIST", "FashionMNIST/raw", 10, (0.2860,), (0.3530,)),
+    "cifar10": _Source("CIFAR10", "cifar-10-batches-py", 10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)),
+    "cifar100": _Source("CIFAR100", "cifar-100-python", 100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276)),
+}
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def load_dataset(config: DataConfig) -> Dataset:
+    """The data set of `config`, on the CPU; a second call for the same files does not read them again.
+
+    torchvision downloads what is missing where there is a network; what is there is never fetched.
+    Raises `UserError` when the data is missing and cannot be fetched, or does not read.
+    """
+    return _load(config.name, config.root, config.image_size)
+
+
+@functools.lru_cache(maxsize=2)
+def _load(name: str, root: str, image_size: int | None) -> Dataset:
+    if name == "digits":
+        return _digits()
+    if name.startswith("folder:"):
+        return _folder(Path(root), image_size or 224)
+    return _torchvision(name, Path(root))
+
+
+def _digits() -> Dataset:
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fixed fifth of them is the test set."""
+    from sklearn.datasets import load_digits  # here: it takes a second, and only digits need it
+
+    bunch: Any = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    images = Images(torch.from_numpy(pixels), torch.from_numpy(bunch.target.astype(np.int64)))
+    order = torch.from_numpy(permutation(stream(0, "digits test set"), len(images)))
+    n_test = len(images) // 5
+    return Dataset(images.take(order[n_test:]), images.take(order[:n_test]), 10, (0.305,), (0.376,))
+
+
+def _torchvision(name: str, root: Path) -> Dataset:
+    from torchvision import datasets
+
+    source = _SOURCES[name]
+    present = (root / source.folder).is_dir()
+    try:
+        parts = [
+            getattr(datasets, source.cls)(root=str(root), train=train, download=not present)
+            for train in (True, False)
+        ]
+        train, test = (_from_arrays(part.data, part.targets) for part in parts)
+    except Exception as error:  # torchvision raises a different type for every way to fail
+        state = f"{root / source.folder} does not read" if present else f"no {name} in {root}, no download"
+        raise UserError(f"data.root: {state}: {error}") from error
+    return Dataset(train, test, source.classes, source.mean, source.std)
+
+
+def _from_arrays(data: Any, targets: Any) -> Images:
+    pixels = torch.as_tensor(data)
+    pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+    return Images(pixels.contiguous(), torch.as_tensor(targets, dtype=torch.int64))
+
+
+def _folder(root: Path, image_size: int) -> Dataset:
+    """Images in root/train/CLASS and root/test/CLASS, resized and centre-cropped to a square, in memory."""
+    from torchvision import datasets, transforms
+
+    transform = transforms.Compose(
+        [transforms.Resize(image_size), transforms.CenterCrop(image_size), transforms.PILToTensor()]
+    )
+    parts: list[Images] = []
+    classes: list[str] = []
+    for part in ("train", "test"):
+        try:
+            folder = datasets.ImageFolder(str(root / part), transform)
+        except (FileNotFoundError, OSError) as error:
+            raise UserError(f"data.root: {root / part} is no folder of images by class: {error}") from error
+        if classes and folder.classes != classes:
+            raise UserError(f"data.root: {root}/train and {root}/test have different classes")
+        classes = folder.classes
+        images = []
+        for path, _ in folder.samples:
+            try:
+                images.append(transform(folder.loader(path)))
+            except OSError as error:
+                raise UserError(f"data.root: {path} does not read as an image: {error}") from error
+        parts.append(Images(torch.stack(images), torch.tensor(folder.targets)))
+    return Dataset(parts[0], parts[1], len(classes), *_IMAGENET)
+
+
+# --- splits ------------------------------------------------------------------------------------------------
+
+
+def split(dataset: Dataset, config: DataConfig, seed: int) -> Splits:
+    """Disjoint training, validation and test images; what is held out is a function of `seed`.
+
+    Under the paper's protocol all training images train, and nothing validates. Raises `UserError`
+    when `data.subset` asks for more images than there are.
+    """
+    n = len(dataset.train)
+    if config.subset is not None and config.subset > n:
+        raise UserError(f"data.subset: {config.subset} is more than the {n} training images of {config.name}")
+    order = torch.from_numpy(permutation(stream(seed, "split"), n))[: config.subset]
+    if config.protocol == "paper":
+        return Splits(dataset.train.take(order.sort().values), None, dataset.test)
+    held_out = min(max(1, round(config.validation * len(order))), len(order) - 1)
+    return Splits(
+        dataset.train.take(order[held_out:].sort().values),
+        dataset.train.take(order[:held_out].sort().values),
+        dataset.test,
+    )
+
+
+# --- batches -----------------------------------------------------------------------------------------------
+
+
+def crop_flip(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int = PADDING) -> Tensor:
+    """Random-crop augmentation with its random numbers given; bit-identical to torchvision's.
+
+    Each image of `pixels` (n, c, h, w), any dtype, is padded with `padding` zeros a side (raw pixels:
+    torchvision pads before it normalises), cut to h x w at row `top` and column `left` (int64 (n,), in
+    [0, 2 * padding]), then mirrored where `flip` (bool (n,)) says so. Returns (n, c, h, w).
+    """
+    n, _, h, w = pixels.shape
+    padded = F.pad(pixels, (padding, padding, padding, padding))
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # a view: (n, c, rows, columns, h, w)
+    crops = windows[torch.arange(n, device=pixels.device), :, top, left]
+    return torch.where(flip[:, None, None, None], crops.flip(3), crops)
+
+
+def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
+    """uint8 (n, c, h, w) to float32: (pixel / 255 - mean) / std by channel, as torchvision computes it."""
+    shape = (1, -1, 1, 1)
+    centre = torch.tensor(mean, device=pixels.device).view(shape)
+    scale = torch.tensor(std, device=pixels.device).view(shape)
+    return pixels.float().div_(255).sub_(centre).div_(scale)
+
+
+@dataclass(frozen=True)
+class Batches:
+    """Normalised batches of one split, on the device of its images."""
+
+    images: Images
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once, as stored: float32 (b, c, h, w) and int64 (b,), b = `size` but for the last."""
+        for start in range(0, len(self.images), size):
+            part = slice(start, start + size)
+            yield normalise(self.images.pixels[part], self.mean, self.std), self.images.labels[part]
+
+    def shuffled(self, size: int, *, seed: int, epoch: int, augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every image once in the order of (seed, epoch), augmented by (seed, epoch, image) alone.
+
+        A last batch of a single image is left out: BatchNorm has no variance for it.
+        """
+        n, device = len(self.images), self.images.pixels.device
+        order = torch.from_numpy(permutation(stream(seed, "order", epoch), n)).to(device)
+        crop = _crop_offsets(n, seed, epoch, device) if augment else None
+        for start in range(0, n, size):
+            index = order[start : start + size]
+            if len(index) == 1 < n:
+                return
+            batch = self.images.take(index)
+            pixels = batch.pixels
+            if crop is not None:
+                top, left, flip = crop
+                pixels = crop_flip(pixels, top[index], left[index], flip[index])
+            yield normalise(pixels, self.mean, self.std), batch.labels
+
+    def count(self, size: int) -> int:
+        """How many batches `shuffled` gives."""
+        n = len(self.images)
+        return math.ceil(n / size) - (n > 1 and n % size == 1 and size > 1)
+
+
+def _crop_offsets(n: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(top, left, flip) of every image in this epoch, each (n,)."""
+    source = stream(seed, "augment", epoch)
+    offsets = (halves(source, 2 * n).astype(np.uint64) * np.uint64(2 * PADDING + 1)) >> np.uint64(32)
+    top, left = torch.from_numpy(offsets.astype(np.int64)).view(2, n).to(device)
+    flip = torch.from_numpy(signs(source, n) < 0).to(device)
+    return top, left, flip

@@ -1,0 +1,191 @@
+"""Masks over frozen weights: which are kept, and how the scores behind them learn.
+
+A `Mask` is a parametrization (`torch.nn.utils.parametrize`): it holds one layer's scores and turns the
+frozen weight into the effective one. A new method is one subclass with an entry in `METHODS`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hiddenweights.config import Distribution, Method
+from hiddenweights.init import draw_weights
+from hiddenweights.streams import stream, uniforms
+
+
+def kept_count(k: float, n: int) -> int:
+    """How many of n weights the fraction k keeps: max(1, round(k * n)).
+
+    The paper's public code drops int((1 - k) * n) instead, which float arithmetic makes one more or
+    less now and then (int((1 - 0.9) * 1000) is 99): at most one weight a layer.
+    """
+    return max(1, round(k * n))
+
+
+@torch.library.custom_op("hiddenweights::top_k", mutates_args=())
+def _top_k(scores: Tensor, kept: int) -> Tensor:
+    magnitude = scores.detach().abs()
+    n = magnitude.numel()
+    if kept == n:
+        return torch.ones_like(scores)
+    flat = magnitude.flatten()
+    if flat.device.type == "cpu":
+        # Non-negative floats order as their bit patterns do, and integers are twice as fast to partition.
+        bits = np.partition(flat.numpy().view(np.int32), n - kept)[n - kept : n - kept + 1]
+        threshold = torch.from_numpy(bits.view(np.float32))
+    else:
+        threshold = flat.topk(kept, sorted=False).values.min()
+    above = magnitude >= threshold
+    if flat.device.type == "cpu" and int(above.sum()) == kept:
+        return above.to(scores.dtype)
+    # Ties at the threshold: the first ones in row-major order are kept. No synchronisation on a GPU.
+    tied = flat == threshold
+    surplus = above.sum() - kept
+    dropped = tied & (tied.flip(0).cumsum(0).flip(0) <= surplus)
+    return (above & ~dropped.view(scores.shape)).to(scores.dtype)
+
+
+@_top_k.register_fake
+def _(scores: Tensor, kept: int) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _save_scores(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor
+) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _straight_through(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
+    (scores,) = ctx.saved_tensors  # type: ignore[attr-defined]
+    return grad * scores.sign(), None
+
+
+_top_k.register_autograd(_straight_through, setup_context=_save_scores)
+
+
+def top_k_mask(scores: Tensor, kept: int) -> Tensor:
+    """1 where |score| is among the `kept` largest of the tensor, else 0; shape and dtype of `scores`.
+
+    Exactly `kept` ones. Among equal magnitudes the first in row-major order are kept, whatever the
+    memory format. The gradient goes straight through to |score|: d/ds = sign(s) * d/dmask for every
+    edge, kept or not (paper, section 3).
+    """
+    mask: Tensor = _top_k(scores, kept)
+    return mask
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Where a layer's random numbers come from, for methods that draw more of them in training."""
+
+    name: str
+    seed: int
+    distribution: Distribution | None
+    scaled_for_k: float | None
+
+
+class Mask(nn.Module):
+    """One layer's scores, and the effective weight made of them. Subclasses say how.
+
+    `scores` has the shape of the weight and is float32; `k` is the fraction kept, in (0, 1].
+    """
+
+    selects_globally = True
+    """Whether the method chooses a given k by score, so that selection may be global."""
+    redraws = False
+    """Whether the method replaces weights in training; else they never change."""
+
+    def __init__(self, scores: Tensor, k: float, layer: Layer) -> None:
+        super().__init__()
+        self.scores = nn.Parameter(scores)
+        self.kept = kept_count(k, scores.numel())
+        self.layer = layer
+        self.chosen: Tensor | None = None  # set for the duration of a forward pass by global selection
+
+    def mask(self) -> Tensor:
+        """The layer's mask of 0 and 1, differentiable in the scores; shape of the weight."""
+        return top_k_mask(self.scores, self.kept) if self.chosen is None else self.chosen
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The effective weight, of `weight`'s shape and dtype."""
+        return weight * self.mask()
+
+    def after_step(self, weight: Tensor, step: int) -> None:
+        """Called after optimiser step number `step` (from 1) with the frozen weight."""
+
+
+class EdgePopup(Mask):
+    """Keep the top k by |score|, learn the scores straight through (Ramanujan et al. 2020)."""
+
+
+class RandomMask(Mask):
+    """A fixed random mask of the same k: the control arm. Nothing learns."""
+
+    def __init__(self, scores: Tensor, k: float, layer: Layer) -> None:
+        super().__init__(scores, k, layer)
+        self.scores.requires_grad_(False)
+
+
+class Sampled(Mask):
+    """Keep each weight with probability sigmoid(score), drawn afresh at every forward pass.
+
+    Zhou et al., "Deconstructing Lottery Tickets" (NeurIPS 2019). The gradient goes straight through
+    the draw to the probability. Draws come from torch's generator; evaluation draws, too.
+    """
+
+    selects_globally = False
+
+    def mask(self) -> Tensor:
+        probability = torch.sigmoid(self.scores)
+        return torch.bernoulli(probability.detach()) + probability - probability.detach()
+
+
+class IteRand(Mask):
+    """Edge-popup that, every `period` steps, redraws each unkept weight with chance `rate`.
+
+    Chijiwa et al., "Pruning Randomly Initialized Neural Networks with Iterative Randomization"
+    (NeurIPS 2021), with the values of their CIFAR-10 experiments.
+    """
+
+    redraws = True
+    period = 300
+    rate = 0.1
+
+    @torch.no_grad()
+    def after_step(self, weight: Tensor, step: int) -> None:
+        if step % self.period:
+            return
+        assert self.layer.distribution is not None  # `supermask` refuses the combination
+        source = stream(self.layer.seed, "iterand", self.layer.name, step)
+        fresh = draw_weights(
+            weight.shape, self.layer.distribution, source, scaled_for_k=self.layer.scaled_for_k
+        )
+        lucky = torch.from_numpy(uniforms(source, weight.numel())).view(weight.shape) < self.rate
+        redrawn = lucky.to(weight.device) & (self.mask() == 0)
+        weight.copy_(torch.where(redrawn, fresh.to(weight.device), weight))
+
+
+class Biprop(Mask):
+    """Edge-popup over binarised weights: alpha * sign(w) where kept, alpha the mean |w| of the kept.
+
+    Diffenderfer & Kailkhura, "Multi-Prize Lottery Ticket Hypothesis" (ICLR 2021). The gain is a
+    constant to the gradient.
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        mask = self.mask()
+        kept = mask.detach()
+        gain = (weight.abs() * kept).sum() / kept.sum()
+        return mask * (gain * weight.sign())
+
+
+METHODS: dict[Method, type[Mask]] = {
+    "edge_popup": EdgePopup,
+    "sampled": Sampled,
+    "random": RandomMask,
+    "iterand": IteRand,
+    "biprop": Biprop,
+}

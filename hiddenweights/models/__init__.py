@@ -1,0 +1,97 @@
+"""Networks as plain modules that know nothing of masks, built by name."""
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from hiddenweights.errors import UserError, choices_error
+from hiddenweights.models.conv import conv
+from hiddenweights.models.plain import fc, linear
+from hiddenweights.models.resnet import resnet, torchvision_resnet
+from hiddenweights.models.scale import scaled_channels
+
+# Name: builder of (channels, image side, classes, width).
+NETWORKS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
+    "linear": linear,
+    "fc": fc,
+    "conv2": lambda *args: conv(2, *args),
+    "conv4": lambda *args: conv(4, *args),
+    "conv6": lambda *args: conv(6, *args),
+    "conv8": lambda *args: conv(8, *args),
+    "resnet18": lambda *args: resnet(18, *args),
+    "resnet34": lambda *args: resnet(34, *args),
+    "resnet50": lambda *args: resnet(50, *args),
+    "resnet101": lambda *args: resnet(101, *args),
+}
+
+__all__ = ["NETWORKS", "build_network", "scaled_channels"]
+
+
+def build_network(
+    arch: str, *, channels: int, image_size: int, classes: int, width: float = 1.0, seed: int = 0
+) -> nn.Module:
+    """The network `arch` for float images (batch, channels, image_size, image_size) -> (batch, classes).
+
+    `arch` is a name of `NETWORKS`; ``torchvision/NAME`` for a constructor of `torchvision.models`; or
+    ``module:callable`` for your own, called as ``callable(num_classes=classes)``. `seed` decides what
+    the constructors draw (replaced by `supermask` where it draws weights itself).
+
+    Raises `UserError` for an unknown name, a width that the network cannot take, or a network that does
+    not turn such images into one logit a class.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if arch.startswith("torchvision/"):
+            network = _from_torchvision(arch.removeprefix("torchvision/"), classes, width)
+        elif ":" in arch:
+            network = _from_import_path(arch, classes, width)
+        elif arch in NETWORKS:
+            network = NETWORKS[arch](channels, image_size, classes, width)
+        else:
+            raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "module:callable"))
+        _check_output(network, arch, (2, channels, image_size, image_size), classes)
+    return network
+
+
+def _from_torchvision(name: str, classes: int, width: float) -> nn.Module:
+    known = torchvision.models.list_models(torchvision.models)
+    if name not in known:
+        raise choices_error("model.arch", f"torchvision/{name}", [f"torchvision/{other}" for other in known])
+    if width == 1:
+        network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+        return network
+    return torchvision_resnet(name, classes, width)
+
+
+def _from_import_path(path: str, classes: int, width: float) -> nn.Module:
+    module_name, _, attribute = path.partition(":")
+    try:
+        constructor = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model.arch: {path!r} does not resolve: {error}") from error
+    if width != 1:
+        raise UserError(f"model.width: {width!r}, but only our networks and torchvision's ResNets scale")
+    network: Any = constructor(num_classes=classes)
+    if not isinstance(network, nn.Module):
+        raise UserError(f"model.arch: {path!r} gave a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _check_output(network: nn.Module, arch: str, shape: tuple[int, int, int, int], classes: int) -> None:
+    training = network.training
+    try:
+        with torch.no_grad():
+            output = network.eval()(torch.zeros(shape))
+    except Exception as error:
+        raise UserError(f"model.arch: {arch!r} does not take images of shape {shape[1:]}: {error}") from error
+    finally:
+        network.train(training)
+    if not isinstance(output, torch.Tensor) or tuple(output.shape) != (shape[0], classes):
+        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+        raise UserError(
+            f"model.arch: {arch!r} gives {got} for {shape[0]} images, not ({shape[0]}, {classes})"
+        )

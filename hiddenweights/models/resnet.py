@@ -1,0 +1,116 @@
+"""ResNets (He et al. 2016): the variant for small images, and torchvision's at other widths."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torchvision.models import resnet as torchvision_resnets
+
+from hiddenweights.errors import UserError
+from hiddenweights.models.scale import scaled_channels
+
+
+class Block(nn.Module):
+    """A residual block: (batch, inputs, h, w) -> (batch, outputs, h / stride, w / stride)."""
+
+    def __init__(self, body: nn.Sequential, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.relu(self.body(x) + self.shortcut(x))
+
+
+def basic_block(inputs: int, planes: int, stride: int) -> tuple[Block, int]:
+    """Two 3x3 convolutions; returns the block and its number of output channels."""
+    body = nn.Sequential(
+        nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+        nn.Conv2d(planes, planes, 3, padding=1, bias=False),
+        nn.BatchNorm2d(planes),
+    )
+    return Block(body, inputs, planes, stride), planes
+
+
+def bottleneck(inputs: int, planes: int, stride: int) -> tuple[Block, int]:
+    """1x1, 3x3 and 1x1 convolutions, four times as wide at the end; returns block and channels."""
+    body = nn.Sequential(
+        nn.Conv2d(inputs, planes, 1, bias=False),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+        nn.Conv2d(planes, planes, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+        nn.Conv2d(planes, 4 * planes, 1, bias=False),
+        nn.BatchNorm2d(4 * planes),
+    )
+    return Block(body, inputs, 4 * planes, stride), 4 * planes
+
+
+# Depth: block, and how many of it in each of the four stages.
+RESNETS = {
+    18: (basic_block, (2, 2, 2, 2)),
+    34: (basic_block, (3, 4, 6, 3)),
+    50: (bottleneck, (3, 4, 6, 3)),
+    101: (bottleneck, (3, 4, 23, 3)),
+}
+
+
+def resnet(depth: int, channels: int, image_size: int, classes: int, width: float) -> nn.Module:
+    """ResNet for small images: a 3x3 stem, no max pool, 1x1-convolution shortcuts, no bias at the end."""
+    block, stages = RESNETS[depth]
+    planes = scaled_channels(64, width)
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, planes, 3, padding=1, bias=False),
+        nn.BatchNorm2d(planes),
+        nn.ReLU(),
+    ]
+    for stage, count in enumerate(stages):
+        for index in range(count):
+            stride = 2 if stage > 0 and index == 0 else 1
+            layer, planes = block(planes, scaled_channels(64 << stage, width), stride)
+            layers.append(layer)
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(planes, classes, bias=False)
+    )
+
+
+# torchvision's own arguments for its constructors: block, stages, and what widens the bottlenecks.
+TORCHVISION_RESNETS: dict[str, tuple[Any, list[int], dict[str, int]]] = {
+    "resnet18": (torchvision_resnets.BasicBlock, [2, 2, 2, 2], {}),
+    "resnet34": (torchvision_resnets.BasicBlock, [3, 4, 6, 3], {}),
+    "resnet50": (torchvision_resnets.Bottleneck, [3, 4, 6, 3], {}),
+    "resnet101": (torchvision_resnets.Bottleneck, [3, 4, 23, 3], {}),
+    "resnet152": (torchvision_resnets.Bottleneck, [3, 8, 36, 3], {}),
+    "wide_resnet50_2": (torchvision_resnets.Bottleneck, [3, 4, 6, 3], {"width_per_group": 128}),
+    "wide_resnet101_2": (torchvision_resnets.Bottleneck, [3, 4, 23, 3], {"width_per_group": 128}),
+}
+
+
+def torchvision_resnet(name: str, classes: int, width: float) -> nn.Module:
+    """torchvision's ResNet `name` with every channel count multiplied by `width`."""
+    if name not in TORCHVISION_RESNETS:
+        raise UserError(
+            f"model.width: {width!r}, but of torchvision's networks only ResNets scale:"
+            f" {', '.join(TORCHVISION_RESNETS)}"
+        )
+    block, stages, extra = TORCHVISION_RESNETS[name]
+
+    class ScaledResNet(torchvision_resnets.ResNet):
+        def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
+            if planes == 64:  # the first stage reads the stem, which is replaced below
+                self.inplanes = scaled_channels(64, width)
+            stage: nn.Sequential = super()._make_layer(block, scaled_channels(planes, width), *args, **kwargs)
+            return stage
+
+    network = ScaledResNet(block, stages, num_classes=classes, **extra)
+    stem = scaled_channels(64, width)
+    network.conv1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False)
+    network.bn1 = nn.BatchNorm2d(stem)
+    network.fc = nn.Linear(network.inplanes, classes)
+    return network

@@ -1,0 +1,14 @@
+"""The width multiplier."""
+
+from hiddenweights.errors import UserError
+
+
+def scaled_channels(n: int, width: float) -> int:
+    """int(n * width), the channels of a layer that has n at width 1.
+
+    Raises `UserError` where that leaves none.
+    """
+    scaled = int(n * width)
+    if scaled < 1:
+        raise UserError(f"model.width: {width!r} leaves a layer of {n} channels empty")
+    return scaled

@@ -1,0 +1,37 @@
+"""Optimiser and learning-rate schedule from the config."""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from hiddenweights.config import OptimConfig
+
+
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
+    """SGD (without Nesterov momentum) or Adam over `parameters`; `config` must be resolved."""
+    assert config.lr is not None
+    assert config.weight_decay is not None
+    assert config.momentum is not None
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
+    """The rate of epoch number `epoch` (from 0) of `epochs`; it changes once an epoch.
+
+    Linear warm-up lr * (e + 1) / W for W epochs, then constant, or a cosine over the epochs after the
+    warm-up: lr / 2 * (1 + cos(pi * (e - W) / (E - W))).
+    """
+    assert config.lr is not None
+    assert config.warmup_epochs is not None
+    if epoch < config.warmup_epochs:
+        return config.lr * (epoch + 1) / config.warmup_epochs
+    if config.schedule == "constant":
+        return config.lr
+    done = (epoch - config.warmup_epochs) / (epochs - config.warmup_epochs)
+    return config.lr / 2 * (1 + math.cos(math.pi * done))

@@ -1,0 +1,228 @@
+"""`supermask(model)`: any `nn.Module` becomes a frozen random network with a learnable mask per layer."""
+
+import warnings
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hiddenweights.config import Distribution, Method, Selection
+from hiddenweights.errors import UserError, choices_error
+from hiddenweights.init import DISTRIBUTIONS, draw_scores, draw_weights
+from hiddenweights.masks import METHODS, Layer, Mask, kept_count, top_k_mask
+from hiddenweights.streams import stream
+
+Biases = Literal["zero", "frozen", "trained"]
+Norms = Literal["unit", "trained"]
+
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def supermask(
+    model: nn.Module,
+    *,
+    k: float = 0.5,
+    method: Method | type[Mask] = "edge_popup",
+    distribution: Distribution | None = "signed_constant",
+    scaled: bool = False,
+    selection: Selection = "layer",
+    biases: Biases = "zero",
+    norms: Norms = "unit",
+    weight_seed: int = 0,
+    score_seed: int = 0,
+) -> nn.Module:
+    """Freeze `model`'s weights at random values and give each layer a mask to learn; returns `model`.
+
+    Masked are the weights of every Linear and convolution (first and last layer included) and the input
+    projections of `nn.MultiheadAttention`. The scores are the only parameters left to train; `model`
+    itself stays what it was, its `weight` attributes now yield the effective weights. Paper: Ramanujan
+    et al. 2020, section 3.
+
+    Args:
+        model: changed in place.
+        k: fraction of weights kept, in (0, 1].
+        method: a name of `METHODS`, or a subclass of `Mask`.
+        distribution: of the frozen weights; None keeps the values the model has.
+        scaled: multiply the weights' standard deviation by sqrt(1/k).
+        selection: keep the top k of each layer, or of all masked weights together.
+        biases: "zero" (as the paper, whose networks have none), "frozen" as they are, or "trained".
+        norms: affine parameters of normalisation layers: "unit" (weight 1, bias 0, frozen: the paper's
+            non-affine BatchNorm) or "trained".
+        weight_seed, score_seed: seeds of the weights and the scores. A layer's draws depend on its seed
+            and its name alone.
+
+    Any other parameter (an embedding, a class token) stays frozen as it is.
+
+    Raises:
+        UserError: no maskable weight; a layer that is parametrized already or shares its weight with
+            another; k outside (0, 1]; an unknown choice; a combination that has no meaning.
+    Warns:
+        UserWarning: once, naming the layers that keep a single weight of several.
+    """
+    mask_type = _mask_type(method)
+    if not 0 < k <= 1:
+        raise UserError(f"k: {k!r} is the fraction of weights kept, in (0, 1]")
+    for field, value, known in (
+        ("distribution", distribution, (*DISTRIBUTIONS, None)),
+        ("selection", selection, ("layer", "global")),
+        ("biases", biases, ("zero", "frozen", "trained")),
+        ("norms", norms, ("unit", "trained")),
+    ):
+        if value not in known:
+            raise choices_error(field, value, known)
+    if selection == "global" and not mask_type.selects_globally:
+        raise UserError(f"selection: 'global' has no meaning for method {method!r}, which chooses no top k")
+    if mask_type.redraws and distribution is None:
+        raise UserError(f"distribution: None, but method {method!r} draws new weights and needs one")
+    layers = weight_layers(model)
+    _freeze(model, {id(owner) for owner, _, _ in layers}, biases, norms)
+
+    scaled_for_k = k if scaled else None
+    for owner, attribute, name in layers:
+        weight: nn.Parameter = getattr(owner, attribute)
+        if distribution is not None:
+            set_weights(weight, name, distribution, weight_seed, scaled_for_k)
+        scores = draw_scores(weight.shape, stream(score_seed, "scores", name)).to(weight.device)
+        layer = Layer(name, weight_seed, distribution, scaled_for_k)
+        parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer))
+    _warn_of_single_weights(model, selection)
+    if selection == "global":
+        model.register_forward_pre_hook(_GlobalSelection(k))
+        model.register_forward_hook(_end_global_selection, always_call=True)
+    return model
+
+
+def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
+    """(owner, attribute, dotted name) of every weight that a mask can cover, in the model's order.
+
+    Raises `UserError` when there is none, when one is parametrized already, or shared by two layers.
+    """
+    found: list[tuple[nn.Module, str, str]] = []
+    owner_of: dict[int, str] = {}
+    for path, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            raise UserError(f"model: layer {path!r} is parametrized already")
+        for attribute in _maskable(module):
+            name = f"{path}.{attribute}" if path else attribute
+            other = owner_of.setdefault(id(getattr(module, attribute)), name)
+            if other != name:
+                raise UserError(
+                    f"model: {name!r} is the same tensor as {other!r}; shared weights have no mask"
+                )
+            found.append((module, attribute, name))
+    if not found:
+        raise UserError(f"model: {type(model).__name__} has no weight that a mask can cover (Linear, Conv)")
+    return found
+
+
+def set_weights(
+    weight: nn.Parameter, name: str, distribution: Distribution, seed: int, scaled_for_k: float | None = None
+) -> None:
+    """Fill `weight`, named `name` in its model, with the values that `seed` gives it, in place."""
+    drawn = draw_weights(weight.shape, distribution, stream(seed, "weights", name), scaled_for_k=scaled_for_k)
+    with torch.no_grad():
+        weight.copy_(drawn)
+
+
+def masks_of(network: nn.Module) -> dict[str, Mask]:
+    """The `Mask` modules of a supermask network by the name of their weight; empty for a plain one."""
+    return {module.layer.name: module for module in network.modules() if isinstance(module, Mask)}
+
+
+def frozen_weights(network: nn.Module) -> dict[str, Tensor]:
+    """The weights behind the masks, by name, each of its layer's shape."""
+    return {
+        chain[0].layer.name: chain.original
+        for module in network.modules()
+        if parametrize.is_parametrized(module)
+        for chain in module.parametrizations.values()  # type: ignore[operator]
+        if isinstance(chain[0], Mask)
+    }
+
+
+@torch.no_grad()
+def current_masks(network: nn.Module) -> dict[str, Tensor]:
+    """Each layer's mask as bool, by the name of its weight; for `sampled`, one fresh draw."""
+    masks = masks_of(network)
+    hooks = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, _GlobalSelection)]
+    try:
+        for hook in hooks:
+            hook(network, ())
+        return {name: mask.mask() > 0.5 for name, mask in masks.items()}
+    finally:
+        _end_global_selection(network)
+
+
+class _GlobalSelection:
+    """Before each forward pass: one selection over the scores of all layers, in the model's order."""
+
+    def __init__(self, k: float) -> None:
+        self.k = k
+
+    def __call__(self, network: nn.Module, _: Any) -> None:
+        # The masks are looked up, not held: a deep copy of the network shares this object.
+        masks = list(_mask_modules(network))
+        scores = torch.cat([mask.scores.flatten() for mask in masks])
+        chosen = top_k_mask(scores, kept_count(self.k, scores.numel()))
+        for mask, part in zip(masks, chosen.split([mask.scores.numel() for mask in masks]), strict=True):
+            mask.chosen = part.view(mask.scores.shape)
+
+
+def _end_global_selection(network: nn.Module, *_: Any) -> None:
+    for mask in _mask_modules(network):
+        mask.chosen = None
+
+
+def _mask_modules(network: nn.Module) -> Iterator[Mask]:
+    return (module for module in network.modules() if isinstance(module, Mask))
+
+
+def _maskable(module: nn.Module) -> list[str]:
+    if isinstance(module, nn.Linear | nn.modules.conv._ConvNd):
+        return ["weight"]
+    if isinstance(module, nn.MultiheadAttention):
+        names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+        return [name for name in names if getattr(module, name) is not None]
+    return []
+
+
+@torch.no_grad()
+def _freeze(model: nn.Module, masked: set[int], biases: Biases, norms: Norms) -> None:
+    """Freeze every parameter, then set and release biases and norms as asked."""
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, _NORMS):
+            for name, parameter in module.named_parameters(recurse=False):
+                if norms == "unit":
+                    parameter.fill_(0.0 if name == "bias" else 1.0)
+                parameter.requires_grad_(norms == "trained")
+        elif id(module) in masked:
+            for name, parameter in module.named_parameters(recurse=False):
+                if "bias" in name:
+                    if biases == "zero":
+                        parameter.zero_()
+                    parameter.requires_grad_(biases == "trained")
+
+
+def _warn_of_single_weights(model: nn.Module, selection: Selection) -> None:
+    if selection == "global":
+        return
+    masks = masks_of(model)
+    single = [name for name, mask in masks.items() if mask.kept == 1 < mask.scores.numel()]
+    if single and all(mask.selects_globally for mask in masks.values()):
+        warnings.warn(f"k is so small that these layers keep one weight: {', '.join(single)}", stacklevel=3)
+
+
+def _mask_type(method: Method | type[Mask]) -> type[Mask]:
+    if isinstance(method, str):
+        if method not in METHODS:
+            raise choices_error("method", method, METHODS)
+        return METHODS[method]
+    return method

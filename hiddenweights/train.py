@@ -1,0 +1,275 @@
+"""Train one cell, yielding one record an epoch. Knows neither Ray nor W&B."""
+
+import contextlib
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hiddenweights.checkpoint import load_checkpoint, save_checkpoint
+from hiddenweights.config import TrialConfig, resolve, trial_id
+from hiddenweights.data import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.models import build_network
+from hiddenweights.optim import build_optimizer, learning_rate
+from hiddenweights.subnetwork import (
+    current_masks,
+    frozen_weights,
+    masks_of,
+    set_weights,
+    supermask,
+    weight_layers,
+)
+
+Record = dict[str, float | int | str]
+
+EVALUATION_BATCH = 1000
+
+
+class Diverged(RuntimeError):
+    """The training loss is no longer finite. `epoch` is the epoch in which that was seen, from 1."""
+
+    def __init__(self, epoch: int) -> None:
+        super().__init__(f"the training loss is not finite in epoch {epoch}")
+        self.epoch = epoch
+
+
+class Trainer:
+    """One cell's training: network, data and optimiser, built when `epochs` is first iterated.
+
+    With a `checkpoint` folder, every epoch is saved there before its record is yielded, and training
+    goes on from what the folder holds. A cell's result is a function of its config: on one kind of
+    machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
+    """
+
+    network: nn.Module
+    initial_weights_checksum: str
+    restored: int
+
+    def __init__(self, config: TrialConfig, checkpoint: Path | None = None) -> None:
+        self.config = resolve(config)
+        self.checkpoint = checkpoint
+        self.seed = self.config.seed_of("scores")
+
+    def epochs(self) -> Iterator[Record]:
+        """Every record from epoch 1 on: first those of a restored checkpoint, then new ones.
+
+        Keys: `epoch` (finished epochs), `train_loss`, `train_accuracy`, `validation_loss` and
+        `validation_accuracy` (not under the paper's protocol), `test_loss`, `test_accuracy`, `lr`,
+        `kept` (measured fraction of weights kept), `churn` (fraction of mask bits changed by the epoch),
+        both also by layer as ``kept/NAME`` and ``churn/NAME``, `seconds`, `images_per_second` (training
+        alone), `weights_checksum`, `mask_checksum`. Losses are means over images; accuracies fractions.
+
+        Raises:
+            UserError: bad input, before any training.
+            Diverged: the loss is not finite; the records before that epoch were yielded.
+        """
+        self._build()
+        history = self._restore()
+        self.restored = len(history)
+        yield from history
+        for epoch in range(len(history), self.config.train.epochs):
+            record = self._epoch(epoch)
+            history.append(record)
+            self._save(history)
+            yield record
+
+    def _epoch(self, epoch: int) -> Record:
+        """Train epoch number `epoch` (from 0), then evaluate."""
+        config, device = self.config, self.device
+        started = time.perf_counter()
+        before = self._masks(epoch)
+        lr = learning_rate(config.optim, epoch, config.train.epochs)
+        for group in self.optimizer.param_groups if self.optimizer else ():
+            group["lr"] = lr
+
+        self.network.train()
+        totals = torch.zeros(3, device=device)  # loss, correct, images; read once, at the end
+        assert config.optim.batch_size is not None
+        batches = self.train_batches.shuffled(
+            config.optim.batch_size,
+            seed=config.seed_of("data"),
+            epoch=epoch,
+            augment=config.data.augment == "crop_flip",
+        )
+        with _seeded(self.seed, "train", epoch):
+            for images, labels in batches:
+                self.steps += 1
+                totals += self._step(images, labels)
+        loss, correct, images_seen = totals.tolist()
+        trained = time.perf_counter() - started
+        if not math.isfinite(loss):
+            raise Diverged(epoch + 1)
+
+        record: Record = {"epoch": epoch + 1, "lr": lr}
+        record |= {"train_loss": loss / images_seen, "train_accuracy": correct / images_seen}
+        with _seeded(self.seed, "evaluate", epoch):
+            for name, split_batches in self.evaluation_batches.items():
+                record |= self._evaluate(name, split_batches)
+        record |= self._mask_record(before, self._masks(epoch + 1))
+        record["seconds"] = time.perf_counter() - started
+        record["images_per_second"] = images_seen / trained
+        return record
+
+    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimiser step; returns (loss * images, correct, images) without waiting for the device."""
+        with torch.set_grad_enabled(self.optimizer is not None):
+            logits, loss = self._forward(images, labels, self.config.optim.label_smoothing or 0.0)
+        if self.optimizer is not None:
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            for name, mask in self.redrawing.items():
+                mask.after_step(self.frozen[name], self.steps)
+        return _tally(loss, logits, labels)
+
+    def _forward(self, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
+        low = self.config.train.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
+            logits = self.network(images)
+        return logits, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+    @torch.no_grad()
+    def _evaluate(self, name: str, batches: Batches) -> Record:
+        self.network.eval()
+        totals = torch.zeros(3, device=self.device)
+        for images, labels in batches.in_order(EVALUATION_BATCH):
+            logits, loss = self._forward(images, labels)
+            totals += _tally(loss, logits, labels)
+        loss_sum, correct, n = totals.tolist()
+        return {f"{name}_loss": loss_sum / n, f"{name}_accuracy": correct / n}
+
+    def _build(self) -> None:
+        """Network and data from the config alone, so that a checkpoint adds only what was learnt."""
+        config, name = self.config, self.config.train.device
+        automatic = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(automatic if name == "auto" else name)
+        dataset = load_dataset(config.data)
+        splits = split(dataset, config.data, config.seed_of("data"))
+        self.network = build_cell_network(config, dataset).to(self.device)
+        self.initial_weights_checksum = self._weights_checksum()
+        self.frozen = frozen_weights(self.network)
+        self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
+        learnable = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(learnable, config.optim) if learnable else None
+        self._place(dataset, splits)
+        self.steps = 0
+
+    def _place(self, dataset: Dataset, splits: Splits) -> None:
+        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        placed = {
+            name: Batches(images.to(self.device), dataset.mean, dataset.std)
+            for name, images in parts.items()
+            if images is not None
+        }
+        self.train_batches = placed.pop("train")
+        self.evaluation_batches = placed
+
+    def _restore(self) -> list[Record]:
+        state = load_checkpoint(self.checkpoint) if self.checkpoint else None
+        if state is None or state["cell"] != trial_id(self.config):
+            return []
+        self.network.load_state_dict(state["network"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+        history: list[Record] = json.loads(state["history"])
+        return history
+
+    def _save(self, history: list[Record]) -> None:
+        if self.checkpoint is not None:
+            state = {
+                "cell": trial_id(self.config),
+                "network": self.network.state_dict(),
+                "optimizer": self.optimizer.state_dict() if self.optimizer else {},
+                "steps": self.steps,
+                "history": json.dumps(history),
+            }
+            save_checkpoint(self.checkpoint, state)
+
+    def _masks(self, epoch: int) -> dict[str, Tensor]:
+        with _seeded(self.seed, "masks", epoch):
+            return current_masks(self.network)
+
+    def _mask_record(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Record:
+        record: Record = {"weights_checksum": self._weights_checksum()}
+        if not after:
+            return record | {"kept": 1.0, "mask_checksum": record["weights_checksum"]}
+        sizes = {name: mask.numel() for name, mask in after.items()}
+        counts = torch.stack(
+            [torch.stack([mask.sum(), (mask != before[name]).sum()]) for name, mask in after.items()]
+        ).tolist()
+        record["mask_checksum"] = _checksum({name: np.packbits(m.cpu().numpy()) for name, m in after.items()})
+        record["kept"] = sum(kept for kept, _ in counts) / sum(sizes.values())
+        record["churn"] = sum(changed for _, changed in counts) / sum(sizes.values())
+        for (name, n), (kept, changed) in zip(sizes.items(), counts, strict=True):
+            record |= {f"kept/{name}": kept / n, f"churn/{name}": changed / n}
+        return record
+
+    def _weights_checksum(self) -> str:
+        """A digest of the masked layers' weights, or of a dense network's, which do change."""
+        weights = frozen_weights(self.network) or {
+            name: getattr(owner, attribute) for owner, attribute, name in weight_layers(self.network)
+        }
+        return _checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
+
+
+def build_cell_network(config: TrialConfig, dataset: Dataset) -> nn.Module:
+    """The cell's network at its start, on the CPU: masked, or for `dense` with weights to train."""
+    config = resolve(config)
+    model, weight_seed = config.model, config.seed_of("weights")
+    network = build_network(
+        model.arch,
+        channels=dataset.channels,
+        image_size=dataset.image_size,
+        classes=dataset.classes,
+        width=model.width,
+        seed=weight_seed,
+    )
+    assert model.distribution is not None
+    if model.method == "dense":
+        for owner, attribute, name in weight_layers(network):
+            set_weights(getattr(owner, attribute), name, model.distribution, weight_seed)
+        return network
+    return supermask(
+        network,
+        k=1.0 if model.k is None else model.k,
+        method=model.method,
+        distribution=model.distribution,
+        scaled=model.scaled,
+        selection=model.selection,
+        weight_seed=weight_seed,
+        score_seed=config.seed_of("scores"),
+    )
+
+
+@contextlib.contextmanager
+def _seeded(seed: int, purpose: str, epoch: int) -> Iterator[None]:
+    """Torch's random numbers as a function of (seed, purpose, epoch) inside; as they were outside.
+
+    For what draws from torch's own generators: sampled masks, dropout. So an epoch repeats whether or
+    not the ones before it ran in this process.
+    """
+    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
+    with torch.random.fork_rng():
+        torch.manual_seed(int.from_bytes(digest[:7], "little"))
+        yield
+
+
+def _tally(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    correct = (logits.argmax(1) == labels).sum()
+    n = torch.full_like(correct, len(labels))
+    return torch.stack([loss.detach() * len(labels), correct, n])
+
+
+def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(name.encode() + b"\0" + arrays[name].tobytes())
+    return digest.hexdigest()
