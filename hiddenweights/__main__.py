@@ -1,0 +1,91 @@
+"""``python -m hiddenweights train``: one cell, by hand."""
+
+import signal
+import sys
+from types import FrameType
+from typing import Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hiddenweights import cli
+from hiddenweights.cell import Record, installed_trackers, run_cell
+from hiddenweights.config import TrialConfig, resolve, short_name, trial_id
+from hiddenweights.store import Busy, Store, default_store
+
+
+def train(
+    config: Annotated[TrialConfig, tyro.conf.arg(name="")] = TrialConfig(),  # noqa: B008 (it is frozen)
+    store: str | None = None,
+    track: bool = True,
+) -> int:
+    """Train one cell, or go on with it. A finished cell is reported and not trained again.
+
+    Args:
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        track: Log to the installed trackers (W&B; offline where there is no key).
+    """
+    config = resolve(config)
+    results = Store(store or default_store())
+    results.check()
+    cell = trial_id(config)
+    console = Console(highlight=False, soft_wrap=True)
+    if result := results.result(cell):
+        console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
+        console.print(_line(result["summary"], config.train.epochs))
+        return 0
+    from hiddenweights.data import load_dataset  # torch takes seconds, and help needs none
+
+    load_dataset(config.data)  # bad data is said here, before a file is written
+    results.prepare()
+    signal.signal(signal.SIGTERM, _interrupt)
+    console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
+    done = 0
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=config.train.epochs)
+
+        def show(record: Record) -> None:
+            nonlocal done
+            done = int(record["epoch"])
+            console.print(_line(record, config.train.epochs))
+            progress.update(task, completed=done)
+
+        try:
+            run_cell(config, results, trackers=installed_trackers() if track else (), on_record=show)
+        except KeyboardInterrupt:
+            console.print(f"stopped after epoch {done}; the same command goes on from there")
+            return 130
+        except Busy as error:
+            console.print(f"{error}; nothing to do")
+            return 1
+    return 0
+
+
+def _line(record: Record, epochs: int) -> str:
+    """One epoch as one line."""
+    words = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {record['train_loss']:.4f}"]
+    splits = [split for split in ("train", "validation", "test") if f"{split}_accuracy" in record]
+    words += [f"{split} {record[f'{split}_accuracy']:.2%}" for split in splits]
+    return "  ".join([*words, f"kept {record['kept']:.1%}", f"{record['seconds']:.2f} s"])
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs, ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run({"train": train}, "hiddenweights"))

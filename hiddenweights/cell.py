@@ -1,0 +1,202 @@
+"""One cell, from claim to result: the same for `train`, for the inline executor and for a Ray worker."""
+
+import contextlib
+import platform
+import traceback
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hiddenweights.config import TrialConfig, resolve, short_name, to_dict, trial_id
+from hiddenweights.errors import UserError
+from hiddenweights.store import Busy, Json, LeaseLost, Store
+
+if TYPE_CHECKING:
+    from hiddenweights.train import Trainer
+
+Record = dict[str, float | int | str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a tracker is told of the attempt it follows."""
+
+    cell: str
+    config: TrialConfig
+    store: Store
+    sweep: str
+    """Name of the sweep on whose behalf the cell is trained; "" for none."""
+    attempt: int
+    """Counts from 1."""
+
+
+class Tracker(Protocol):
+    """Follows one attempt at one cell; entry points of ``hiddenweights.trackers`` make one from a `Run`."""
+
+    def log(self, record: Record) -> None:
+        """A finished epoch. A resumed attempt begins with the records of the earlier ones."""
+
+    def finish(self, result: Json | None) -> None:
+        """The attempt has ended: with the cell's result, or with None when it stopped or failed."""
+
+
+TrackerFactory = Callable[[Run], Tracker]
+
+
+def installed_trackers() -> list[TrackerFactory]:
+    """The trackers whose packages are installed."""
+    found = []
+    for point in entry_points(group="hiddenweights.trackers"):
+        with contextlib.suppress(ImportError):
+            found.append(point.load())
+    return found
+
+
+def cell_epochs(
+    config: TrialConfig,
+    store: Store,
+    *,
+    sweep: str = "",
+    trackers: Sequence[TrackerFactory] = (),
+) -> Generator[Record, None, Json]:
+    """Train the cell, yield its records and return its result; a finished cell is only returned.
+
+    The records start at epoch 1 also where the cell was resumed. Closing the generator stops cleanly:
+    the same call goes on from the last epoch. Raises `Busy` or `LeaseLost` when another process has
+    the cell; any other exception has been recorded in the store as the cell's failure.
+    """
+    config = resolve(config)
+    cell = trial_id(config)
+    if result := store.result(cell):
+        return result
+    with store.lease(cell) as lease:
+        if result := store.result(cell):  # finished by another while we came in
+            lease.finished()
+            return result
+        started = datetime.now(UTC)
+        run = Run(cell=cell, config=config, store=store, sweep=sweep, attempt=lease.attempt)
+        followers: list[Tracker] = []
+        history: list[Record] = []
+        result = None
+        try:
+            with store.checkpoint(cell) as checkpoint:
+                trainer = _trainer(config, checkpoint.folder)
+                for record in trainer.epochs():
+                    lease.check()
+                    checkpoint.save()
+                    if not history:
+                        followers += [make(run) for make in trackers]
+                    history.append(record)
+                    for follower in followers:
+                        follower.log(record)
+                    yield record
+            lease.check()
+            result = {
+                "format": 1,
+                "cell": cell,
+                "name": short_name(config),
+                "config": to_dict(config),
+                "history": history,
+                "summary": summary(history),
+                "initial_weights_checksum": trainer.initial_weights_checksum,
+                "seconds": sum(float(record["seconds"]) for record in history),
+                "attempts": lease.attempt,
+                "started": started.isoformat(),
+                "finished": datetime.now(UTC).isoformat(),
+                "versions": _versions(),
+                "device": _device(trainer),
+            }
+            store.finish(cell, result)
+            lease.finished()
+        except (Busy, LeaseLost):
+            raise
+        except Exception as error:
+            _record_failure(store, cell, error, history, lease.attempt)
+            raise
+        finally:
+            for follower in followers:
+                follower.finish(result)
+        return result
+
+
+def run_cell(
+    config: TrialConfig,
+    store: Store,
+    *,
+    sweep: str = "",
+    trackers: Sequence[TrackerFactory] = (),
+    on_record: Callable[[Record], None] = lambda record: None,
+) -> Json:
+    """Train the cell to its end, or find it finished, and return its result (see `cell_epochs`)."""
+    epochs = cell_epochs(config, store, sweep=sweep, trackers=trackers)
+    while True:
+        try:
+            record = next(epochs)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+        on_record(record)
+
+
+def summary(history: Sequence[Record]) -> Record:
+    """The last record without its per-layer values, and the best epoch where there is a validation split."""
+    final = {name: value for name, value in history[-1].items() if "/" not in name}
+    if "validation_accuracy" in final:
+        best = max(history, key=lambda record: record["validation_accuracy"])
+        final["best_validation_accuracy"] = best["validation_accuracy"]
+        final["best_epoch"] = best["epoch"]
+    return final
+
+
+def _trainer(config: TrialConfig, folder: Path) -> "Trainer":
+    import torch  # here, because planning a sweep needs no torch (3 s, 500 MB)
+
+    from hiddenweights.train import Trainer
+
+    # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
+    torch.set_num_threads(config.train.threads)
+    return Trainer(config, folder)
+
+
+def _device(trainer: "Trainer") -> str:
+    import torch
+
+    device = next(trainer.network.parameters()).device
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _record_failure(
+    store: Store, cell: str, error: Exception, history: Sequence[Record], attempt: int
+) -> None:
+    lines = traceback.format_exception(error)
+    failure = {
+        "error": type(error).__name__,
+        "message": lines[-1].strip(),
+        "traceback": "".join(lines),
+        "epoch": history[-1]["epoch"] if history else 0,
+        "record": history[-1] if history else None,
+        "attempt": attempt,
+        "time": datetime.now(UTC).isoformat(),
+        # The host's fault and not the cell's: the next launch tries again.
+        "transient": isinstance(error, (OSError, MemoryError, UserError)),
+    }
+    try:
+        store.fail(cell, failure)
+    except OSError as unwritable:  # the store itself is what failed
+        error.add_note(f"the failure could not be recorded: {unwritable}")
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | dict(
+        _installed(("hiddenweights", "torch", "ray", "wandb"))
+    )
+
+
+def _installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
+    for package in packages:
+        try:
+            yield package, version(package)
+        except PackageNotFoundError:
+            continue

@@ -1,0 +1,433 @@
+"""Results by cell, under one local folder or object store: atomic, shared, and the only truth.
+
+Layout::
+
+    store.json                  {"format": 1}
+    cells/<id>/result.json      exists = finished; written last
+    cells/<id>/failure.json     the last failure
+    cells/<id>/checkpoint/      the trainer's folder, removed once finished
+    cells/<id>/lock             lease: who trains the cell, and when it last said so
+    sweeps/<name>.json          the plan last launched under that name
+
+Every file appears whole or not at all. Nothing read from a store is ever executed: it is all JSON, and
+checkpoints are the trainer's affair.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import re
+import shutil
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import fsspec
+
+from hiddenweights.errors import UserError
+
+FORMAT = 1
+# A lease is renewed every HEARTBEAT seconds and anybody's after STALE seconds of silence. Hosts that
+# share a store need clocks that agree to well within the difference.
+HEARTBEAT = 15.0
+STALE = 90.0
+
+Json = dict[str, Any]
+State = Literal["finished", "failed", "running", "stopped", "missing"]
+
+
+def default_store() -> str:
+    """Where results go unless told otherwise: ``$HIDDENWEIGHTS_STORE``, else ``runs``."""
+    return os.environ.get("HIDDENWEIGHTS_STORE", "runs")
+
+
+class Busy(RuntimeError):
+    """Another live process trains this cell."""
+
+
+class LeaseLost(RuntimeError):
+    """This process was silent for so long that another one took the cell over."""
+
+
+class Store:
+    """Results of cells under `uri`: a local path, or a URL that fsspec knows (``s3://bucket/runs``).
+
+    Opening reads and writes nothing. Raises `UserError` for a URL whose protocol is unknown or whose
+    package is not installed.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        text = str(uri)
+        if "://" not in text:
+            text = str(Path(text).expanduser().absolute())
+        try:
+            self._fs, self._root = fsspec.core.url_to_fs(text)
+        except (ValueError, ImportError) as error:
+            raise UserError(f"store: {text!r} cannot be opened: {error}") from None
+        self.uri = text
+        self.local: Path | None = Path(self._root) if "file" in self._protocols() else None
+
+    def _protocols(self) -> tuple[str, ...]:
+        protocol = self._fs.protocol
+        return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+    def __repr__(self) -> str:
+        return f"Store({self.uri!r})"
+
+    # --- the store itself ----------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Raise `UserError` when a newer version wrote this store, or it is not a store's place."""
+        if self.local and self.local.exists() and not self.local.is_dir():
+            raise UserError(f"store: {self.uri!r} is not a folder")
+        try:
+            header = self._read("store.json")
+        except OSError as error:
+            raise UserError(f"store: {self.uri!r} cannot be read: {_reason(error)}") from None
+        if header and header.get("format", 0) > FORMAT:
+            raise UserError(
+                f"store: {self.uri!r} has format {header['format']}; this version reads up to {FORMAT}"
+            )
+
+    def prepare(self) -> None:
+        """Make the store, or raise `UserError` when it cannot be written."""
+        self.check()
+        try:
+            self._write("store.json", {"format": FORMAT})
+        except OSError as error:
+            raise UserError(f"store: {self.uri!r} cannot be written: {_reason(error)}") from None
+
+    def present(self) -> bool:
+        """Whether the store is there: prepared, and visible from this host."""
+        return self._read("store.json") is not None
+
+    # --- results -------------------------------------------------------------------------------------
+
+    def result(self, cell: str) -> Json | None:
+        """The finished cell's result, or None."""
+        return self._read(self._of(cell, "result.json"))
+
+    def failure(self, cell: str) -> Json | None:
+        """The cell's last failure, or None."""
+        return self._read(self._of(cell, "failure.json"))
+
+    def results(self, cells: Iterable[str]) -> dict[str, Json]:
+        """The results of those of `cells` that are finished."""
+        cells = list(cells)
+        with ThreadPoolExecutor(8) as pool:
+            found = pool.map(self.result, cells)
+            return {cell: result for cell, result in zip(cells, found, strict=True) if result}
+
+    def finish(self, cell: str, result: Mapping[str, Any]) -> None:
+        """Record the cell as finished and remove what was only needed on the way."""
+        self._write(self._of(cell, "result.json"), result)
+        self._remove(self._of(cell, "failure.json"))
+        self._remove(self._of(cell, "checkpoint"))
+        if self.local:
+            for torn in (self.local / "cells" / cell).glob(".*.tmp"):  # left by a killed writer
+                torn.unlink(missing_ok=True)
+
+    def fail(self, cell: str, failure: Mapping[str, Any]) -> None:
+        """Record the cell's failure; its checkpoint stays."""
+        self._write(self._of(cell, "failure.json"), failure)
+
+    def states(self, cells: Iterable[str]) -> dict[str, State]:
+        """The state of each of `cells`; ``stopped`` ones have begun, and nobody trains them now."""
+        names = self._names()
+        return {cell: self._state(cell, names.get(cell, set())) for cell in cells}
+
+    def _state(self, cell: str, names: set[str]) -> State:
+        if "result.json" in names:
+            return "finished"
+        if "lock" in names and _alive(self._read(self._of(cell, "lock"))):
+            return "running"
+        if "failure.json" in names:
+            return "failed"
+        return "stopped" if names else "missing"
+
+    def _names(self) -> dict[str, set[str]]:
+        """For each cell with a folder, the names in it: one listing, however many cells there are."""
+        names: dict[str, set[str]] = {}
+        if self.local:
+            with contextlib.suppress(FileNotFoundError), os.scandir(self.local / "cells") as cells:
+                for cell in cells:
+                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                        names[cell.name] = set(os.listdir(cell.path))
+            return names
+        start = len(self._path("cells")) + 1
+        for path in self._find("cells"):
+            cell_, _, rest = path[start:].partition("/")
+            names.setdefault(cell_, set()).add(rest.partition("/")[0])
+        return names
+
+    # --- plans ---------------------------------------------------------------------------------------
+
+    def plan(self, name: str) -> Json | None:
+        """The plan last launched as sweep `name`, or None."""
+        return self._read(_plan_file(name))
+
+    def write_plan(self, name: str, plan: Mapping[str, Any]) -> None:
+        """Keep `plan` as the one last launched as sweep `name`."""
+        self._write(_plan_file(name), plan)
+
+    def plans(self) -> list[str]:
+        """The names of all sweeps launched into this store."""
+        with contextlib.suppress(FileNotFoundError):
+            files = self._fs.ls(self._path("sweeps"), detail=False, refresh=True)
+            return sorted(Path(file).stem for file in files if file.endswith(".json"))
+        return []
+
+    # --- leases --------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lease(self, cell: str) -> "Iterator[Lease]":
+        """Hold the cell while the block runs; raises `Busy` when another live process holds it."""
+        lock = self._of(cell, "lock")
+        owner = uuid.uuid4().hex
+        with self._guard():
+            held = self._read(lock)
+            if _alive(held):
+                raise Busy(f"cell {cell} is being trained by another process")
+            failure = self.failure(cell) or {}
+            attempt = 1 + max((held or {}).get("attempt", 0), failure.get("attempt", 0))
+            mine = {"owner": owner, **_this_process(), "attempt": attempt}
+            if self.local:
+                self._write(lock, mine | {"heartbeat": time.time()}, durable=False)
+            else:
+                self._remove(lock)
+                if not self._create(lock, mine | {"heartbeat": time.time()}):
+                    raise Busy(f"cell {cell} is being trained by another process")
+        lease = Lease(self, lock, mine)
+        try:
+            yield lease
+        finally:
+            lease.release()
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        """Serialise changes of leases among the hosts that share a folder.
+
+        An object store has no such guard: there a lock is created only where none is, and a lease
+        that was overwritten notices at its next heartbeat.
+        """
+        if not self.local:
+            yield
+            return
+        (self.local / "cells").mkdir(parents=True, exist_ok=True)
+        with open(self.local / "cells" / ".guard", "w") as guard:
+            fcntl.flock(guard, fcntl.LOCK_EX)  # freed by the system when its holder dies
+            yield
+
+    # --- checkpoints ---------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def checkpoint(self, cell: str) -> "Iterator[Checkpoint]":
+        """The cell's checkpoint as a local folder: its own, or a copy for the time of the block."""
+        folder = self._of(cell, "checkpoint")
+        if self.local:
+            yield Checkpoint(self.local / folder, upload=None)
+            return
+        remote = self._path(folder)
+        with tempfile.TemporaryDirectory(prefix="hiddenweights-") as temporary:
+            here = Path(temporary)
+            for path in self._find(folder):
+                target = here / path[len(remote) + 1 :]
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(path, str(target))
+            try:
+                yield Checkpoint(here, upload=lambda: _mirror(self._fs, here, remote))
+            except BaseException:  # stopped or failed: keep the epochs since the last upload
+                with contextlib.suppress(OSError):
+                    _mirror(self._fs, here, remote)
+                raise
+
+    # --- files ---------------------------------------------------------------------------------------
+
+    def _of(self, cell: str, name: str) -> str:
+        if not re.fullmatch("[0-9a-f]{16}", cell):  # never a path that leaves the store
+            raise UserError(f"cell: {cell!r} is not a cell's id (16 hex digits)")
+        return f"cells/{cell}/{name}"
+
+    def _path(self, name: str) -> str:
+        return f"{self._root}/{name}"
+
+    def _find(self, folder: str) -> list[str]:
+        self._fs.invalidate_cache()  # others write here too
+        return list(self._fs.find(self._path(folder)))
+
+    def _read(self, name: str) -> Json | None:
+        try:
+            data: Json = json.loads(self._fs.cat_file(self._path(name)))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except ValueError as error:
+            raise UserError(f"store: {self._path(name)} is not valid JSON: {error}") from None
+        return data
+
+    def _write(self, name: str, data: Mapping[str, Any], *, durable: bool = True) -> None:
+        text = (json.dumps(data) + "\n").encode()
+        if not self.local:
+            self._fs.pipe_file(self._path(name), text)  # an object store's put is atomic
+            return
+        path = self.local / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
+        try:
+            with open(temporary, "wb") as file:
+                file.write(text)
+                file.flush()
+                if durable:
+                    os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise
+
+    def _create(self, name: str, data: Mapping[str, Any]) -> bool:
+        """Write a file to an object store unless it exists; whether it was written."""
+        try:
+            self._fs.pipe_file(self._path(name), (json.dumps(data) + "\n").encode(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _remove(self, name: str) -> None:
+        if self.local:
+            path = self.local / name
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        with contextlib.suppress(FileNotFoundError):
+            self._fs.rm(self._path(name), recursive=True)
+
+
+class Lease:
+    """A held cell. A thread renews it; `check` tells whether it is still held."""
+
+    def __init__(self, store: Store, lock: str, mine: Json) -> None:
+        self.attempt: int = mine["attempt"]
+        self._store, self._lock, self._mine = store, lock, mine
+        self._renewed = time.time()
+        self._lost = self._finished = False
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._beat, name="lease", daemon=True)
+        self._thread.start()
+
+    def check(self) -> None:
+        """Raise `LeaseLost` when another process took the cell over, or might have by now."""
+        if self._lost or time.time() - self._renewed > STALE:
+            raise LeaseLost("another process took this cell over")
+
+    def finished(self) -> None:
+        """The cell needs no lease any more: `release` removes the lock and not just frees it."""
+        self._finished = True
+
+    def release(self) -> None:
+        """Give the cell back; its number of attempts stays known until it is finished."""
+        self._stop.set()
+        self._thread.join()
+        with contextlib.suppress(OSError), self._store._guard():
+            if not self._held():
+                return
+            if self._finished:
+                self._store._remove(self._lock)
+            else:
+                self._store._write(self._lock, self._mine | {"heartbeat": 0.0}, durable=False)
+
+    def _held(self) -> bool:
+        held = self._store._read(self._lock)
+        return held is not None and held["owner"] == self._mine["owner"]
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT):
+            with contextlib.suppress(OSError), self._store._guard():  # a store may go away and return
+                if not self._held():
+                    self._lost = True
+                    return
+                now = time.time()
+                self._store._write(self._lock, self._mine | {"heartbeat": now}, durable=False)
+                self._renewed = now
+
+
+class Checkpoint:
+    """A local folder for a trainer's checkpoints; `save` brings it to where the store is."""
+
+    INTERVAL = 60.0  # seconds between uploads: an epoch may take less
+
+    def __init__(self, folder: Path, upload: Any) -> None:
+        self.folder = folder
+        self._upload = upload
+        self._saved = time.monotonic()
+
+    def save(self) -> None:
+        """Upload what has changed, unless that was done a short while ago."""
+        if self._upload and time.monotonic() - self._saved > self.INTERVAL:
+            self._upload()
+            self._saved = time.monotonic()
+
+
+def _mirror(fs: Any, here: Path, remote: str) -> None:
+    """Make `remote` hold exactly the files of `here`: new ones first, so that one is always whole."""
+    mine = {path.relative_to(here).as_posix(): path for path in here.rglob("*") if path.is_file()}
+    for name, path in sorted(mine.items(), key=lambda item: item[1].stat().st_mtime):
+        fs.put_file(str(path), f"{remote}/{name}")
+    for path_ in fs.find(remote):
+        if path_[len(remote) + 1 :] not in mine:
+            fs.rm_file(path_)
+
+
+def _plan_file(name: str) -> str:
+    if not re.fullmatch("[a-z0-9_-]+", name):
+        raise UserError(f"sweep: {name!r} must be of a-z, 0-9, - and _")
+    return f"sweeps/{name}.json"
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error) or type(error).__name__
+
+
+# --- processes -----------------------------------------------------------------------------------------
+
+
+def _this_process() -> Json:
+    return {"host": _host(), "pid": os.getpid(), "born": _birth(os.getpid())}
+
+
+def _alive(lock: Json | None) -> bool:
+    """Whether the holder of a lease lives: it said so a short while ago, and is not a dead process."""
+    if lock is None or time.time() - lock["heartbeat"] > STALE:
+        return False
+    return bool(lock["host"] != _host() or _birth(lock["pid"]) == lock["born"])
+
+
+def _host() -> str:
+    """This host as far as process numbers go: two containers of one machine differ."""
+    space = Path("/proc/self/ns/pid")
+    return f"{platform.node()}/{os.readlink(space) if space.exists() else ''}"
+
+
+def _birth(pid: int) -> str | None:
+    """When process `pid` started, so that a number used again is not taken for the old process."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+        try:  # a system without /proc
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return None
+        except PermissionError:
+            pass
+        return ""
+    return None if fields[0] == "Z" else fields[19]  # a zombie has died
