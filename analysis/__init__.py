@@ -1,0 +1,1 @@
+"""From logs to figures: fetch -> tidy table -> numbers with n and an interval -> axes."""

@@ -1,0 +1,79 @@
+"""``python -m analysis``: figures and numbers from a W&B project, offline W&B runs, or the result store."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from analysis import aggregate, specs, summary
+from analysis.fetch import fetch
+from hiddenweights.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0, or 2 with one line on stderr for bad input."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _figure(options: argparse.Namespace) -> None:
+    spec = specs.find_spec(options.name)
+    table = fetch(options.source)
+    points = specs.points(summary.where(table, options.where), spec)
+    drawn = aggregate.curves(points, seed=options.seed, mixed=options.mixed)
+    from analysis import figures  # here, because numbers alone need no matplotlib
+
+    try:
+        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), options.out, spec.name)
+        csv = options.out / f"{spec.name}.csv"
+        drawn.to_csv(csv, index=False)
+    except OSError as error:
+        raise UserError(f"--out: {str(options.out)!r} cannot be written ({error.strerror})") from error
+    print(*summary.lines(points, drawn, table, spec), sep="\n")
+    if left_out := summary.left_out(table, spec.name):
+        print(f"left out: {left_out}")
+    print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--from",
+        dest="source",
+        metavar="SOURCE",
+        default=os.environ.get("HIDDENWEIGHTS_STORE", "runs"),
+        help="wandb:entity/project, a folder of offline W&B runs, or a result store (default: %(default)s)",
+    )
+    common.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="only cells with this value of a config field; may be repeated",
+    )
+    common.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    common.add_argument(
+        "--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)"
+    )
+
+    figure = commands.add_parser(
+        "figure", parents=[common], help="draw a figure: PNG, PDF and its data as CSV"
+    )
+    figure.add_argument("name", metavar="NAME", help=", ".join(specs.FIGURES))
+    figure.add_argument(
+        "--mixed", action="store_true", help="let cells of different epochs or protocols share a curve"
+    )
+    figure.set_defaults(run=_figure)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,173 @@
+"""Curves -> axes. Nothing here computes a statistic, and nothing touches matplotlib's global state.
+
+Each curve keeps its colour, marker and line style in every figure. Colours are Okabe and Ito's, which
+the colour-blind can tell apart; markers and line styles tell them apart in grey.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from analysis.specs import BASELINE, PAPER, Spec
+
+RC: Any = {
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "0.9",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.handlelength": 2.8,
+    "pdf.fonttype": 42,  # embed TrueType, so that text stays text
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hiddenweights",  # the same figure is the same file
+}
+
+
+class Look(NamedTuple):
+    """How one curve is drawn."""
+
+    color: str
+    marker: str = "o"
+    line: Any = "-"
+
+
+LOOKS = {
+    "signed constant": Look("#0072B2", "o"),
+    "kaiming normal": Look("#E69F00", "s"),
+    "unsigned constant": Look("#009E73", "^"),
+    "kaiming uniform": Look("#CC79A7", "D"),
+    "xavier normal": Look("#D55E00", "v"),
+    "signed xavier constant": Look("#56B4E9", "P"),
+    "default": Look("#999999", "X"),
+    "dense, SGD": Look("#000000", "", (0, (5, 2))),
+    "dense, Adam": Look("#666666", "", (0, (1, 1.5))),
+}
+_SPARE = [
+    Look(color, marker, (0, (3, 1, 1, 1)))
+    for color, marker in zip(
+        ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#E69F00"), "v^DP<>", strict=True
+    )
+]
+
+
+def looks(curves: Sequence[str]) -> dict[str, Look]:
+    """A look for each curve: its own where it has one, else the first spare ones in order."""
+    spare = [curve for curve in dict.fromkeys(curves) if curve not in LOOKS]
+    return {curve: LOOKS[curve] for curve in curves if curve in LOOKS} | {
+        curve: _SPARE[i % len(_SPARE)] for i, curve in enumerate(spare)
+    }
+
+
+def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look]) -> Axes:
+    """One panel: `drawn` has one row a point (see `aggregate.curves`), in the axes' units."""
+    for key, points in drawn.groupby(["curve", "kind"], sort=False):
+        curve, kind = map(str, key)
+        style = look[curve]
+        if kind == BASELINE and spec.level_baselines:
+            _draw_level(points.iloc[0], ax, style, curve)
+        else:
+            _draw_curve(points, ax, style, curve, kind)
+    ax.set_xlabel(spec.x_label)
+    if spec.log:
+        ax.set_xscale("log")
+    ticks = sorted(drawn["x"].dropna().unique())
+    if not spec.log and len(ticks) <= 8:
+        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    if spec.reverse and not ax.xaxis_inverted():
+        ax.invert_xaxis()
+    return ax
+
+
+def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> None:
+    ax.axhline(point["mean"], color=look.color, linestyle=look.line, linewidth=1.4, label=curve, zorder=2)
+    if not math.isnan(point["low"]):
+        ax.axhspan(point["low"], point["high"], color=look.color, alpha=0.08, linewidth=0, zorder=1)
+
+
+def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: str) -> None:
+    paper = kind == PAPER
+    points = points.sort_values("x")
+    line = (0, (1, 2)) if paper else look.line
+    ax.plot(
+        points["x"], points["mean"], color=look.color, linestyle=line, linewidth=1 if paper else 1.6,
+        marker=look.marker or "o", markersize=4.5, markerfacecolor="white" if paper else look.color,
+        label=curve, zorder=3,
+    )  # fmt: skip
+    lacking = points[~points["full"]] if not paper else points.iloc[:0]
+    ax.plot(  # hollow: fewer seeds than the rest
+        lacking["x"], lacking["mean"], color=look.color, linestyle="", marker=look.marker or "o",
+        markersize=4.5, markerfacecolor="white", zorder=4,
+    )  # fmt: skip
+    band = points.dropna(subset=["low", "high"])
+    ax.fill_between(band["x"], band["low"], band["high"], color=look.color, alpha=0.18, linewidth=0, zorder=1)
+    if len(band) == 1:  # a band of one point is invisible
+        height = [band["mean"] - band["low"], band["high"] - band["mean"]]
+        ax.errorbar(band["x"], band["mean"], height, color=look.color, capsize=2, linewidth=1, zorder=3)
+
+
+def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
+    """The whole figure: one panel a network, one legend, `note` small at the foot."""
+    panels = list(dict.fromkeys(drawn["panel"]))
+    columns = min(len(panels), 4)
+    rows = math.ceil(len(panels) / columns)
+    width = {1: 6.4, 2: 7.2, 3: 9.4}.get(columns, 11.5)
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width, 2.55 * rows + 0.85), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if rows == 1 else True)
+        look = looks(list(drawn["curve"]))
+        for panel, ax in zip(panels, axes.flat, strict=False):
+            draw_panel(drawn[drawn["panel"] == panel], ax, spec, look)
+            ax.set_title(panel)
+        for ax in list(axes.flat)[len(panels) :]:
+            ax.remove()
+        for row in axes:
+            row[0].set_ylabel(spec.y_label)
+        _legend(figure, drawn, columns)
+        if note:
+            figure.supxlabel(note, fontsize=6.5, color="0.35", x=0.99, ha="right")
+    return figure
+
+
+def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
+    """One legend (beside one panel, else above), every curve once; n only where the curves differ in it."""
+    handles: dict[str, Any] = {}
+    for ax in figure.axes:
+        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    names = list(handles)
+    if not drawn["full"].all():
+        n = drawn.groupby("curve")["n"].agg(["min", "max"])
+        names = [f"{name} ({_count(*n.loc[name])})" for name in handles]
+    if panels == 1:
+        figure.legend(handles.values(), names, loc="outside right upper")
+        return
+    room = {2: 72, 3: 100}.get(panels, 130) // (max(map(len, names)) + 8)  # in characters, roughly
+    figure.legend(handles.values(), names, loc="outside upper center", ncols=min(len(names), room))
+
+
+def _count(low: float, high: float) -> str:
+    if math.isnan(high):
+        return "published"
+    return f"n = {low:g}" if low == high else f"n = {low:g} to {high:g}"
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Write NAME.png (200 dpi) and NAME.pdf (fonts embedded); the same figure gives the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
+    with mpl.rc_context(RC):
+        figure.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(paths[1], bbox_inches="tight", metadata={"CreationDate": None})
+    return paths

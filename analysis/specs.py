@@ -1,0 +1,167 @@
+"""What each figure shows: which cells, on which axis, in which panel and curve. No numbers, no drawing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from analysis.aggregate import SAME
+from analysis.table import METRIC, Table
+from hiddenweights.errors import UserError, choices_error
+
+SUBNETWORK, BASELINE, PAPER = "subnetwork", "baseline", "paper"
+
+# Curves that have their own place in every figure, in this order.
+CURVES = (
+    "signed constant",
+    "kaiming normal",
+    "unsigned constant",
+    "kaiming uniform",
+    "xavier normal",
+    "signed xavier constant",
+    "default",
+    "dense, SGD",
+    "dense, Adam",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """A figure: the sweep of its name, laid out in panels and curves."""
+
+    name: str
+    title: str
+    x: str
+    """Column of the x axis."""
+    x_label: str
+    x_words: str = "{:g}% of the weights kept"
+    """One place on the x axis, in words."""
+    scale: float = 1.0
+    """Factor from the column to the axis."""
+    reverse: bool = False
+    """Whether the axis runs from large to small, as in the paper's Figure 3."""
+    log: bool = False
+    level_baselines: bool = True
+    """Dense networks are lines across the panel; otherwise a curve over x like the others."""
+    curve: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
+    """Label of the curve a cell belongs to; unset: `label`."""
+    panel: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
+    """Label of the panel; unset: the network."""
+    y_label: str = "test accuracy (%)"
+
+
+def label(cells: pd.DataFrame) -> "pd.Series[str]":
+    """The curve a cell belongs to: its distribution and whatever is not edge-popup's default.
+
+    Dense networks are told apart by their optimiser.
+    """
+    names = ("method", "distribution", "scaled", "selection")
+    columns = [cells["optim.optimizer"], *(cells[f"model.{name}"] for name in names)]
+    return pd.Series([_curve(*row) for row in zip(*columns, strict=True)], cells.index, dtype="str")
+
+
+def _curve(optimizer: str, method: str, distribution: str, scaled: bool, selection: str) -> str:
+    if method == "dense":
+        return "dense, " + {"sgd": "SGD", "adam": "Adam"}[optimizer]
+    words = [] if method == "edge_popup" else [method]
+    words += [distribution.replace("_", " ")] + ["scaled"] * scaled + ["global"] * (selection == "global")
+    return ", ".join(words)
+
+
+def network(cells: pd.DataFrame) -> "pd.Series[str]":
+    """The network's name for people."""
+    names = {"linear": "Logistic regression", "fc": "FC"}
+    plain = cells["model.arch"].str.removeprefix("torchvision/").str.replace("_", " ")
+    pretty = plain.str.replace(r"^conv(\d)$", r"Conv\1", regex=True)
+    pretty = pretty.str.replace(r"^resnet(\d+)$", r"ResNet-\1", regex=True)
+    return pretty.replace(names)
+
+
+def _kept(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
+    """A figure over k, in the paper's look: the axis runs from 90 down to 10."""
+    return Spec(
+        name=name,
+        title=title,
+        x="model.k",
+        x_label="weights kept (%)",
+        y_label=y_label,
+        scale=100,
+        reverse=True,
+    )
+
+
+FIGURES: dict[str, Spec] = {
+    spec.name: spec
+    for spec in (
+        _kept("quickstart", "Subnetworks of randomly weighted networks, handwritten digits"),
+        _kept("depth", "Subnetworks of randomly weighted networks of growing depth"),
+        Spec(
+            name="width",
+            title="Subnetworks of ever wider random networks",
+            x="model.width",
+            x_label="width multiplier",
+            x_words="width {:g}",
+            level_baselines=False,
+        ),
+        _kept("distributions", "The distribution of the random weights matters"),
+        _kept("imagenet_k", "ResNet-50 on ImageNet over the fraction kept", y_label="top-1 accuracy (%)"),
+        _kept("scaled", "Scaled against unscaled weights", y_label="top-1 accuracy (%)"),
+        _kept("resnet18", "Subnetworks of a random ResNet-18"),
+        _kept("shallow", "Where it stops working: shallow networks"),
+        Spec(
+            name="sampled",
+            title="Top-k supermasks (edge-popup) against sampled supermasks",
+            x="kept",
+            x_label="weights kept (%), measured",
+            scale=100,
+            reverse=True,
+        ),
+    )
+}
+
+
+def find_spec(name: str) -> Spec:
+    """The figure `name`, or a `UserError` that lists the figures."""
+    if name not in FIGURES:
+        raise choices_error("figure", name, FIGURES)
+    return FIGURES[name]
+
+
+def points(table: Table, spec: Spec) -> pd.DataFrame:
+    """One row a finished cell of the figure's sweep: panel, curve, kind, x, y, and what `curves` needs.
+
+    Raises `UserError` when the table has no such cell, saying which sweep to launch.
+    """
+    cells = table.sweep(spec.name)
+    if cells.empty:
+        known = sorted({name for names in table.cells["sweeps"] for name in names.split()})
+        raise UserError(
+            f"figure {spec.name}: the source has no finished cell of sweep {spec.name!r} (it has: "
+            f"{', '.join(known) or 'none of any sweep'}); launch it: python -m sweeps launch {spec.name}"
+        )
+    dense = cells["model.method"] == "dense"
+    curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)
+    x = pd.to_numeric(cells[spec.x]) * spec.scale
+    # What a sampled supermask keeps is an outcome that differs a little by seed: one place a curve.
+    sampled = cells["model.method"] == "sampled"
+    x = x.mask(sampled, x.groupby([panel, curve]).transform("mean"))
+    if spec.level_baselines:
+        x = x.mask(dense)
+    if x[~dense].isna().any():
+        names = cells.loc[x.isna() & ~dense, "name"].head(3)
+        raise UserError(f"figure {spec.name}: no {spec.x} in {', '.join(names)}")
+    order = [*dict.fromkeys([*CURVES, *sorted(curve.unique())])]
+    found = pd.DataFrame(
+        {
+            "panel": panel,
+            "curve": pd.Categorical(curve, order, ordered=True),
+            "kind": dense.map({True: BASELINE, False: SUBNETWORK}),
+            "x": x.round(6),
+            "y": 100 * cells[METRIC],
+            "validation": 100 * cells["validation_accuracy"],
+            **{
+                name: cells[name] for name in ("cell", "seed", "model.arch", "model.method", "model.k", *SAME)
+            },
+        }
+    ).sort_values(["model.arch", "curve", "x", "seed"], kind="stable")
+    return found.assign(curve=found["curve"].astype(str))

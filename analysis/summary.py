@@ -1,0 +1,99 @@
+"""What a figure comes to, in words for the terminal: the lines that matter."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from analysis.specs import BASELINE, SUBNETWORK, Spec
+from analysis.table import Table
+from hiddenweights.config import parse_value
+from hiddenweights.errors import UserError
+
+
+def where(table: Table, conditions: Sequence[str]) -> Table:
+    """The table with only the cells that meet every ``field=value``. Raises `UserError` for bad ones."""
+    cells = table.cells
+    for condition in conditions:
+        name, equals, text = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where: {condition!r} is not of the form FIELD=VALUE")
+        value = parse_value(name, text)
+        column = cells[name]
+        chosen = cells[column.isna() if value is None else column == value]
+        if chosen.empty:
+            has = ", ".join(sorted({str(value) for value in column}))
+            raise UserError(f"--where: no cell has {condition}; {name} is one of: {has}")
+        cells = chosen
+    return Table(cells, table.epochs, table.left_out)
+
+
+def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
+    """One line a panel (the best subnetwork against dense), then one on what was kept and unchanged."""
+    found = [
+        _best(points[points["panel"] == panel], group, spec)
+        for panel, group in drawn.groupby("panel", sort=False)
+    ]
+    return [line for line in found if line] + [unchanged(points, table)]
+
+
+def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
+    """The best place on the best curve, chosen on the validation images where there are any."""
+    ours = drawn[drawn["kind"] == SUBNETWORK]
+    if ours.empty:
+        return ""
+    subnetworks = points[points["kind"] == SUBNETWORK]
+    held_out = subnetworks["validation"].notna().all()
+    means = subnetworks.groupby(["curve", "x"])["validation" if held_out else "y"].mean()
+    curve, x = means.index[int(means.argmax())]
+    best = ours[(ours["curve"] == curve) & (ours["x"] == x)].iloc[0]
+    dense = drawn[drawn["kind"] == BASELINE].groupby("curve", sort=False)["mean"].max()
+    baseline = ", ".join(f"{mean:.1f}% {name}" for name, mean in dense.items())
+    return (
+        f"{points['panel'].iloc[0]}: {best['mean']:.1f}% {_interval(best)} with random weights, {curve}, "
+        f"{spec.x_words.format(x)} (chosen by {'validation' if held_out else 'test'} accuracy)"
+        + (f"; {baseline}" if baseline else "")
+    )
+
+
+def _interval(row: "pd.Series[float]") -> str:
+    if pd.isna(row["low"]):
+        return f"(n = {row['n']:g}: no interval)"
+    return f"({row['low']:.1f} to {row['high']:.1f}, n = {row['n']:g})"
+
+
+def unchanged(points: pd.DataFrame, table: Table) -> str:
+    """Whether frozen weights stayed as they were, by their checksums, and how much was kept."""
+    frozen = set(points.loc[points["model.method"] != "dense", "cell"])
+    rows = table.cells[table.cells["cell"].isin(frozen)]
+    if rows["initial_weights_checksum"].isna().all():
+        return "weights: no checksums logged"
+    steady = rows["initial_weights_checksum"] == rows["weights_checksum"]
+    if "weights_checksum" in table.epochs:
+        logged = table.epochs[table.epochs["cell"].isin(frozen)].groupby("cell")["weights_checksum"]
+        steady &= rows["cell"].map(logged.nunique() == 1).fillna(False).astype(bool)
+    kept = 100 * rows["kept"]
+    words = f"{int(steady.sum())} of {len(rows)} cells kept every weight unchanged (checksums)"
+    return f"weights: {words}; share kept: {kept.min():.1f} to {kept.max():.1f}%"
+
+
+def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
+    """Under the figure: data, epochs, protocol, n, and what the band is."""
+
+    def values(column: str) -> str:
+        return ", ".join(f"{value}" for value in dict.fromkeys(points[column]))
+
+    protocol = {"validation": "validation split held out", "paper": "all training images (paper's protocol)"}
+    protocols = ", ".join(protocol[name] for name in dict.fromkeys(points["data.protocol"]))
+    seeds = f"{drawn['n'].max():g} seeds" + ("" if drawn["full"].all() else " (hollow: fewer)")
+    return (
+        f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; "
+        f"mean of {seeds}, band: 95% bootstrap interval"
+    )
+
+
+def left_out(table: Table, sweep: str) -> str:
+    """How many runs of the sweep (or of none) were left out, by reason; empty for none."""
+    concerned = table.left_out["sweeps"].map(lambda sweeps: not sweeps or sweep in sweeps.split())
+    reasons = table.left_out.loc[concerned, "reason"].str.slice(0, 90).value_counts()
+    words = [f"{count} x {reason}" for reason, count in reasons.head(4).items()]
+    return "; ".join(words + [f"{len(reasons) - 4} further reasons"] * (len(reasons) > 4))
