@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiddenweights.checkpoint import load_checkpoint, save_checkpoint
-from hiddenweights.config import TrialConfig, resolve, trial_id
+from hiddenweights.config import Precision, TrialConfig, resolve, trial_id
 from hiddenweights.data import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.models import build_network
 from hiddenweights.optim import build_optimizer, learning_rate
@@ -84,7 +84,7 @@ class Trainer:
         """Train epoch number `epoch` (from 0), then evaluate."""
         config, device = self.config, self.device
         started = time.perf_counter()
-        before = self._masks(epoch)
+        before = self.masks_after(epoch)
         lr = learning_rate(config.optim, epoch, config.train.epochs)
         for group in self.optimizer.param_groups if self.optimizer else ():
             group["lr"] = lr
@@ -102,17 +102,18 @@ class Trainer:
             for images, labels in batches:
                 self.steps += 1
                 totals += self._step(images, labels)
-        loss, correct, images_seen = totals.tolist()
+        loss_sum, correct, images_seen = totals.tolist()
         trained = time.perf_counter() - started
-        if not math.isfinite(loss):
+        if not math.isfinite(loss_sum):
             raise Diverged(epoch + 1)
 
         record: Record = {"epoch": epoch + 1, "lr": lr}
-        record |= {"train_loss": loss / images_seen, "train_accuracy": correct / images_seen}
+        record |= {"train_loss": loss_sum / images_seen, "train_accuracy": correct / images_seen}
         with _seeded(self.seed, "evaluate", epoch):
             for name, split_batches in self.evaluation_batches.items():
-                record |= self._evaluate(name, split_batches)
-        record |= self._mask_record(before, self._masks(epoch + 1))
+                loss, accuracy = evaluate(self.network, split_batches, config.train.precision)
+                record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+        record |= self._mask_record(before, self.masks_after(epoch + 1))
         record["seconds"] = time.perf_counter() - started
         record["images_per_second"] = images_seen / trained
         return record
@@ -120,7 +121,8 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimiser step; returns (loss * images, correct, images) without waiting for the device."""
         with torch.set_grad_enabled(self.optimizer is not None):
-            logits, loss = self._forward(images, labels, self.config.optim.label_smoothing or 0.0)
+            smoothing = self.config.optim.label_smoothing or 0.0
+            logits, loss = _forward(self.network, images, labels, self.config.train.precision, smoothing)
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -128,22 +130,6 @@ class Trainer:
             for name, mask in self.redrawing.items():
                 mask.after_step(self.frozen[name], self.steps)
         return _tally(loss, logits, labels)
-
-    def _forward(self, images: Tensor, labels: Tensor, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
-        low = self.config.train.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=low):
-            logits = self.network(images)
-        return logits, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-
-    @torch.no_grad()
-    def _evaluate(self, name: str, batches: Batches) -> Record:
-        self.network.eval()
-        totals = torch.zeros(3, device=self.device)
-        for images, labels in batches.in_order(EVALUATION_BATCH):
-            logits, loss = self._forward(images, labels)
-            totals += _tally(loss, logits, labels)
-        loss_sum, correct, n = totals.tolist()
-        return {f"{name}_loss": loss_sum / n, f"{name}_accuracy": correct / n}
 
     def _build(self) -> None:
         """Network and data from the config alone, so that a checkpoint adds only what was learnt."""
@@ -193,7 +179,11 @@ class Trainer:
             }
             save_checkpoint(self.checkpoint, state)
 
-    def _masks(self, epoch: int) -> dict[str, Tensor]:
+    def masks_after(self, epoch: int) -> dict[str, Tensor]:
+        """The network's masks as the record of `epoch` counts them; for `sampled` a draw of that epoch's own.
+
+        Bool, each of its weight's shape, by the weight's name; empty for `dense`.
+        """
         with _seeded(self.seed, "masks", epoch):
             return current_masks(self.network)
 
@@ -205,7 +195,7 @@ class Trainer:
         counts = torch.stack(
             [torch.stack([mask.sum(), (mask != before[name]).sum()]) for name, mask in after.items()]
         ).tolist()
-        record["mask_checksum"] = _checksum({name: np.packbits(m.cpu().numpy()) for name, m in after.items()})
+        record["mask_checksum"] = checksum({name: np.packbits(m.cpu().numpy()) for name, m in after.items()})
         record["kept"] = sum(kept for kept, _ in counts) / sum(sizes.values())
         record["churn"] = sum(changed for _, changed in counts) / sum(sizes.values())
         for (name, n), (kept, changed) in zip(sizes.items(), counts, strict=True):
@@ -217,7 +207,7 @@ class Trainer:
         weights = frozen_weights(self.network) or {
             name: getattr(owner, attribute) for owner, attribute, name in weight_layers(self.network)
         }
-        return _checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
+        return checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
 
 
 def build_cell_network(config: TrialConfig, dataset: Dataset) -> nn.Module:
@@ -249,6 +239,27 @@ def build_cell_network(config: TrialConfig, dataset: Dataset) -> nn.Module:
     )
 
 
+@torch.no_grad()
+def evaluate(network: nn.Module, batches: Batches, precision: Precision = "float32") -> tuple[float, float]:
+    """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device."""
+    network.eval()
+    totals = torch.zeros(3, device=batches.images.labels.device)
+    for images, labels in batches.in_order(EVALUATION_BATCH):
+        logits, loss = _forward(network, images, labels, precision)
+        totals += _tally(loss, logits, labels)
+    loss_sum, correct, n = totals.tolist()
+    return loss_sum / n, correct / n
+
+
+def _forward(
+    network: nn.Module, images: Tensor, labels: Tensor, precision: Precision, smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Logits (batch, classes) in the precision asked for, and the batch's mean loss, float32."""
+    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        logits = network(images)
+    return logits, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
+
+
 @contextlib.contextmanager
 def _seeded(seed: int, purpose: str, epoch: int) -> Iterator[None]:
     """Torch's random numbers as a function of (seed, purpose, epoch) inside; as they were outside.
@@ -268,7 +279,8 @@ def _tally(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
     return torch.stack([loss.detach() * len(labels), correct, n])
 
 
-def _checksum(arrays: Mapping[str, np.ndarray]) -> str:
+def checksum(arrays: Mapping[str, np.ndarray]) -> str:
+    """A digest of named arrays, whatever their order: 128 bits of BLAKE2b over names and bytes, as hex."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         digest.update(name.encode() + b"\0" + arrays[name].tobytes())
