@@ -1,0 +1,184 @@
+"""Sources -> table: the store, offline W&B files, and what is left out."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from analysis_stores import config, grid, made_store, result, write_store
+
+from analysis.fetch import fetch
+from analysis.offline import chunks, read_run
+from hiddenweights.config import TrialConfig, flatten, resolve, to_dict, trial_id
+from hiddenweights.errors import UserError
+
+wandb = pytest.importorskip("wandb")
+
+
+def log_offline(
+    folder: Path,
+    cell: TrialConfig,
+    records: list[dict[str, Any]] | None = None,
+    finished: bool = True,
+    attempt: int = 1,
+    foreign: dict[str, Any] | None = None,
+) -> Path:
+    """A real offline W&B run, as the sweeps log it; its `.wandb` file."""
+    found = result(cell)
+    name = foreign["run"] if foreign else found["cell"]
+    run = wandb.init(
+        project="hidden-weights",
+        group="quickstart",
+        tags=["quickstart", "depth"],
+        id=name,
+        config=foreign or {**to_dict(resolve(cell)), "cell": found["cell"]},
+        resume="allow",
+        dir=str(folder),
+        mode="offline",
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            x_disable_stats=True,
+            x_disable_meta=True,
+            x_save_requirements=False,
+        ),
+    )
+    run.define_metric("*", step_metric="epoch")
+    for record in found["history"] if records is None else records:
+        run.log({**record, "attempt": attempt})
+    if finished:
+        run.summary.update(
+            {
+                "finished": True,
+                "seconds": found["seconds"],
+                "initial_weights_checksum": found["initial_weights_checksum"],
+            }
+        )
+    run.finish()
+    return max(folder.rglob(f"run-{name}.wandb"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def test_store_and_offline_runs_give_the_same_table(tmp_path: Path) -> None:
+    cells = [config(seed=seed) for seed in (0, 1)] + [config(model__method="dense")]
+    made_store(tmp_path / "store", "quickstart", cells)
+    for cell in cells:
+        log_offline(tmp_path / "offline", cell)
+    store, offline = fetch(str(tmp_path / "store")), fetch(str(tmp_path / "offline"))
+
+    shared = [*flatten(cells[0]), "cell", "name", "state", "test_accuracy", "kept", "weights_checksum"]
+    shared += ["initial_weights_checksum", "seconds", "epoch"]
+    left = store.cells.set_index("cell", drop=False)[shared].sort_index()
+    right = offline.cells.set_index("cell", drop=False)[shared].sort_index()
+    pd.testing.assert_frame_equal(left, right)
+    pd.testing.assert_frame_equal(store.epochs, offline.epochs[store.epochs.columns])
+    assert len(store.epochs) == 9
+    assert set(offline.cells["sweeps"]) == {"depth quickstart"}
+
+
+def test_our_reader_agrees_with_the_official_one(tmp_path: Path) -> None:
+    big = [{"epoch": e, **{f"kept/layer{i}": e / 7 + i for i in range(400)}} for e in range(1, 12)]
+    file = log_offline(tmp_path, config(), records=[*big, {"epoch": 12, "test_accuracy": math.nan}])
+    assert file.stat().st_size > 3 * 32 * 1024  # records cross the borders of blocks
+
+    command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
+    lines = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.splitlines()
+    official = [json.loads(line) for line in lines]
+    assert len(official) == sum(1 for _ in chunks(file))
+    rows = [record["history"]["item"] for record in official if record["type"] == "history"]
+    ours = read_run(file)
+    assert json.loads(json.dumps(ours.history).replace("NaN", '"NaN"')) == rows
+    run = next(record["run"] for record in official if record["type"] == "run")
+    assert ours.cell == run["config"]["update"]["cell"] == trial_id(config())
+    assert ours.config["model"] == run["config"]["update"]["model"]
+
+
+def test_a_torn_file_ends_early_and_loses_nothing_before(tmp_path: Path) -> None:
+    records = [{"epoch": epoch, "test_accuracy": epoch / 100} for epoch in range(1, 60)]
+    whole = log_offline(tmp_path, config(), records=records)
+    data = whole.read_bytes()
+    full = [*chunks(whole)]
+    torn = tmp_path / "torn.wandb"
+    for length in (0, 3, 7, 20, len(data) // 2, len(data) - 1):
+        torn.write_bytes(data[:length])
+        found = [*chunks(torn)]
+        assert found == full[: len(found)]
+        assert len(found) < len(full)
+    flipped = bytearray(data)
+    flipped[len(data) // 2] ^= 1
+    torn.write_bytes(flipped)
+    assert 0 < len([*chunks(torn)]) < len(full)
+
+
+def test_attempts_of_one_cell_become_one_row_and_say_so(tmp_path: Path) -> None:
+    cell = config(train__epochs=4)
+    history = result(cell)["history"]
+    first = [{**record, "test_accuracy": 0.123} for record in history[:2]]
+    log_offline(tmp_path, cell, records=first, finished=False)
+    shutil.move(next(tmp_path.rglob("*.wandb")).parent, tmp_path / "offline-run-20200101_000000-first")
+    log_offline(tmp_path, cell, records=history, attempt=2)
+    log_offline(tmp_path, config(seed=1), finished=False)
+
+    table = fetch(str(tmp_path))
+    assert len(table.cells) == 2
+    mine = table.epochs[table.epochs["cell"] == trial_id(cell)]
+    assert mine["test_accuracy"].tolist() == [record["test_accuracy"] for record in history]
+    reasons = dict(zip(table.left_out["cell"], table.left_out["reason"], strict=True))
+    assert "replaced" in reasons[trial_id(cell)]
+    assert table.cells.set_index("cell").loc[trial_id(config(seed=1)), "state"] == "failed"
+    assert trial_id(config(seed=1)) in reasons
+
+
+def test_foreign_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        fetch(str(tmp_path / "nowhere"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no runs"):
+        fetch(str(tmp_path / "empty"))
+    log_offline(tmp_path / "foreign", config(), foreign={"run": "other", "learning_rate": 1})
+    with pytest.raises(UserError, match=r"1 runs left out.*another project"):
+        fetch(str(tmp_path / "foreign"))
+    with pytest.raises(UserError, match="no cell of this project"):
+        fetch(str(write_store(tmp_path / "store", [])))
+    newer = write_store(tmp_path / "newer", [])
+    (newer / "store.json").write_text('{"format": 99}')
+    with pytest.raises(UserError, match="99"):
+        fetch(str(newer))
+    with pytest.raises(UserError, match="ENTITY/PROJECT"):
+        fetch("wandb:only-a-project")
+
+
+def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None:
+    cells = grid(archs=("conv2",), ks=(0.5,), distributions=("signed_constant",), seeds=range(6))[:6]
+    good, nan, failed, begun, misfit, missing = (result(cell) for cell in cells)
+    nan["summary"]["test_accuracy"] = math.nan
+    misfit["config"]["model"]["colour"] = "red"
+    store = write_store(tmp_path, [good, nan, misfit], {"depth": [trial_id(cell) for cell in cells]})
+    for found, name, content in (
+        (failed, "failure.json", {"error": "Diverged", "message": "Diverged: loss is nan", "epoch": 2}),
+        (begun, "lock", {"owner": "x", "heartbeat": 0}),
+    ):
+        (store / "cells" / found["cell"]).mkdir()
+        (store / "cells" / found["cell"] / name).write_text(json.dumps(content))
+
+    table = fetch(str(store))
+    assert table.cells[table.cells["state"] == "finished"]["cell"].tolist() == [good["cell"]]
+    reasons = dict(zip(table.left_out["cell"], table.left_out["reason"], strict=True))
+    for found, word in ((nan, "not a number"), (failed, "Diverged"), (misfit, "colour")):
+        assert word in reasons[found["cell"]]
+    assert begun["cell"] in reasons
+    assert "not trained yet" in reasons[missing["cell"]]
+    assert good["cell"] not in reasons
+    assert set(table.left_out["sweeps"]) == {"depth"}
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    store = made_store(tmp_path, "depth", [config()])
+    path = store / "cells" / trial_id(config()) / "result.json"
+    path.write_text(path.read_text()[:100])
+    with pytest.raises(UserError, match=trial_id(config())):
+        fetch(str(store))

@@ -1,0 +1,129 @@
+"""Numbers -> axes -> files, and the command line."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from analysis_stores import config, grid, made_store
+from matplotlib.colors import to_rgb
+
+from analysis import aggregate, figures, specs
+from analysis.__main__ import main
+from analysis.fetch import fetch
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return made_store(tmp_path_factory.mktemp("store"), "quickstart", grid(model__width=0.25))
+
+
+def test_the_figure_command_writes_what_it_draws(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["figure", "quickstart", "--from", str(store), "--out", str(tmp_path)]) == 0
+    drawn = pd.read_csv(tmp_path / "quickstart.csv")
+    assert len(drawn) == 2 * (2 * 5 + 2)
+    assert (tmp_path / "quickstart.png").read_bytes().startswith(b"\x89PNG")
+    pdf = (tmp_path / "quickstart.pdf").read_bytes()
+    assert b"/FontFile2" in pdf  # TrueType, embedded
+    assert b"/Type3" not in pdf
+    out = capsys.readouterr().out
+    assert str(tmp_path / "quickstart.png") in out
+    assert "60 of 60" in out
+    assert "10.0 to 90.0%" in out
+
+
+def test_the_same_source_gives_the_same_files(store: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        main(["figure", "quickstart", "--from", str(store), "--out", str(tmp_path / folder)])
+    for suffix in ("png", "pdf", "csv"):
+        one, other = (tmp_path / folder / f"quickstart.{suffix}" for folder in ("a", "b"))
+        assert one.read_bytes() == other.read_bytes()
+
+
+def test_axes_show_exactly_the_table(store: Path) -> None:
+    spec = specs.find_spec("quickstart")
+    drawn = aggregate.curves(specs.points(fetch(str(store)), spec))
+    figure = figures.render(drawn, spec)
+    assert [ax.get_title() for ax in figure.axes] == ["Conv2", "Conv4"]
+    for ax in figure.axes:
+        low, high = ax.get_xlim()
+        assert low > 90 > 10 > high  # Figure 3's axis runs from 90 down to 10
+        panel = drawn[drawn["panel"] == ax.get_title()]
+        lines = {line.get_label(): line for line in ax.lines}
+        for curve in ("signed constant", "kaiming normal"):
+            points = panel[panel["curve"] == curve].sort_values("x")
+            assert lines[curve].get_xdata() == pytest.approx(points["x"])
+            assert lines[curve].get_ydata() == pytest.approx(points["mean"])
+        for curve in ("dense, SGD", "dense, Adam"):
+            assert lines[curve].get_ydata()[0] == pytest.approx(panel[panel["curve"] == curve]["mean"].item())
+
+
+def test_curves_differ_without_colour() -> None:
+    marks = [(look.marker, str(look.line)) for look in figures.LOOKS.values()]
+    assert len(set(marks)) == len(marks)
+    signed, normal = (figures.LOOKS[name].color for name in ("signed constant", "kaiming normal"))
+    grey = [
+        sum(w * c for w, c in zip((0.3, 0.59, 0.11), to_rgb(color), strict=True))
+        for color in (signed, normal)
+    ]
+    assert abs(grey[0] - grey[1]) > 0.2
+
+
+def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    main(["figure", "quickstart", "--from", str(store), "--out", str(tmp_path)])
+    assert dict(mpl.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["figure", "quikstart"], ["quikstart", "quickstart"]),
+        (["figure", "depth"], ["depth", "python -m sweeps launch depth"]),
+        (["figure", "quickstart", "--where", "model.k=0.2"], ["model.k=0.2", "0.9"]),
+        (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
+        (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),
+        (["figure", "quickstart", "--out", "/dev/null/figures"], ["--out", "/dev/null/figures"]),
+    ],
+)
+def test_bad_input_is_one_line(
+    store: Path, tmp_path: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        main(
+            ["figure", *arguments[1:2], "--from", str(store), "--out", str(tmp_path / "out"), *arguments[2:]]
+        )
+        == 2
+    )
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert all(word in err for word in words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_where_picks_cells(tmp_path: Path) -> None:
+    cells = [config(model__k=0.5, train__epochs=epochs, seed=seed) for epochs in (3, 5) for seed in range(2)]
+    store = made_store(tmp_path / "store", "depth", cells)
+    base = ["figure", "depth", "--from", str(store), "--out", str(tmp_path / "out")]
+    assert main(base) == 2
+    assert main([*base, "--where", "train.epochs=5"]) == 0
+    assert pd.read_csv(tmp_path / "out" / "depth.csv")["n"].tolist() == [2]
+
+
+def test_analysis_needs_neither_torch_nor_ray_nor_wandb(store: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from analysis.__main__ import main; "
+        f"main(['figure', 'quickstart', '--from', {str(store)!r}, '--out', {str(tmp_path)!r}]); "
+        "heavy = {'torch', 'ray', 'wandb', 'matplotlib.pyplot'} & {*sys.modules}; "
+        "sys.exit(str(heavy) if heavy else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_numbers_do_not_import_matplotlib() -> None:
+    code = "import sys, analysis.specs, analysis.fetch; sys.exit('matplotlib' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,115 @@
+"""Table -> numbers: intervals, pairing, and what is refused in one curve."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_stores import config, grid, made_store, result, write_store
+from hypothesis import given
+from hypothesis import strategies as st
+
+from analysis import aggregate, specs, summary
+from analysis.fetch import fetch
+from hiddenweights.config import TrialConfig, trial_id
+from hiddenweights.errors import UserError
+
+
+@given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.randoms())
+def test_the_interval_holds_the_mean_and_ignores_order(values: list[float], rng: object) -> None:
+    low, high = aggregate.bootstrap(np.array(values))
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+    assert low - 1e-9 <= np.mean(values) <= high + 1e-9
+    rng.shuffle(values)  # type: ignore[attr-defined]
+    assert (low, high) == aggregate.bootstrap(np.array(values))
+
+
+def test_the_interval_has_its_level_and_obeys_its_seed() -> None:
+    rng = np.random.default_rng(0)
+    hits = sum(
+        low <= 0 <= high
+        for low, high in (aggregate.bootstrap(rng.normal(size=40), seed=i) for i in range(200))
+    )
+    assert 175 <= hits <= 199  # about 94% for n = 40
+    values = rng.normal(size=20)
+    assert aggregate.bootstrap(values, seed=1) != aggregate.bootstrap(values, seed=2)
+
+
+def test_one_value_has_no_interval() -> None:
+    found = aggregate.describe([3.0])
+    assert found["mean"] == 3.0
+    assert found["n"] == 1
+    assert np.isnan([found["sd"], found["low"], found["high"]]).all()
+
+
+def test_pairing_takes_shared_seeds_only_and_removes_what_they_share() -> None:
+    a = pd.DataFrame({"seed": [0, 1, 2, 9], "y": [1.0, 11.0, 21.0, 500.0]})
+    b = pd.DataFrame({"seed": [2, 1, 0, 7], "y": [20.5, 10.5, 0.5, -500.0]})
+    found = aggregate.paired(a, b, "y")
+    assert (found["n"], found["mean"], found["low"], found["high"]) == (3, 0.5, 0.5, 0.5)
+
+
+def points_of(tmp_path: Path, cells: list[TrialConfig], sweep: str = "depth") -> pd.DataFrame:
+    table = fetch(str(made_store(tmp_path, sweep, cells)))
+    return specs.points(table, specs.find_spec(sweep))
+
+
+def test_every_drawn_point_names_its_cells(tmp_path: Path) -> None:
+    cells = grid(archs=("conv2",), ks=(0.3, 0.5))
+    drawn = aggregate.curves(points_of(tmp_path, cells))
+    assert len(drawn) == 2 * 2 + 2
+    assert sorted(" ".join(drawn["cells"]).split()) == sorted(trial_id(cell) for cell in cells)
+    assert set(drawn["n"]) == {3}
+    assert drawn["full"].all()
+    row = drawn[(drawn["curve"] == "kaiming normal") & (drawn["x"] == 30)].iloc[0]
+    expected = [result(cell)["summary"]["test_accuracy"] for cell in cells if trial_id(cell) in row["cells"]]
+    assert row["mean"] == pytest.approx(100 * np.mean(expected))
+    assert row["sd"] == pytest.approx(100 * np.std(expected, ddof=1))
+
+
+def test_a_point_that_lacks_seeds_is_kept_and_marked(tmp_path: Path) -> None:
+    cells = grid(archs=("conv2",), ks=(0.3, 0.5))[1:]
+    drawn = aggregate.curves(points_of(tmp_path, cells))
+    assert sorted(drawn["n"]) == [2, 3, 3, 3, 3, 3]
+    assert drawn.loc[~drawn["full"], "n"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("field", "changed"),
+    [("train.epochs", {"train__epochs": 5}), ("data.protocol", {"data__protocol": "paper"})],
+)
+def test_different_conditions_are_refused_in_one_curve_unless_asked(
+    tmp_path: Path, field: str, changed: dict[str, object]
+) -> None:
+    cells = [config(model__k=0.5), config(model__k=0.5, seed=1, **changed)]
+    points = points_of(tmp_path, cells)
+    with pytest.raises(UserError, match=field):
+        aggregate.curves(points)
+    assert aggregate.curves(points, mixed=True)["n"].tolist() == [2]
+
+
+def test_one_seed_twice_in_a_point_is_refused(tmp_path: Path) -> None:
+    points = points_of(tmp_path, [config(model__k=0.5), config(model__k=0.5, optim__lr=0.5)])
+    with pytest.raises(UserError, match="seed 0"):
+        aggregate.curves(points)
+
+
+def test_a_sampled_supermask_stands_where_it_keeps_weights(tmp_path: Path) -> None:
+    found = [result(config(model__method="sampled", seed=seed)) for seed in range(3)]
+    for entry, kept in zip(found, (0.49, 0.5, 0.54), strict=True):
+        entry["summary"]["kept"] = kept
+    store = write_store(tmp_path, found, {"sampled": [entry["cell"] for entry in found]})
+    drawn = aggregate.curves(specs.points(fetch(str(store)), specs.find_spec("sampled")))
+    assert drawn["x"].tolist() == [pytest.approx(51)]
+    assert drawn["n"].tolist() == [3]
+
+
+def test_changed_weights_are_found(tmp_path: Path) -> None:
+    cells = [config(seed=seed) for seed in range(4)] + [config(model__method="dense")]
+    found = [result(cell) for cell in cells]
+    found[1]["initial_weights_checksum"] = "other"
+    found[2]["history"][1]["weights_checksum"] = "for one epoch"
+    store = write_store(tmp_path, found, {"depth": [entry["cell"] for entry in found]})
+    table = fetch(str(store))
+    points = specs.points(table, specs.find_spec("depth"))
+    assert "2 of 4" in summary.unchanged(points, table)
