@@ -248,7 +248,7 @@ class Batches:
         crop = _crop_offsets(n, seed, epoch, device) if augment else None
         for start in range(0, n, size):
             index = order[start : start + size]
-            if len(index) == 1 < n:
+            if len(index) == 1 < min(n, size):
                 return
             batch = self.images.take(index)
             pixels = batch.pixels

@@ -5,6 +5,7 @@ frozen weight into the effective one. A new method is one subclass with an entry
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,18 +53,21 @@ def _(scores: Tensor, kept: int) -> Tensor:
     return torch.empty_like(scores)
 
 
-def _save_scores(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, int], output: Tensor
-) -> None:
-    ctx.save_for_backward(inputs[0])
+class _StraightThrough(torch.autograd.Function):
+    """`_top_k` with a gradient. Not registered with the operator: `torch.func` cannot see through that."""
 
+    @staticmethod
+    def forward(scores: Tensor, kept: int) -> Tensor:
+        mask: Tensor = _top_k(scores, kept)
+        return mask
 
-def _straight_through(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-    (scores,) = ctx.saved_tensors  # type: ignore[attr-defined]
-    return grad * scores.sign(), None
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
 
-
-_top_k.register_autograd(_straight_through, setup_context=_save_scores)
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return grad * ctx.saved_tensors[0].sign(), None
 
 
 def top_k_mask(scores: Tensor, kept: int) -> Tensor:
@@ -73,7 +77,7 @@ def top_k_mask(scores: Tensor, kept: int) -> Tensor:
     memory format. The gradient goes straight through to |score|: d/ds = sign(s) * d/dmask for every
     edge, kept or not (paper, section 3).
     """
-    mask: Tensor = _top_k(scores, kept)
+    mask: Tensor = _StraightThrough.apply(scores, kept)
     return mask
 
 
@@ -85,6 +89,34 @@ class Layer:
     seed: int
     distribution: Distribution | None
     scaled_for_k: float | None
+
+
+class Group:
+    """The masks of a network that share one selection: the top k over all of their scores together.
+
+    A pre-hook of the network calls `hold` and a hook `release`, so that a forward pass selects once.
+    Outside of one (a submodule called alone, recomputation in the backward pass) each mask asks anew.
+    """
+
+    def __init__(self, masks: list["Mask"], k: float) -> None:
+        self.masks = masks
+        self.kept = kept_count(k, sum(mask.scores.numel() for mask in masks))
+
+    def select(self) -> list[Tensor]:
+        """Each layer's mask, of the shape of its weight, in the order of `masks`."""
+        chosen = top_k_mask(torch.cat([mask.scores.flatten() for mask in self.masks]), self.kept)
+        parts = chosen.split([mask.scores.numel() for mask in self.masks])
+        return [part.view(mask.scores.shape) for part, mask in zip(parts, self.masks, strict=True)]
+
+    def hold(self, *_: Any) -> None:
+        """Select now, and let every mask use the outcome until `release`."""
+        for mask, chosen in zip(self.masks, self.select(), strict=True):
+            mask.chosen = chosen
+
+    def release(self, *_: Any) -> None:
+        """End what `hold` began."""
+        for mask in self.masks:
+            mask.chosen = None
 
 
 class Mask(nn.Module):
@@ -103,15 +135,20 @@ class Mask(nn.Module):
         self.scores = nn.Parameter(scores)
         self.kept = kept_count(k, scores.numel())
         self.layer = layer
-        self.chosen: Tensor | None = None  # set for the duration of a forward pass by global selection
+        self.group: Group | None = None  # under global selection
+        self.chosen: Tensor | None = None  # what the group selected, during a forward pass
 
     def mask(self) -> Tensor:
-        """The layer's mask of 0 and 1, differentiable in the scores; shape of the weight."""
-        return top_k_mask(self.scores, self.kept) if self.chosen is None else self.chosen
+        """The layer's mask of 0 and 1, float32, differentiable in the scores; shape of the weight."""
+        if self.chosen is not None:
+            return self.chosen
+        if self.group is not None:
+            return self.group.select()[self.group.masks.index(self)]
+        return top_k_mask(self.scores, self.kept)
 
     def forward(self, weight: Tensor) -> Tensor:
         """The effective weight, of `weight`'s shape and dtype."""
-        return weight * self.mask()
+        return weight * self.mask().to(weight.dtype)
 
     def after_step(self, weight: Tensor, step: int) -> None:
         """Called after optimiser step number `step` (from 1) with the frozen weight."""
@@ -140,14 +177,15 @@ class Sampled(Mask):
 
     def mask(self) -> Tensor:
         probability = torch.sigmoid(self.scores)
-        return torch.bernoulli(probability.detach()) + probability - probability.detach()
+        drawn = torch.rand_like(probability) < probability
+        return drawn + (probability - probability.detach())  # the difference is 0, and carries the gradient
 
 
 class IteRand(Mask):
     """Edge-popup that, every `period` steps, redraws each unkept weight with chance `rate`.
 
     Chijiwa et al., "Pruning Randomly Initialized Neural Networks with Iterative Randomization"
-    (NeurIPS 2021), with the values of their CIFAR-10 experiments.
+    (NeurIPS 2021), with the values of their CIFAR-10 experiments: K_per = 300 and r = 0.1.
     """
 
     redraws = True
@@ -172,14 +210,16 @@ class Biprop(Mask):
     """Edge-popup over binarised weights: alpha * sign(w) where kept, alpha the mean |w| of the kept.
 
     Diffenderfer & Kailkhura, "Multi-Prize Lottery Ticket Hypothesis" (ICLR 2021). The gain is a
-    constant to the gradient.
+    constant to the gradient, d/ds = sign(s) * alpha * sign(w) * d/dw_eff. (Their public code puts |w|
+    for alpha there.) Over weights of one magnitude this is edge-popup itself.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
         mask = self.mask()
         kept = mask.detach()
-        gain = (weight.abs() * kept).sum() / kept.sum()
-        return mask * (gain * weight.sign())
+        # Global selection may leave a layer without any: then the gain is 0, not 0/0.
+        gain = (weight.abs() * kept).sum() / kept.sum().clamp(min=1)
+        return (mask * (gain * weight.sign())).to(weight.dtype)
 
 
 METHODS: dict[Method, type[Mask]] = {

@@ -1,8 +1,7 @@
 """`supermask(model)`: any `nn.Module` becomes a frozen random network with a learnable mask per layer."""
 
 import warnings
-from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from torch.nn.utils import parametrize
 from hiddenweights.config import Distribution, Method, Selection
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.init import DISTRIBUTIONS, draw_scores, draw_weights
-from hiddenweights.masks import METHODS, Layer, Mask, kept_count, top_k_mask
+from hiddenweights.masks import METHODS, Group, Layer, Mask
 from hiddenweights.streams import stream
 
 Biases = Literal["zero", "frozen", "trained"]
@@ -94,8 +93,12 @@ def supermask(
         parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer))
     _warn_of_single_weights(model, selection)
     if selection == "global":
-        model.register_forward_pre_hook(_GlobalSelection(k))
-        model.register_forward_hook(_end_global_selection, always_call=True)
+        masks = [*masks_of(model).values()]
+        group = Group(masks, k)
+        for mask in masks:
+            mask.group = group
+        model.register_forward_pre_hook(group.hold)
+        model.register_forward_hook(group.release, always_call=True)
     return model
 
 
@@ -151,37 +154,14 @@ def frozen_weights(network: nn.Module) -> dict[str, Tensor]:
 def current_masks(network: nn.Module) -> dict[str, Tensor]:
     """Each layer's mask as bool, by the name of its weight; for `sampled`, one fresh draw."""
     masks = masks_of(network)
-    hooks = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, _GlobalSelection)]
+    groups = {id(mask.group): mask.group for mask in masks.values() if mask.group is not None}
     try:
-        for hook in hooks:
-            hook(network, ())
+        for group in groups.values():
+            group.hold()
         return {name: mask.mask() > 0.5 for name, mask in masks.items()}
     finally:
-        _end_global_selection(network)
-
-
-class _GlobalSelection:
-    """Before each forward pass: one selection over the scores of all layers, in the model's order."""
-
-    def __init__(self, k: float) -> None:
-        self.k = k
-
-    def __call__(self, network: nn.Module, _: Any) -> None:
-        # The masks are looked up, not held: a deep copy of the network shares this object.
-        masks = list(_mask_modules(network))
-        scores = torch.cat([mask.scores.flatten() for mask in masks])
-        chosen = top_k_mask(scores, kept_count(self.k, scores.numel()))
-        for mask, part in zip(masks, chosen.split([mask.scores.numel() for mask in masks]), strict=True):
-            mask.chosen = part.view(mask.scores.shape)
-
-
-def _end_global_selection(network: nn.Module, *_: Any) -> None:
-    for mask in _mask_modules(network):
-        mask.chosen = None
-
-
-def _mask_modules(network: nn.Module) -> Iterator[Mask]:
-    return (module for module in network.modules() if isinstance(module, Mask))
+        for group in groups.values():
+            group.release()
 
 
 def _maskable(module: nn.Module) -> list[str]:
@@ -225,4 +205,6 @@ def _mask_type(method: Method | type[Mask]) -> type[Mask]:
         if method not in METHODS:
             raise choices_error("method", method, METHODS)
         return METHODS[method]
+    if not (isinstance(method, type) and issubclass(method, Mask)):
+        raise UserError(f"method: {method!r} is neither a name nor a subclass of Mask")
     return method
