@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from hiddenweights.masks import Mask as Mask
     from hiddenweights.subnetwork import current_masks as current_masks
     from hiddenweights.subnetwork import supermask as supermask
+    from hiddenweights.ticket import load_ticket as load_ticket
+    from hiddenweights.ticket import read_ticket as read_ticket
+    from hiddenweights.ticket import save_ticket as save_ticket
     from hiddenweights.train import Trainer as Trainer
 
 _HOME = {
@@ -21,6 +24,9 @@ _HOME = {
     "Mask": "masks",
     "current_masks": "subnetwork",
     "supermask": "subnetwork",
+    "load_ticket": "ticket",
+    "read_ticket": "ticket",
+    "save_ticket": "ticket",
     "Trainer": "train",
 }
 

@@ -1,0 +1,369 @@
+"""A found subnetwork as a file: the seed of its weights and one bit a weight (docs/ticket.md).
+
+What a ticket holds: the cell's config, each layer's mask in Rice's code, the buffers and other values
+that evaluation needs, checksums, the last record, versions. Reading one executes nothing and takes
+memory in proportion to the network it names; whatever is wrong with a file raises `UserError`.
+"""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from hiddenweights.config import DataConfig, TrialConfig, from_dict, resolve, to_dict
+from hiddenweights.data import load_dataset
+from hiddenweights.errors import UserError
+from hiddenweights.maskcode import decode_mask, encode_mask
+from hiddenweights.masks import METHODS, Biprop, Mask
+from hiddenweights.models import build_network
+from hiddenweights.subnetwork import set_weights, weight_layers
+from hiddenweights.train import Record, Trainer, checksum
+
+FORMAT = 1
+MAGIC = b"\x93ticket\n"
+# Limits of what is read at all; the largest network of torchvision has 6.4e8 weights.
+MAX_BYTES = 2**30
+MAX_WEIGHTS = 2**30
+
+_DIGEST_BYTES = 32
+_TIMES = ("seconds", "images_per_second")  # left out, so that a cell's ticket is the same in every run
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the network takes and gives: (pixel / 255 - mean) / std by channel, to logits of classes."""
+
+    channels: int
+    image_size: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A found subnetwork. `masks` and `state` are on the CPU, by the names of the plain network."""
+
+    config: TrialConfig
+    inputs: Inputs
+    masks: dict[str, Tensor]
+    """Bool, each of its weight's shape."""
+    gains: dict[str, Tensor]
+    """For `biprop`: the magnitude of each layer's weights, float32 (); else empty."""
+    state: dict[str, Tensor]
+    """Everything of the state dict but the masked weights. () stands for a tensor of one value."""
+    weights_checksum: str
+    record: Record
+    """The last epoch's record, without times and layers."""
+    versions: dict[str, str]
+
+    @classmethod
+    def of(cls, trainer: Trainer, record: Mapping[str, float | int | str]) -> "Ticket":
+        """The ticket of `trainer`'s network as it stands after the epoch of `record`, its last one.
+
+        A `sampled` network has no mask of its own, but a chance of each weight: its ticket holds the draw
+        whose checksum the record states. Raises `UserError` for methods whose weights are not the seed's
+        (`dense`, `iterand`), `ValueError` for a record that is not that of the network.
+        """
+        config = trainer.config
+        if not has_ticket(config):
+            raise UserError(
+                f"model.method: {config.model.method!r} changes the weights, and a ticket holds only"
+                " a mask over those of the seed"
+            )
+        masks = {name: mask.cpu() for name, mask in trainer.masks_after(int(record["epoch"])).items()}
+        packed = {name: np.packbits(mask.numpy()) for name, mask in masks.items()}
+        if checksum(packed) != record["mask_checksum"]:
+            raise ValueError(f"the record of epoch {record['epoch']} is not that of the network as it stands")
+        dataset = load_dataset(config.data)
+        return cls(
+            config=replace(config, data=replace(config.data, root=DataConfig().root)),
+            inputs=Inputs(dataset.channels, dataset.image_size, dataset.classes, dataset.mean, dataset.std),
+            masks=masks,
+            gains=_gains(trainer.network) if config.model.method == "biprop" else {},
+            state={
+                name: _compact(tensor.detach().cpu())
+                for name, tensor in trainer.network.state_dict().items()
+                if "parametrizations" not in name.split(".")
+            },
+            weights_checksum=str(record["weights_checksum"]),
+            record={name: value for name, value in record.items() if "/" not in name and name not in _TIMES},
+            versions={name: version(name) for name in ("hiddenweights", "torch", "numpy")}
+            | {"python": platform.python_version(), "machine": platform.machine()},
+        )
+
+    def to_bytes(self) -> bytes:
+        """The ticket as a file's content."""
+        layers: dict[str, dict[str, Any]] = {}
+        tensors = {f"state/{name}": tensor for name, tensor in self.state.items()}
+        tensors |= {f"gain/{name}": gain for name, gain in self.gains.items()}
+        for name, mask in self.masks.items():
+            code, r = encode_mask(mask.numpy().ravel())
+            layers[name] = {"shape": list(mask.shape), "kept": int(mask.sum()), "rice": r}
+            tensors[f"mask/{name}"] = torch.from_numpy(np.frombuffer(code, np.uint8).copy())
+        header = {
+            "format": FORMAT,
+            "config": to_dict(self.config),
+            "inputs": asdict(self.inputs),
+            "layers": layers,
+            "weights_checksum": self.weights_checksum,
+            "record": self.record,
+            "versions": self.versions,
+        }
+        body: bytes = safetensors.torch.save(tensors, {"ticket": json.dumps(header)})
+        return MAGIC + hashlib.sha256(body).digest() + body
+
+    @classmethod
+    def from_bytes(cls, content: bytes, source: str = "ticket") -> "Ticket":
+        """The inverse of `to_bytes`. Raises `UserError`, with `source` named, for anything else."""
+        if not content.startswith(MAGIC):
+            raise UserError(f"{source}: is not a ticket")
+        start = len(MAGIC) + _DIGEST_BYTES
+        body = content[start:]
+        if hashlib.sha256(body).digest() != content[len(MAGIC) : start]:
+            raise UserError(f"{source}: is damaged; its checksum does not match")
+        try:
+            tensors = safetensors.torch.load(body)
+            metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
+            return _parse(json.loads(metadata["ticket"]), tensors)
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
+        except (
+            SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
+        ) as error:  # fmt: skip
+            raise UserError(f"{source}: holds no ticket: {_first_line(error)}") from error
+
+    def weights(self) -> dict[str, Tensor]:
+        """The random weights behind the masks, drawn from the seed: float32, by name.
+
+        Raises `UserError` where they are not those of training, bit for bit.
+        """
+        model = self.config.model
+        assert model.distribution is not None  # a ticket's config is resolved
+        weights = {}
+        for name, mask in self.masks.items():
+            weight = nn.Parameter(torch.empty(mask.shape), requires_grad=False)
+            scaled_for_k = model.k if model.scaled else None
+            set_weights(weight, name, model.distribution, self.config.seed_of("weights"), scaled_for_k)
+            weights[name] = weight.data
+        if checksum({name: weight.numpy() for name, weight in weights.items()}) != self.weights_checksum:
+            made = ", ".join(f"{name} {value}" for name, value in self.versions.items())
+            raise UserError(
+                f"the weights that seed {self.config.seed_of('weights')} gives here are not those of"
+                f" training ({made}). Normal weights round as the platform's log, cos and sin do;"
+                " all other distributions are the same everywhere"
+            )
+        return weights
+
+    def network(self, arch: str | None = None) -> nn.Module:
+        """The subnetwork as a plain network on the CPU, in evaluation mode: unkept weights are zero.
+
+        `arch` is the network's constructor, ``module:callable``, needed where the ticket names one:
+        it is code, which no ticket can run by itself. Raises `UserError` where the network does not fit
+        the ticket, or its weights are not those of training.
+        """
+        network = self._plain(arch)
+        expected = network.state_dict()
+        names = {name for _, _, name in weight_layers(network)}
+        _same_tensors(
+            {name: (expected[name].shape, torch.bool) for name in names},
+            {name: (mask.shape, mask.dtype) for name, mask in self.masks.items()},
+        )
+        _same_tensors(
+            {name: (t.shape, t.dtype) for name, t in expected.items() if name not in names},
+            {
+                name: (expected[name].shape if name in expected and t.ndim == 0 else t.shape, t.dtype)
+                for name, t in self.state.items()
+            },
+        )
+        state = {name: t.expand(expected[name].shape).clone() for name, t in self.state.items()}
+        for name, weight in self.weights().items():
+            gain = self.gains.get(name)
+            values = weight if gain is None else gain * weight.sign()
+            state[name] = values * self.masks[name]
+        network.load_state_dict(state, assign=True)
+        return network.eval()
+
+    def _plain(self, arch: str | None) -> nn.Module:
+        """The network without values (on torch's meta device), but for one made by the caller's code."""
+        model, inputs = self.config.model, self.inputs
+        if (own := ":" in model.arch) != (arch is not None):
+            hint = f"needs your code: arch={model.arch!r}" if own else f"takes no arch, but got {arch!r}"
+            raise UserError(f"model.arch: the ticket of {model.arch!r} {hint}")
+        with torch.device("cpu" if own else "meta"):
+            try:
+                return build_network(
+                    arch or model.arch,
+                    channels=inputs.channels,
+                    image_size=inputs.image_size,
+                    classes=inputs.classes,
+                    width=model.width,
+                    seed=self.config.seed_of("weights"),
+                )
+            except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond torch's
+                raise UserError(f"model.arch: {model.arch!r} cannot be built: {_first_line(error)}") from None
+
+
+def has_ticket(config: TrialConfig) -> bool:
+    """Whether the method leaves the weights as the seed draws them, so that a mask says it all."""
+    method = config.model.method
+    return method != "dense" and not METHODS[method].redraws
+
+
+def save_ticket(path: str | Path, trainer: Trainer, record: Mapping[str, float | int | str]) -> None:
+    """Write the ticket of `trainer`'s network, whose last record is `record` (see `Ticket.of`)."""
+    path = Path(path)
+    content = Ticket.of(trainer, record).to_bytes()
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        partial.write_bytes(content)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_ticket(path: str | Path) -> Ticket:
+    """The ticket at `path`. Raises `UserError` where there is none, or what is there is not intact."""
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: is not a file")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: is larger than any ticket ({MAX_BYTES} bytes)")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from None
+    return Ticket.from_bytes(content, str(path))
+
+
+def load_ticket(
+    path: str | Path, *, device: str | torch.device = "cpu", arch: str | None = None
+) -> nn.Module:
+    """The subnetwork at `path`, ready to evaluate: a plain network on `device`, unkept weights zero.
+
+    Takes float32 (batch, channels, size, size), normalised as `read_ticket(path).inputs` says, and gives
+    the logits (batch, classes) of the end of training: bit for bit on the same kind of machine with as
+    many threads (and under the autocast of its `train.precision`). `arch` and errors: `Ticket.network`.
+    """
+    ticket = read_ticket(path)
+    try:
+        return ticket.network(arch).to(device)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+# --- the file's parts ------------------------------------------------------------------------------------
+
+
+def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
+    if header["format"] != FORMAT:
+        raise UserError(f"has format {header['format']!r}; this version reads format {FORMAT}")
+    layers = {_text(name): layer for name, layer in header["layers"].items()}
+    shapes = {name: [_count(side) for side in layer["shape"]] for name, layer in layers.items()}
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if sum(sizes.values()) > MAX_WEIGHTS:
+        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+    parts: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts[part][rest] = tensor
+    config = resolve(from_dict(header["config"]))
+    if not has_ticket(config):
+        raise UserError(f"model.method: {config.model.method!r} has no tickets")
+    gained = shapes if METHODS[config.model.method] is Biprop else {}
+    _same_tensors(
+        {name: (torch.Size(), torch.float32) for name in gained},
+        {name: (gain.shape, gain.dtype) for name, gain in parts["gain"].items()},
+    )
+    if parts["mask"].keys() != layers.keys():
+        raise ValueError("masks and layers differ")
+    masks = {}
+    for name, layer in layers.items():
+        code = parts["mask"][name].numpy().tobytes()
+        mask = decode_mask(code, sizes[name], _count(layer["kept"], 0), _count(layer["rice"], 0))
+        masks[name] = torch.from_numpy(mask).view(shapes[name])
+    return Ticket(
+        config=config,
+        inputs=_inputs(header["inputs"]),
+        masks=masks,
+        gains=parts["gain"],
+        state=parts["state"],
+        weights_checksum=_text(header["weights_checksum"]),
+        record={_text(name): _scalar(value) for name, value in header["record"].items()},
+        versions={_text(name): _text(value) for name, value in header["versions"].items()},
+    )
+
+
+def _inputs(data: Any) -> Inputs:
+    channels, image_size, classes = (_count(data[name]) for name in ("channels", "image_size", "classes"))
+    mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{channels} channels, but {len(mean)} means and {len(std)} deviations")
+    return Inputs(channels, image_size, classes, mean, std)
+
+
+def _count(value: Any, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} is not a whole number of at least {least}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not (isinstance(value, str) and value.isprintable()):  # it may go to a terminal
+        raise ValueError(f"{value!r} is not printable text")
+    return value
+
+
+def _scalar(value: Any) -> float | int | str:
+    return value if type(value) in (int, float) else _text(value)
+
+
+def _same_tensors(
+    expected: Mapping[str, tuple[torch.Size, torch.dtype]],
+    found: Mapping[str, tuple[torch.Size, torch.dtype]],
+) -> None:
+    """Raise `UserError` naming the first tensor that the network and the ticket have not in common."""
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            network, ticket = (
+                f"{tuple(of[name][0])} {of[name][1]}" if name in of else "none" for of in (expected, found)
+            )
+            raise UserError(f"does not fit its network: {name!r} is {network} there, {ticket} in the ticket")
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """The tensor, contiguous; as its one value, (), where all its elements are the same bits."""
+    flat = tensor.contiguous().flatten()
+    raw = flat.view(torch.uint8).view(len(flat), -1)
+    return flat[0].clone() if len(flat) and bool((raw == raw[0]).all()) else flat.view(tensor.shape).clone()
+
+
+@torch.no_grad()
+def _gains(network: nn.Module) -> dict[str, Tensor]:
+    """The magnitude of each layer's effective weights, as training computed it: its sum rounds otherwise
+    on another device or with other threads."""
+    return {
+        chain[0].layer.name: getattr(module, attribute).abs().max().cpu()
+        for module in network.modules()
+        if parametrize.is_parametrized(module)
+        for attribute, chain in module.parametrizations.items()  # type: ignore[operator, union-attr]
+        if isinstance(chain[0], Mask)
+    }
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
