@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from hiddenweights.checkpoint import load_checkpoint, save_checkpoint
 from hiddenweights.config import Precision, TrialConfig, resolve, trial_id
 from hiddenweights.data import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.errors import UserError
 from hiddenweights.models import build_network
 from hiddenweights.optim import build_optimizer, learning_rate
 from hiddenweights.subnetwork import (
@@ -33,10 +34,13 @@ EVALUATION_BATCH = 1000
 
 
 class Diverged(RuntimeError):
-    """The training loss is no longer finite. `epoch` is the epoch in which that was seen, from 1."""
+    """The training loss or a learnt score (dense: weight) is no longer finite.
+
+    `epoch` is the epoch in which that was seen, from 1.
+    """
 
     def __init__(self, epoch: int) -> None:
-        super().__init__(f"the training loss is not finite in epoch {epoch}")
+        super().__init__(f"the training loss or what is learnt is not finite in epoch {epoch}")
         self.epoch = epoch
 
 
@@ -62,13 +66,14 @@ class Trainer:
 
         Keys: `epoch` (finished epochs), `train_loss`, `train_accuracy`, `validation_loss` and
         `validation_accuracy` (not under the paper's protocol), `test_loss`, `test_accuracy`, `lr`,
-        `kept` (measured fraction of weights kept), `churn` (fraction of mask bits changed by the epoch),
-        both also by layer as ``kept/NAME`` and ``churn/NAME``, `seconds`, `images_per_second` (training
-        alone), `weights_checksum`, `mask_checksum`. Losses are means over images; accuracies fractions.
+        `weights` (how many the masked layers have), `kept` (measured fraction of them kept), `churn`
+        (fraction of mask bits changed by the epoch), both also by layer as ``kept/NAME`` and
+        ``churn/NAME``, `seconds`, `images_per_second` (training alone), `weights_checksum`,
+        `mask_checksum`. Losses are means over images; accuracies fractions.
 
         Raises:
             UserError: bad input, before any training.
-            Diverged: the loss is not finite; the records before that epoch were yielded.
+            Diverged: the loss or a score is not finite; the records before that epoch were yielded.
         """
         self._build()
         history = self._restore()
@@ -98,18 +103,20 @@ class Trainer:
             epoch=epoch,
             augment=config.data.augment == "crop_flip",
         )
-        with _seeded(self.seed, "train", epoch):
+        with _seeded(self.seed, "train", epoch, device):
             for images, labels in batches:
                 self.steps += 1
                 totals += self._step(images, labels)
         loss_sum, correct, images_seen = totals.tolist()
         trained = time.perf_counter() - started
-        if not math.isfinite(loss_sum):
+        # A mask stays 0 and 1 whatever its scores are, so the loss alone would not tell.
+        finite = [torch.isfinite(parameter).all() for parameter in self.learnable]
+        if not math.isfinite(loss_sum) or (finite and not torch.stack(finite).all()):
             raise Diverged(epoch + 1)
 
         record: Record = {"epoch": epoch + 1, "lr": lr}
         record |= {"train_loss": loss_sum / images_seen, "train_accuracy": correct / images_seen}
-        with _seeded(self.seed, "evaluate", epoch):
+        with _seeded(self.seed, "evaluate", epoch, device):
             for name, split_batches in self.evaluation_batches.items():
                 loss, accuracy = evaluate(self.network, split_batches, config.train.precision)
                 record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
@@ -136,14 +143,16 @@ class Trainer:
         config, name = self.config, self.config.train.device
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if name == "auto" else name)
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise UserError(f"train.device: {name!r}, but there is no such device; choices: auto, cpu")
         dataset = load_dataset(config.data)
         splits = split(dataset, config.data, config.seed_of("data"))
         self.network = build_cell_network(config, dataset).to(self.device)
         self.initial_weights_checksum = self._weights_checksum()
         self.frozen = frozen_weights(self.network)
         self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
-        learnable = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(learnable, config.optim) if learnable else None
+        self.learnable = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = build_optimizer(self.learnable, config.optim) if self.learnable else None
         self._place(dataset, splits)
         self.steps = 0
 
@@ -184,14 +193,17 @@ class Trainer:
 
         Bool, each of its weight's shape, by the weight's name; empty for `dense`.
         """
-        with _seeded(self.seed, "masks", epoch):
+        with _seeded(self.seed, "masks", epoch, self.device):
             return current_masks(self.network)
 
     def _mask_record(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Record:
         record: Record = {"weights_checksum": self._weights_checksum()}
         if not after:
-            return record | {"kept": 1.0, "mask_checksum": record["weights_checksum"]}
+            sizes = {name: getattr(owner, leaf).numel() for owner, leaf, name in weight_layers(self.network)}
+            record |= {"kept": 1.0, "weights": sum(sizes.values())}
+            return record | {"mask_checksum": record["weights_checksum"]}
         sizes = {name: mask.numel() for name, mask in after.items()}
+        record["weights"] = sum(sizes.values())
         counts = torch.stack(
             [torch.stack([mask.sum(), (mask != before[name]).sum()]) for name, mask in after.items()]
         ).tolist()
@@ -261,14 +273,14 @@ def _forward(
 
 
 @contextlib.contextmanager
-def _seeded(seed: int, purpose: str, epoch: int) -> Iterator[None]:
-    """Torch's random numbers as a function of (seed, purpose, epoch) inside; as they were outside.
+def _seeded(seed: int, purpose: str, epoch: int, device: torch.device) -> Iterator[None]:
+    """Torch's random numbers on `device` as a function of (seed, purpose, epoch); as before outside.
 
     For what draws from torch's own generators: sampled masks, dropout. So an epoch repeats whether or
     not the ones before it ran in this process.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int.from_bytes(digest[:7], "little"))
         yield
 
