@@ -1,5 +1,6 @@
 """Networks as plain modules that know nothing of masks, built by name."""
 
+import copy
 import importlib
 from collections.abc import Callable
 from typing import Any
@@ -46,7 +47,7 @@ def build_network(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if arch.startswith("torchvision/"):
-            network = _from_torchvision(arch.removeprefix("torchvision/"), classes, width)
+            network = _from_torchvision(arch.removeprefix("torchvision/"), image_size, classes, width)
         elif ":" in arch:
             network = _from_import_path(arch, classes, width)
         elif arch in NETWORKS:
@@ -57,12 +58,18 @@ def build_network(
     return network
 
 
-def _from_torchvision(name: str, classes: int, width: float) -> nn.Module:
+def _from_torchvision(name: str, image_size: int, classes: int, width: float) -> nn.Module:
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
         raise choices_error("model.arch", f"torchvision/{name}", [f"torchvision/{other}" for other in known])
     if width == 1:
-        network: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+        sized = {"image_size": image_size} if name.startswith("vit_") else {}  # fixed when built
+        try:
+            network: nn.Module = torchvision.models.get_model(name, num_classes=classes, **sized)
+        except Exception as error:  # vit asserts
+            raise UserError(
+                f"model.arch: torchvision/{name} takes no images of {image_size} pixels: {error}"
+            ) from error
         return network
     return torchvision_resnet(name, classes, width)
 
@@ -75,23 +82,31 @@ def _from_import_path(path: str, classes: int, width: float) -> nn.Module:
         raise UserError(f"model.arch: {path!r} does not resolve: {error}") from error
     if width != 1:
         raise UserError(f"model.width: {width!r}, but only our networks and torchvision's ResNets scale")
-    network: Any = constructor(num_classes=classes)
+    try:
+        network: Any = constructor(num_classes=classes)
+    except TypeError as error:
+        raise UserError(f"model.arch: {path!r} is not called with num_classes={classes}: {error}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"model.arch: {path!r} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 
+@torch.no_grad()
 def _check_output(network: nn.Module, arch: str, shape: tuple[int, int, int, int], classes: int) -> None:
-    training = network.training
-    try:
-        with torch.no_grad():
-            output = network.eval()(torch.zeros(shape))
-    except Exception as error:
-        raise UserError(f"model.arch: {arch!r} does not take images of shape {shape[1:]}: {error}") from error
-    finally:
-        network.train(training)
-    if not isinstance(output, torch.Tensor) or tuple(output.shape) != (shape[0], classes):
-        got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
-        raise UserError(
-            f"model.arch: {arch!r} gives {got} for {shape[0]} images, not ({shape[0]}, {classes})"
-        )
+    """Try `network` in evaluation and, on a copy (BatchNorm counts what it sees), in training."""
+    for training in (False, True):
+        try:
+            tried = copy.deepcopy(network) if training else network
+            output = tried.train(training)(torch.zeros(shape))
+        except Exception as error:
+            raise UserError(
+                f"model.arch: {arch!r} does not take images of shape {shape[1:]}: {error}"
+            ) from error
+        if not isinstance(output, torch.Tensor) or tuple(output.shape) != (shape[0], classes):
+            got = tuple(output.shape) if isinstance(output, torch.Tensor) else type(output).__name__
+            mode = "training" if training else "evaluation"
+            raise UserError(
+                f"model.arch: {arch!r} in {mode} gives {got} for {shape[0]} images,"
+                f" not ({shape[0]}, {classes})"
+            )
+    network.train()
