@@ -9,7 +9,7 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hiddenweights import cli
+from hiddenweights import cli, ticket_commands
 from hiddenweights.cell import Record, installed_trackers, run_cell
 from hiddenweights.config import TrialConfig, resolve, short_name, trial_id
 from hiddenweights.store import Busy, Store, default_store
@@ -88,4 +88,4 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run({"train": train}, "hiddenweights"))
+    sys.exit(cli.run({"train": train, **ticket_commands.COMMANDS}, "hiddenweights"))

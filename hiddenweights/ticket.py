@@ -303,7 +303,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
         gains=parts["gain"],
         state=parts["state"],
         weights_checksum=_text(header["weights_checksum"]),
-        record={_text(name): _scalar(value) for name, value in header["record"].items()},
+        record=_record(header["record"]),
         versions={_text(name): _text(value) for name, value in header["versions"].items()},
     )
 
@@ -328,8 +328,13 @@ def _text(value: Any) -> str:
     return value
 
 
-def _scalar(value: Any) -> float | int | str:
-    return value if type(value) in (int, float) else _text(value)
+def _record(data: dict[str, Any]) -> Record:
+    _count(data["epoch"])
+    for name, value in data.items():
+        _text(name)
+        if type(value) not in (int, float) and (name.endswith("_accuracy") or not _text(value)):
+            raise ValueError(f"{name}: {value!r} is not a number")
+    return data
 
 
 def _same_tensors(

@@ -1,0 +1,257 @@
+"""``python -m hiddenweights evaluate | info | export | diff``: what can be done with a ticket.
+
+torch is imported inside the commands: a command line that only trains or prints its help waits for it
+long enough.
+"""
+
+import math
+import os
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from hiddenweights.config import TrainConfig, short_name, trial_id
+from hiddenweights.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from hiddenweights.ticket import Inputs
+
+Split = Literal["test", "validation", "train"]
+Target = Literal["state_dict", "exported_program", "onnx"]
+SUFFIXES: dict[Target, str] = {"state_dict": ".pt", "exported_program": ".pt2", "onnx": ".onnx"}
+
+
+def evaluate(
+    file: Positional[Path],
+    *,
+    data: str | None = None,
+    root: str = "data",
+    split: Split = "test",
+    device: str = "auto",
+    arch: str | None = None,
+) -> None:
+    """Measure the accuracy of a ticket's network.
+
+    Args:
+        file: The ticket.
+        data: Data set, by the names of data.name. Unset: the one the ticket was found on.
+        root: Folder of the data set.
+        split: Which of its images; validation and train are those of the ticket's own seed.
+        device: cpu, cuda, cuda:N, or auto: cuda where there is one.
+        arch: module:callable that makes the network, where that is your own code.
+    """
+    TrainConfig(device=device)
+    import torch
+
+    from hiddenweights.data import Batches, load_dataset
+    from hiddenweights.data import split as split_dataset
+    from hiddenweights.ticket import read_ticket
+    from hiddenweights.train import evaluate as measure
+
+    ticket = read_ticket(file)
+    config = ticket.config
+    chosen = replace(config.data, name=data or config.data.name, root=root)
+    network = ticket.network(arch)
+    dataset = load_dataset(chosen)
+    _fits(ticket.inputs, dataset.channels, dataset.image_size, dataset.classes)
+    images = getattr(split_dataset(dataset, chosen, config.seed_of("data")), split)
+    if images is None:
+        raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
+    torch.set_num_threads(config.train.threads)  # as in training, for the same bits
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    batches = Batches(images.to(place), ticket.inputs.mean, ticket.inputs.std)
+    loss, accuracy = measure(network.to(place), batches, config.train.precision)
+    _print(
+        f"{short_name(config)}: {split} accuracy {accuracy:.2%}, loss {loss:.4f},"
+        f" on {len(images)} images of {chosen.name}"
+    )
+    if chosen.name == config.data.name and f"{split}_accuracy" in ticket.record and split != "train":
+        _print(f"at the end of training: {ticket.record[f'{split}_accuracy']:.2%}")
+        if config.model.method == "sampled":
+            _print("(there over fresh draws of the mask; the ticket holds one draw)")
+
+
+def info(file: Positional[Path]) -> None:
+    """Show what a ticket holds: layers, size, accuracy, origin.
+
+    Args:
+        file: The ticket.
+    """
+    from hiddenweights.maskcode import encode_mask
+    from hiddenweights.ticket import read_ticket
+
+    ticket = read_ticket(file)
+    weights = ticket.weights()
+    rows: list[Sequence[object]] = []
+    for name, mask in ticket.masks.items():
+        n, kept, code = mask.numel(), int(mask.sum()), len(encode_mask(mask.numpy().ravel())[0])
+        positive = int((weights[name][mask] > 0).sum())
+        shape = "x".join(map(str, mask.shape))
+        rows.append(
+            (name, shape, n, kept, f"{kept / n:.1%}", positive, kept - positive, f"{8 * code / n:.3f}")
+        )
+    n, kept, positive = (sum(int(str(row[i])) for row in rows) for i in (2, 3, 5))
+    size = file.stat().st_size
+    rest = sum(math.prod(tensor.shape) for tensor in ticket.state.values())
+    rows.append(("all", "", n, kept, f"{kept / n:.1%}", positive, kept - positive, f"{8 * size / n:.3f}"))
+    accuracies = [
+        f"{name} {value:.2%}" for name, value in ticket.record.items() if name.endswith("_accuracy")
+    ]
+    _print(
+        f"{short_name(ticket.config)} on {ticket.config.data.name}, cell {trial_id(ticket.config)}",
+        f"after epoch {ticket.record['epoch']}: {', '.join(accuracies).replace('_', ' ')}",
+        f"{size} bytes; the weights as float32 are {4 * n}, {4 * n / size:.1f} times as many;"
+        f" {rest} other values",
+        f"weights checksum {ticket.weights_checksum} (verified)",
+        ", ".join(f"{name} {value}" for name, value in ticket.versions.items()),
+        "",
+    )
+    _table(("layer", "shape", "weights", "kept", "k", "kept > 0", "kept < 0", "bits a weight"), rows)
+
+
+def export(
+    file: Positional[Path], *, to: Target, output: Path | None = None, arch: str | None = None
+) -> None:
+    """Write a ticket's network as a plain dense model, which does not need this package.
+
+    Args:
+        file: The ticket.
+        to: state_dict (torch.load), exported_program (torch.export.load) or onnx.
+        output: The file to write. Unset: the ticket's name with .pt, .pt2 or .onnx.
+        arch: module:callable that makes the network, where that is your own code.
+    """
+    if to == "onnx":
+        _need_onnx()
+    from hiddenweights.ticket import read_ticket
+
+    ticket = read_ticket(file)
+    network = ticket.network(arch)
+    path = output or file.with_suffix(SUFFIXES[to])
+    partial = path.with_name(f".{uuid.uuid4().hex}{SUFFIXES[to]}")
+    try:
+        _WRITERS[to](network, ticket.inputs, partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    inputs = ticket.inputs
+    _print(
+        f"{path}: {path.stat().st_size} bytes",
+        f"takes float32 (batch, {inputs.channels}, {inputs.image_size}, {inputs.image_size}),"
+        f" (pixel / 255 - mean) / std with mean {inputs.mean}, std {inputs.std}",
+    )
+
+
+def diff(a: Positional[Path], b: Positional[Path]) -> None:
+    """Compare two masks by layer: what both keep, against the central 95% of what chance gives.
+
+    Args:
+        a: A ticket.
+        b: Another one, of the same network.
+    """
+    from hiddenweights.overlap import Overlap, overlap, total
+    from hiddenweights.ticket import read_ticket
+
+    first, second = read_ticket(a), read_ticket(b)
+    shapes = [{name: tuple(mask.shape) for name, mask in t.masks.items()} for t in (first, second)]
+    if shapes[0] != shapes[1]:
+        names = (short_name(ticket.config) for ticket in (first, second))
+        raise UserError(f"{a} and {b} are of different networks: {', '.join(names)}")
+    layers = {name: overlap(mask, second.masks[name]) for name, mask in first.masks.items()}
+
+    def row(name: str, o: Overlap) -> Sequence[object]:
+        chance = f"{o.low:.0f}..{o.high:.0f}"
+        return (name, o.n, o.a, o.b, o.both, chance, o.verdict, f"{o.both / max(1, o.a):.1%}")
+
+    if first.weights_checksum != second.weights_checksum:
+        _print("The two select from different weights.", "")
+    columns = ("layer", "weights", "A keeps", "B keeps", "both", "chance", "verdict", "both of A's")
+    _table(columns, [*(row(*item) for item in layers.items()), row("all", total([*layers.values()]))])
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "evaluate": evaluate,
+    "info": info,
+    "export": export,
+    "diff": diff,
+}
+
+
+# --- export ------------------------------------------------------------------------------------------------
+
+
+def _write_state_dict(network: "nn.Module", inputs: "Inputs", path: Path) -> None:
+    import torch
+
+    torch.save(network.state_dict(), path)
+
+
+def _write_exported_program(network: "nn.Module", inputs: "Inputs", path: Path) -> None:
+    import torch
+
+    images = torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size)
+    batch = ({0: torch.export.Dim.DYNAMIC},)
+    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=batch), path)
+
+
+def _write_onnx(network: "nn.Module", inputs: "Inputs", path: Path) -> None:
+    import torch
+
+    torch.onnx.export(
+        network,
+        (torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size),),
+        path,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamo=True,
+        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        external_data=False,
+        verbose=False,
+    )
+
+
+_WRITERS: dict[Target, Callable[["nn.Module", "Inputs", Path], None]] = {
+    "state_dict": _write_state_dict,
+    "exported_program": _write_exported_program,
+    "onnx": _write_onnx,
+}
+
+
+def _need_onnx() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("onnx", "onnxscript") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"to: 'onnx' needs {' and '.join(missing)}: pip install 'hiddenweights[onnx]'")
+
+
+# --- text --------------------------------------------------------------------------------------------------
+
+
+def _fits(inputs: "Inputs", channels: int, image_size: int, classes: int) -> None:
+    if (channels, image_size, classes) != (inputs.channels, inputs.image_size, inputs.classes):
+        raise UserError(
+            f"data: has {channels} channels, {image_size} pixels and {classes} classes; the ticket's network"
+            f" takes {inputs.channels}, {inputs.image_size} and {inputs.classes}"
+        )
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Columns as wide as they need to be: the first to the left, the others to the right."""
+    text = [[str(value) for value in row] for row in (columns, *rows)]
+    widths = [max(map(len, column)) for column in zip(*text, strict=True)]
+    for first, *others in text:
+        cells = [f"{cell:>{width}}" for cell, width in zip(others, widths[1:], strict=True)]
+        _print("  ".join([f"{first:<{widths[0]}}", *cells]))
+
+
+def _print(*lines: str) -> None:
+    sys.stdout.writelines(f"{line}\n" for line in lines)
