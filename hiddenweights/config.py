@@ -79,7 +79,7 @@ class ModelConfig:
     selection: Selection = "layer"
     """Keep the top k of each layer (the paper) or of the whole network together."""
     distribution: Distribution | None = None
-    """Weight distribution. Unset: signed_constant, or kaiming_normal for dense."""
+    """Weight distribution. Unset: signed_constant, or kaiming_normal for dense and biprop."""
     scaled: bool = False
     """Multiply the weights' standard deviation by sqrt(1/k) (paper, section 4.1)."""
 
@@ -295,7 +295,9 @@ def resolve(config: TrialConfig) -> TrialConfig:
     optim = replace(recipe(config), **filled)
     if optim.optimizer == "adam":
         optim = replace(optim, momentum=0.0)
-    distribution = model.distribution or ("kaiming_normal" if model.method == "dense" else "signed_constant")
+    # Over weights of one magnitude biprop would be edge-popup over again.
+    normal = model.method in ("dense", "biprop")
+    distribution = model.distribution or ("kaiming_normal" if normal else "signed_constant")
     model = replace(model, distribution=distribution)
     if model.method == "dense":
         model = replace(model, k=1.0, selection="layer", scaled=False)
