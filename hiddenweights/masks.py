@@ -7,12 +7,12 @@ frozen weight into the effective one. A new method is one subclass with an entry
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from hiddenweights.config import Distribution, Method
 from hiddenweights.init import draw_weights
+from hiddenweights.selection import keep_largest
 from hiddenweights.streams import stream, uniforms
 
 
@@ -25,51 +25,6 @@ def kept_count(k: float, n: int) -> int:
     return max(1, round(k * n))
 
 
-@torch.library.custom_op("hiddenweights::top_k", mutates_args=())
-def _top_k(scores: Tensor, kept: int) -> Tensor:
-    magnitude = scores.detach().abs()
-    n = magnitude.numel()
-    if kept == n:
-        return torch.ones_like(scores)
-    flat = magnitude.flatten()
-    if flat.device.type == "cpu":
-        # Non-negative floats order as their bit patterns do, and integers are twice as fast to partition.
-        bits = np.partition(flat.numpy().view(np.int32), n - kept)[n - kept : n - kept + 1]
-        threshold = torch.from_numpy(bits.view(np.float32))
-    else:
-        threshold = flat.topk(kept, sorted=False).values.min()
-    above = magnitude >= threshold
-    if flat.device.type == "cpu" and int(above.sum()) == kept:
-        return above.to(scores.dtype)
-    # Ties at the threshold: the first ones in row-major order are kept. No synchronisation on a GPU.
-    tied = flat == threshold
-    surplus = above.sum() - kept
-    dropped = tied & (tied.flip(0).cumsum(0).flip(0) <= surplus)
-    return (above & ~dropped.view(scores.shape)).to(scores.dtype)
-
-
-@_top_k.register_fake
-def _(scores: Tensor, kept: int) -> Tensor:
-    return torch.empty_like(scores)
-
-
-class _StraightThrough(torch.autograd.Function):
-    """`_top_k` with a gradient. Not registered with the operator: `torch.func` cannot see through that."""
-
-    @staticmethod
-    def forward(scores: Tensor, kept: int) -> Tensor:
-        mask: Tensor = _top_k(scores, kept)
-        return mask
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.saved_tensors[0].sign(), None
-
-
 def top_k_mask(scores: Tensor, kept: int) -> Tensor:
     """1 where |score| is among the `kept` largest of the tensor, else 0; shape and dtype of `scores`.
 
@@ -77,8 +32,7 @@ def top_k_mask(scores: Tensor, kept: int) -> Tensor:
     memory format. The gradient goes straight through to |score|: d/ds = sign(s) * d/dmask for every
     edge, kept or not (paper, section 3).
     """
-    mask: Tensor = _StraightThrough.apply(scores, kept)
-    return mask
+    return keep_largest(torch.ones_like(scores), scores, kept)
 
 
 @dataclass(frozen=True)
@@ -157,8 +111,13 @@ class Mask(nn.Module):
 class EdgePopup(Mask):
     """Keep the top k by |score|, learn the scores straight through (Ramanujan et al. 2020)."""
 
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.group is not None:
+            return super().forward(weight)
+        return keep_largest(weight, self.scores, self.kept)  # weight * mask in one pass
 
-class RandomMask(Mask):
+
+class RandomMask(EdgePopup):
     """A fixed random mask of the same k: the control arm. Nothing learns."""
 
     def __init__(self, scores: Tensor, k: float, layer: Layer) -> None:
@@ -181,7 +140,7 @@ class Sampled(Mask):
         return drawn + (probability - probability.detach())  # the difference is 0, and carries the gradient
 
 
-class IteRand(Mask):
+class IteRand(EdgePopup):
     """Edge-popup that, every `period` steps, redraws each unkept weight with chance `rate`.
 
     Chijiwa et al., "Pruning Randomly Initialized Neural Networks with Iterative Randomization"

@@ -1,0 +1,111 @@
+"""The kernel under every mask: keep the values whose scores are largest, exactly, without a sort."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_library = torch.library.Library("hiddenweights", "DEF")
+_library.define("keep_largest(Tensor values, Tensor scores, int kept) -> Tensor")
+
+# The sample that brackets a threshold: every 61st score (a prime, so as not to fall in step with the
+# rows of a weight); below `_SMALL` scores it pays to partition them all. A chunk stays in cache.
+_SMALL, _STRIDE, _CHUNK = 1 << 13, 61, 1 << 18
+
+
+def keep_largest(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+    """`values` where |score| is among the `kept` largest of the tensor, else 0; shape of `values`.
+
+    Exactly `kept` are kept, 1 <= kept <= n. Among equal magnitudes the first in row-major order are,
+    whatever the memory format. `scores` are float32 or float64, of the shape of `values`. The gradient
+    goes straight through to |score|: d/dscore = sign(score) * value * d/dresult for every edge, kept or
+    not (Ramanujan et al. 2020, section 3); `values` are constants to it.
+    """
+    result: Tensor = _StraightThrough.apply(values, scores, kept)
+    return result
+
+
+class _StraightThrough(torch.autograd.Function):
+    # Not registered with the operator, which would cost 50 us a call; `torch.func` sees through this.
+    @staticmethod
+    def forward(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+        result: Tensor = torch.ops.hiddenweights.keep_largest(values, scores, kept)
+        return result
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+        values, scores = ctx.saved_tensors
+        return None, grad * scores.sign().mul_(values), None
+
+
+@torch.library.register_fake("hiddenweights::keep_largest", lib=_library)  # type: ignore[untyped-decorator]
+def _(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+    return torch.empty_like(values)
+
+
+@torch.library.impl(_library, "keep_largest", "CPU")
+def _(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+    dropped, threshold = -1.0, 0.0
+    if kept < scores.numel():
+        dropped, threshold = _neighbours(_in_memory_order(scores).numpy(), scores.numel() - kept)
+    if dropped < threshold:
+        return _where_above(values, scores, dropped)
+    result = _where_above(values, scores, threshold)
+    magnitude = scores.abs()
+    missing = kept - int(torch.count_nonzero(magnitude > threshold))
+    tied = tuple((magnitude == threshold).nonzero()[:missing].T)
+    result[tied] = values[tied]
+    return result
+
+
+def _where_above(values: Tensor, scores: Tensor, bound: float) -> Tensor:
+    """`values` where |score| > `bound`, else 0, in one pass: what the gradient of hardshrink computes."""
+    result: Tensor = torch.ops.aten.hardshrink_backward(values, scores, bound)
+    return result.to(values.dtype)
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """The elements of `x`, shape (n,), in the order in which they lie: a view where there are no gaps."""
+    return x.permute(sorted(range(x.ndim), key=x.stride, reverse=True)).reshape(-1)
+
+
+def _neighbours(scores: NDArray[np.floating], rank: int) -> tuple[float, float]:
+    """The magnitudes number `rank - 1` and `rank` of |scores|, counted from 0 at the smallest.
+
+    Floyd and Rivest, "Expected time bounds for selection" (CACM 1975): a sample gives a bracket that
+    almost surely holds both (4 standard deviations of its quantile); one pass counts what lies below the
+    bracket and collects what lies in it. The count shows a miss, and then all are partitioned, so the
+    result never depends on the sample.
+    """
+    n = len(scores)
+    if n > _SMALL:
+        sample = np.abs(scores[::_STRIDE])
+        size, p = len(sample), rank / n
+        centre, spread = round(p * size), 4 + math.ceil(4 * math.sqrt(p * (1 - p) * size))
+        ends = max(centre - spread, 0), min(centre + spread, size - 1)
+        sample.partition(ends)
+        low = sample[ends[0]] if ends[0] > 0 else -1.0
+        high = sample[ends[1]] if ends[1] < size - 1 else np.inf
+        below, parts = 0, []
+        for start in range(0, n, _CHUNK):
+            part = np.abs(scores[start : start + _CHUNK])
+            inside = part > low
+            below += len(part) - int(np.count_nonzero(inside))
+            inside &= part <= high
+            parts.append(part[inside])
+        bracketed = np.concatenate(parts)
+        if 0 < rank - below < len(bracketed):
+            return _partition(bracketed, rank - below)
+    return _partition(np.abs(scores), rank)
+
+
+def _partition(magnitudes: NDArray[np.floating], rank: int) -> tuple[float, float]:
+    magnitudes.partition(rank)
+    return float(magnitudes[:rank].max()), float(magnitudes[rank])
