@@ -109,7 +109,7 @@ def cell_epochs(
                 "versions": _versions(),
                 "device": _device(trainer),
             }
-            store.finish(cell, result)
+            store.finish(cell, result, _ticket(trainer, history[-1]))
             lease.finished()
         except (Busy, LeaseLost):
             raise
@@ -158,6 +158,16 @@ def _trainer(config: TrialConfig, folder: Path) -> "Trainer":
     # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
     torch.set_num_threads(config.train.threads)
     return Trainer(config, folder)
+
+
+def _ticket(trainer: "Trainer", record: Record) -> bytes | None:
+    """The content of the trained network's ticket; None where it has none."""
+    from hiddenweights.ticket import Ticket
+
+    try:
+        return Ticket.of(trainer, record).to_bytes()
+    except UserError:  # a method that changes the weights
+        return None
 
 
 def _device(trainer: "Trainer") -> str:

@@ -4,6 +4,7 @@ Layout::
 
     store.json                  {"format": 1}
     cells/<id>/result.json      exists = finished; written last
+    cells/<id>/ticket.ticket    the found subnetwork, where the method leaves the weights alone
     cells/<id>/failure.json     the last failure
     cells/<id>/checkpoint/      the trainer's folder, removed once finished
     cells/<id>/lock             lease: who trains the cell, and when it last said so
@@ -125,8 +126,14 @@ class Store:
             found = pool.map(self.result, cells)
             return {cell: result for cell, result in zip(cells, found, strict=True) if result}
 
-    def finish(self, cell: str, result: Mapping[str, Any]) -> None:
-        """Record the cell as finished and remove what was only needed on the way."""
+    def ticket(self, cell: str) -> bytes | None:
+        """The content of the finished cell's ticket, or None where it has none."""
+        return self._read_bytes(self._of(cell, "ticket.ticket"))
+
+    def finish(self, cell: str, result: Mapping[str, Any], ticket: bytes | None = None) -> None:
+        """Record the cell as finished, its ticket first, and remove what was only needed on the way."""
+        if ticket is not None:
+            self._write_bytes(self._of(cell, "ticket.ticket"), ticket)
         self._write(self._of(cell, "result.json"), result)
         self._remove(self._of(cell, "failure.json"))
         self._remove(self._of(cell, "checkpoint"))
@@ -262,26 +269,36 @@ class Store:
         self._fs.invalidate_cache()  # others write here too
         return list(self._fs.find(self._path(folder)))
 
-    def _read(self, name: str) -> Json | None:
+    def _read_bytes(self, name: str) -> bytes | None:
         try:
-            data: Json = json.loads(self._fs.cat_file(self._path(name)))
+            content: bytes = self._fs.cat_file(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        return content
+
+    def _read(self, name: str) -> Json | None:
+        content = self._read_bytes(name)
+        if content is None:
+            return None
+        try:
+            data: Json = json.loads(content)
         except ValueError as error:
             raise UserError(f"store: {self._path(name)} is not valid JSON: {error}") from None
         return data
 
     def _write(self, name: str, data: Mapping[str, Any], *, durable: bool = True) -> None:
-        text = (json.dumps(data) + "\n").encode()
+        self._write_bytes(name, (json.dumps(data) + "\n").encode(), durable=durable)
+
+    def _write_bytes(self, name: str, content: bytes, *, durable: bool = True) -> None:
         if not self.local:
-            self._fs.pipe_file(self._path(name), text)  # an object store's put is atomic
+            self._fs.pipe_file(self._path(name), content)  # an object store's put is atomic
             return
         path = self.local / name
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
         try:
             with open(temporary, "wb") as file:
-                file.write(text)
+                file.write(content)
                 file.flush()
                 if durable:
                     os.fsync(file.fileno())

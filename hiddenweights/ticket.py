@@ -89,6 +89,9 @@ class Ticket:
         packed = {name: np.packbits(mask.numpy()) for name, mask in masks.items()}
         if checksum(packed) != record["mask_checksum"]:
             raise ValueError(f"the record of epoch {record['epoch']} is not that of the network as it stands")
+        plain = trainer.network.state_dict()
+        if wrong := [name for name, value in plain.items() if not isinstance(value, Tensor)]:
+            raise UserError(f"model.arch: {wrong[0]!r} of the state dict is no tensor, which a ticket needs")
         dataset = load_dataset(config.data)
         return cls(
             config=replace(config, data=replace(config.data, root=DataConfig().root)),
@@ -97,7 +100,7 @@ class Ticket:
             gains=_gains(trainer.network) if config.model.method == "biprop" else {},
             state={
                 name: _compact(tensor.detach().cpu())
-                for name, tensor in trainer.network.state_dict().items()
+                for name, tensor in plain.items()
                 if "parametrizations" not in name.split(".")
             },
             weights_checksum=str(record["weights_checksum"]),
