@@ -1,13 +1,17 @@
 """``python -m analysis``: figures and numbers from a W&B project, offline W&B runs, or the result store."""
 
 import argparse
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from analysis import aggregate, specs, summary
+import pandas as pd
+
+from analysis import aggregate, claims, specs, summary
 from analysis.fetch import fetch
+from analysis.paper import published
 from hiddenweights.errors import UserError
 
 
@@ -26,19 +30,39 @@ def _figure(options: argparse.Namespace) -> None:
     spec = specs.find_spec(options.name)
     table = fetch(options.source)
     points = specs.points(summary.where(table, options.where), spec)
-    drawn = aggregate.curves(points, seed=options.seed, mixed=options.mixed)
+    ours = aggregate.curves(points, seed=options.seed, mixed=options.mixed)
+    drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
     from analysis import figures  # here, because numbers alone need no matplotlib
 
-    try:
+    csv = options.out / f"{spec.name}.csv"
+    with _writing(options.out):
         paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), options.out, spec.name)
-        csv = options.out / f"{spec.name}.csv"
         drawn.to_csv(csv, index=False)
-    except OSError as error:
-        raise UserError(f"--out: {str(options.out)!r} cannot be written ({error.strerror})") from error
-    print(*summary.lines(points, drawn, table, spec), sep="\n")
+    print(*summary.lines(points, ours, table, spec), sep="\n")
     if left_out := summary.left_out(table, spec.name):
         print(f"left out: {left_out}")
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
+
+
+def _claims(options: argparse.Namespace) -> None:
+    table = summary.where(fetch(options.source), options.where)
+    found = claims.verdicts(table)
+    path = options.out / "claims.csv"
+    with _writing(options.out):
+        found.to_csv(path, index=False)
+    print(*summary.claim_lines(found), sep="\n")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["verdict"].value_counts().items())
+    print(f"{counts}; rules and cells: {path}")
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Make the folder; an error of the system's becomes one line."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(f"--out: {str(folder)!r} cannot be written ({error.strerror})") from error
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
         "--mixed", action="store_true", help="let cells of different epochs or protocols share a curve"
     )
     figure.set_defaults(run=_figure)
+
+    claim = commands.add_parser("claims", parents=[common], help="a verdict on each claim of the paper")
+    claim.set_defaults(run=_claims)
     return parser
 
 

@@ -51,8 +51,8 @@ def paired(
 def curves(points: pd.DataFrame, *, seed: int = 0, mixed: bool = False) -> pd.DataFrame:
     """One row a point of a curve: the statistics of `y` over its cells.
 
-    `points` has one row a cell: `panel`, `curve`, `kind`, `x`, `y`, `cell`, `seed` and the columns
-    of `SAME`. The result has `panel`, `curve`, `kind`, `x`, `mean`, `sd`, `n`, `low`, `high`,
+    `points` has one row a cell: `panel`, `curve`, `kind`, `tag`, `x`, `y`, `cell`, `seed` and the columns
+    of `SAME`. The result has `panel`, `curve`, `kind`, `x`, `mean`, `sd`, `n`, `low`, `high`, `tag`,
     `full` (whether n is the largest of the figure) and `cells`, in order of panel, curve and x.
 
     Raises `UserError` where cells of one curve differ in `SAME` (unless `mixed`), or where one seed
@@ -71,7 +71,14 @@ def curves(points: pd.DataFrame, *, seed: int = 0, mixed: bool = False) -> pd.Da
             )
         statistics = describe(group["y"], seed=seed)
         cells = " ".join(sorted(group["cell"]))
-        rows.append({**dict(zip([*by, "x"], key, strict=True)), **statistics, "cells": cells})
+        rows.append(
+            {
+                **dict(zip([*by, "x"], key, strict=True)),
+                **statistics,
+                "tag": group["tag"].iloc[0],
+                "cells": cells,
+            }
+        )
     drawn = pd.DataFrame(rows)
     return drawn.assign(full=drawn["n"] == drawn["n"].max())
 

@@ -15,7 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.specs import BASELINE, PAPER, Spec
+from analysis.paper import PREFIX
+from analysis.specs import PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
     "font.size": 9,
@@ -62,11 +63,12 @@ _SPARE = [
 
 
 def looks(curves: Sequence[str]) -> dict[str, Look]:
-    """A look for each curve: its own where it has one, else the first spare ones in order."""
-    spare = [curve for curve in dict.fromkeys(curves) if curve not in LOOKS]
-    return {curve: LOOKS[curve] for curve in curves if curve in LOOKS} | {
-        curve: _SPARE[i % len(_SPARE)] for i, curve in enumerate(spare)
+    """A look for each curve: its own (a published curve that of ours), else the spare ones in order."""
+    spare = [curve for curve in dict.fromkeys(curves) if curve.removeprefix(PREFIX) not in LOOKS]
+    own = {
+        curve: LOOKS[curve.removeprefix(PREFIX)] for curve in curves if curve.removeprefix(PREFIX) in LOOKS
     }
+    return own | {curve: _SPARE[i % len(_SPARE)] for i, curve in enumerate(spare)}
 
 
 def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look]) -> Axes:
@@ -74,29 +76,37 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
     for key, points in drawn.groupby(["curve", "kind"], sort=False):
         curve, kind = map(str, key)
         style = look[curve]
-        if kind == BASELINE and spec.level_baselines:
+        if points["x"].isna().all():
             _draw_level(points.iloc[0], ax, style, curve)
         else:
             _draw_curve(points, ax, style, curve, kind)
     ax.set_xlabel(spec.x_label)
-    if spec.log:
-        ax.set_xscale("log")
-    ticks = sorted(drawn["x"].dropna().unique())
-    if not spec.log and len(ticks) <= 8:
+    ticks = _spread(drawn.loc[drawn["kind"] == SUBNETWORK, "x"])
+    if len(ticks) <= 8 and not drawn["tag"].fillna("").any():
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     if spec.reverse and not ax.xaxis_inverted():
         ax.invert_xaxis()
     return ax
 
 
+def _spread(places: "pd.Series[float]") -> list[float]:
+    """The places, less those too near to the one before for two labels."""
+    ticks: list[float] = []
+    for place in sorted(places.dropna().unique()):
+        if not ticks or place - ticks[-1] > 0.05 * (places.max() - places.min()):
+            ticks.append(place)
+    return ticks
+
+
 def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> None:
-    ax.axhline(point["mean"], color=look.color, linestyle=look.line, linewidth=1.4, label=curve, zorder=2)
+    width = 0.8 if point["kind"] == PUBLISHED else 1.4
+    ax.axhline(point["mean"], color=look.color, linestyle=look.line, linewidth=width, label=curve, zorder=2)
     if not math.isnan(point["low"]):
         ax.axhspan(point["low"], point["high"], color=look.color, alpha=0.08, linewidth=0, zorder=1)
 
 
 def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: str) -> None:
-    paper = kind == PAPER
+    paper = kind == PUBLISHED
     points = points.sort_values("x")
     line = (0, (1, 2)) if paper else look.line
     ax.plot(
@@ -109,6 +119,11 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
         lacking["x"], lacking["mean"], color=look.color, linestyle="", marker=look.marker or "o",
         markersize=4.5, markerfacecolor="white", zorder=4,
     )  # fmt: skip
+    named = {text.get_text() for text in ax.texts} if kind == SUBNETWORK else set()
+    for point in points[points["tag"].fillna("") != ""].itertuples():
+        if point.tag not in named:
+            at, offset = (point.x, point.mean), (4, 4)
+            ax.annotate(str(point.tag), at, offset, textcoords="offset points", fontsize=6.5, rotation=30)
     band = points.dropna(subset=["low", "high"])
     ax.fill_between(band["x"], band["low"], band["high"], color=look.color, alpha=0.18, linewidth=0, zorder=1)
     if len(band) == 1:  # a band of one point is invisible
@@ -153,7 +168,7 @@ def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
     if panels == 1:
         figure.legend(handles.values(), names, loc="outside right upper")
         return
-    room = {2: 72, 3: 100}.get(panels, 130) // (max(map(len, names)) + 8)  # in characters, roughly
+    room = {2: 92, 3: 110}.get(panels, 130) // (max(map(len, names)) + 8)  # in characters, roughly
     figure.legend(handles.values(), names, loc="outside upper center", ncols=min(len(names), room))
 
 
@@ -164,8 +179,7 @@ def _count(low: float, high: float) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.png (200 dpi) and NAME.pdf (fonts embedded); the same figure gives the same bytes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write NAME.png and NAME.pdf (fonts embedded) into a folder; the same figure gives the same bytes."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with mpl.rc_context(RC):
         figure.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})

@@ -7,9 +7,10 @@ import pandas as pd
 
 from analysis.aggregate import SAME
 from analysis.table import METRIC, Table
+from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 
-SUBNETWORK, BASELINE, PAPER = "subnetwork", "baseline", "paper"
+SUBNETWORK, BASELINE, PUBLISHED = "subnetwork", "baseline", "published"
 
 # Curves that have their own place in every figure, in this order.
 CURVES = (
@@ -40,13 +41,14 @@ class Spec:
     """Factor from the column to the axis."""
     reverse: bool = False
     """Whether the axis runs from large to small, as in the paper's Figure 3."""
-    log: bool = False
     level_baselines: bool = True
     """Dense networks are lines across the panel; otherwise a curve over x like the others."""
     curve: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
     """Label of the curve a cell belongs to; unset: `label`."""
     panel: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
     """Label of the panel; unset: the network."""
+    tag: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
+    """Words beside each point; unset: none."""
     y_label: str = "test accuracy (%)"
 
 
@@ -70,7 +72,7 @@ def _curve(optimizer: str, method: str, distribution: str, scaled: bool, selecti
 
 def network(cells: pd.DataFrame) -> "pd.Series[str]":
     """The network's name for people."""
-    names = {"linear": "Logistic regression", "fc": "FC"}
+    names = {"linear": "Logistic regression", "fc": "FC", "wide resnet50 2": "Wide ResNet-50"}
     plain = cells["model.arch"].str.removeprefix("torchvision/").str.replace("_", " ")
     pretty = plain.str.replace(r"^conv(\d)$", r"Conv\1", regex=True)
     pretty = pretty.str.replace(r"^resnet(\d+)$", r"ResNet-\1", regex=True)
@@ -90,6 +92,17 @@ def _kept(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
     )
 
 
+def one_panel(cells: pd.DataFrame) -> "pd.Series[str]":
+    """All cells in one panel without a title."""
+    return pd.Series("", cells.index, dtype="str")
+
+
+def budget(cells: pd.DataFrame) -> "pd.Series[str]":
+    """How many weights a Conv4 keeps, as a share of width 1's (weights grow as the width squared)."""
+    share = (100 * cells["model.k"] * cells["model.width"] ** 2).round().astype("Int64").astype("str")
+    return (share + "% of width 1's weights").where(cells["model.method"] != "dense", label(cells))
+
+
 FIGURES: dict[str, Spec] = {
     spec.name: spec
     for spec in (
@@ -103,7 +116,27 @@ FIGURES: dict[str, Spec] = {
             x_words="width {:g}",
             level_baselines=False,
         ),
+        Spec(
+            name="fixed_weights",
+            title="The same number of weights, chosen from ever wider random networks",
+            x="model.width",
+            x_label="width multiplier",
+            x_words="width {:g}",
+            curve=budget,
+        ),
         _kept("distributions", "The distribution of the random weights matters"),
+        Spec(
+            name="imagenet",
+            title="Subnetworks of random networks against trained networks on ImageNet",
+            x="weights_kept",
+            x_label="weights (millions)",
+            x_words="{:.1f} million weights",
+            scale=1e-6,
+            level_baselines=False,
+            panel=one_panel,
+            tag=network,
+            y_label="top-1 accuracy (%)",
+        ),
         _kept("imagenet_k", "ResNet-50 on ImageNet over the fraction kept", y_label="top-1 accuracy (%)"),
         _kept("scaled", "Scaled against unscaled weights", y_label="top-1 accuracy (%)"),
         _kept("resnet18", "Subnetworks of a random ResNet-18"),
@@ -154,6 +187,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     found = pd.DataFrame(
         {
             "panel": panel,
+            "tag": spec.tag(cells) if spec.tag else "",
             "curve": pd.Categorical(curve, order, ordered=True),
             "kind": dense.map({True: BASELINE, False: SUBNETWORK}),
             "x": x.round(6),
@@ -163,5 +197,8 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
                 name: cells[name] for name in ("cell", "seed", "model.arch", "model.method", "model.k", *SAME)
             },
         }
-    ).sort_values(["model.arch", "curve", "x", "seed"], kind="stable")
-    return found.assign(curve=found["curve"].astype(str))
+    )
+    depth = {name: place for place, name in enumerate(NETWORKS)}
+    found["depth"] = found["model.arch"].map(depth).fillna(len(depth))
+    found = found.sort_values(["depth", "model.arch", "curve", "x", "seed"], kind="stable")
+    return found.drop(columns="depth").assign(curve=found["curve"].astype(str))

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.specs import BASELINE, SUBNETWORK, Spec
+from analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, Spec
 from analysis.table import Table
 from hiddenweights.config import parse_value
 from hiddenweights.errors import UserError
@@ -49,8 +49,8 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
     dense = drawn[drawn["kind"] == BASELINE].groupby("curve", sort=False)["mean"].max()
     baseline = ", ".join(f"{mean:.1f}% {name}" for name, mean in dense.items())
     return (
-        f"{points['panel'].iloc[0]}: {best['mean']:.1f}% {_interval(best)} with random weights, {curve}, "
-        f"{spec.x_words.format(x)} (chosen by {'validation' if held_out else 'test'} accuracy)"
+        f"{points['panel'].iloc[0] or spec.name}: {best['mean']:.1f}% {_interval(best)} with random weights, "
+        f"{curve}, {spec.x_words.format(x)} (chosen by {'validation' if held_out else 'test'} accuracy)"
         + (f"; {baseline}" if baseline else "")
     )
 
@@ -76,6 +76,21 @@ def unchanged(points: pd.DataFrame, table: Table) -> str:
     return f"weights: {words}; share kept: {kept.min():.1f} to {kept.max():.1f}%"
 
 
+def claim_lines(verdicts: pd.DataFrame) -> list[str]:
+    """Two lines a claim: verdict and what is said; the comparison that decides."""
+    found = []
+    for row in verdicts.to_dict("records"):
+        found.append(f"{row['verdict']:<16} {row['claim']}: {row['says']}")
+        if row["n"]:
+            which = f"worst of {row['comparisons']}: " if row["comparisons"] > 1 else ""
+            interval = "" if pd.isna(row["low"]) else f"{row['low']:+.1f} to {row['high']:+.1f}, "
+            numbers = f"{row['mean']:+.1f} ({interval}n = {row['n']}; must be above {row['margin']:+g})"
+            found.append(f"{'':<16} {row['setting']}; {which}{row['effect']}: {numbers}")
+        else:
+            found.append(f"{'':<16} needs: python -m sweeps launch {row['sweep']}")
+    return found
+
+
 def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     """Under the figure: data, epochs, protocol, n, and what the band is."""
 
@@ -85,9 +100,10 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     protocol = {"validation": "validation split held out", "paper": "all training images (paper's protocol)"}
     protocols = ", ".join(protocol[name] for name in dict.fromkeys(points["data.protocol"]))
     seeds = f"{drawn['n'].max():g} seeds" + ("" if drawn["full"].all() else " (hollow: fewer)")
+    paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
     return (
         f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; "
-        f"mean of {seeds}, band: 95% bootstrap interval"
+        f"mean of {seeds}, band: 95% bootstrap interval{paper}"
     )
 
 

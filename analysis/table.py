@@ -8,7 +8,8 @@
 ``sweeps``                names of the sweeps it belongs to, space-separated
 ``model.arch`` ...        the resolved config under the names of `hiddenweights.config.flatten`
 ``test_accuracy`` ...     the last epoch's record, `best_validation_accuracy`, `best_epoch`,
-                          `initial_weights_checksum`, total training `seconds`, `device`
+                          `initial_weights_checksum`, total training `seconds`, `device`,
+                          `weights` of the masked layers and `weights_kept` of them
 ``source``, ``key``       where it was read, and the run's own name there
 ``version``, ``started``  changes whenever the run does; ISO time
 ========================  ==================================================================
@@ -30,7 +31,7 @@ from hiddenweights.errors import UserError
 FINISHED = "finished"
 METRIC = "test_accuracy"
 # Summary columns that the analysis uses: there in every table, empty where a source lacks them.
-NUMBERS = (METRIC, "validation_accuracy", "kept", "seconds")
+NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds")
 TEXTS = ("weights_checksum", "initial_weights_checksum", "device")
 LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
 
@@ -120,6 +121,7 @@ def tidy(raw: Table) -> Table:
         cells[name] = pd.to_numeric(cells[name], errors="coerce") if name in cells else np.nan
     for name in TEXTS:
         cells[name] = cells[name].astype("str") if name in cells else pd.Series(pd.NA, cells.index, "str")
+    cells["weights_kept"] = cells["kept"] * cells["weights"]
     broken = (cells["state"] == FINISHED) & ~np.isfinite(cells[METRIC])
     cells.loc[broken, "reason"] = f"{METRIC} is missing or not a number"
     cells.loc[broken, "state"] = "failed"

@@ -1,0 +1,40 @@
+"""The published numbers beside ours: one CSV a figure, each row with its source and how it was read.
+
+`x` and `y` are in the figure's units; a row without x is a level; `relation` is ``<`` or ``>`` where only a
+bound is published, which is not drawn.
+"""
+
+from importlib import resources
+
+import pandas as pd
+
+from analysis.specs import PUBLISHED
+
+PREFIX = "published: "
+
+
+def published(figure: str, points: pd.DataFrame) -> pd.DataFrame:
+    """The published rows for a figure's panels, as curves of kind ``published`` (see `aggregate.curves`).
+
+    Empty where nothing is published, or where our cells were trained on other data.
+    """
+    file = resources.files(__name__) / f"{figure}.csv"
+    if not file.is_file():
+        return pd.DataFrame()
+    with file.open() as lines:
+        rows = pd.read_csv(lines, keep_default_na=False, na_values={"x": [""]})
+    data = set(points["data.name"].str.removeprefix("folder:"))
+    rows = rows[rows["data"].isin(data) & rows["panel"].isin(points["panel"]) & (rows["relation"] == "=")]
+    return pd.DataFrame(
+        {
+            "panel": rows["panel"],
+            "curve": PREFIX + rows["curve"],
+            "kind": PUBLISHED,
+            "x": rows["x"].astype(float),
+            "mean": rows["y"].astype(float),
+            "full": True,
+            "cells": "",
+            "source": rows["source"],
+            "how": rows["how"],
+        }
+    )

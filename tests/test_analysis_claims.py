@@ -1,0 +1,208 @@
+"""Each claim's rule on made-up tables of each outcome."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from analysis_stores import config, grid, made_store, result
+
+from analysis import claims
+from analysis.__main__ import main
+from analysis.claims import CONTRADICTED, NOT_ENOUGH, OUT_OF_SCOPE, SUPPORTED
+from analysis.table import Run, Table, frame, tidy
+from hiddenweights.config import ModelConfig, TrialConfig, flatten, resolve, to_dict, trial_id
+
+Accuracy = Callable[[ModelConfig], float]
+
+
+def table_of(cells: list[TrialConfig], accuracy: Accuracy, noise: float = 0.001) -> Table:
+    """A table without histories; `accuracy` as a function of the resolved model, plus a little by seed."""
+    runs = []
+    for cell in map(resolve, cells):
+        value = accuracy(cell.model) + noise * np.random.default_rng(cell.seed).normal()
+        dense = cell.model.method == "dense"
+        summary = {"test_accuracy": value, "kept": cell.model.k or 0.5, "weights_checksum": "w"}
+        summary |= {"initial_weights_checksum": "other" if dense else "w"}
+        runs.append(Run(trial_id(cell), trial_id(cell), config=to_dict(cell), summary=summary))
+    return tidy(frame(runs, "made"))
+
+
+def verdict(claim: str, table: Table) -> str:
+    found = claims.verdicts(table, [one for one in claims.CLAIMS if one.name == claim])
+    return str(found["verdict"].item())
+
+
+def cells(seeds: int = 4, **axes: Any) -> list[TrialConfig]:
+    """Every combination of the axes (tuples), with seeds."""
+    found = [{}]
+    for name, values in axes.items():
+        found = [{**row, name: value} for row in found for value in values]
+    return [config(seed=seed, **row) for row in found for seed in range(seeds)]
+
+
+KS = {"model__k": (0.1, 0.3, 0.5, 0.7, 0.9), "model__distribution": ("signed_constant", "kaiming_normal")}
+DENSE = {"model__method": ("dense",)}
+CIFAR = {"data__name": ("cifar10",)}
+WIDTHS = {"model__width": (0.5, 1.0)}
+SIGNED = "signed_constant"
+
+# claim, its cells, accuracy that supports it, accuracy that contradicts it
+CASES: list[tuple[str, list[TrialConfig], Accuracy, Accuracy]] = [
+    ("plateau", cells(**KS), lambda m: 0.9 - (m.k in (0.1, 0.9)) * 0.2, lambda m: 0.9 - (m.k == 0.7) * 0.1),
+    ("plateau", cells(**KS), lambda m: 0.9, lambda m: 0.8 + (m.k == 0.3) * 0.1),
+    ("ends", cells(**KS), lambda m: 0.9 - (m.k in (0.1, 0.9)) * 0.2, lambda m: 0.9 - (m.k == 0.9) * 0.2),
+    (
+        "signed_above",
+        cells(**KS),
+        lambda m: 0.8 + 0.02 * (m.distribution == SIGNED),
+        lambda m: 0.8 + 0.02 * (m.distribution == SIGNED) * (m.k != 0.9) - 0.01 * (m.distribution == SIGNED),
+    ),
+    (
+        "signed_below",
+        cells(**KS),
+        lambda m: 0.8 - 0.02 * (m.distribution == SIGNED) * (m.k == 0.1),
+        lambda m: 0.8 + 0.02 * (m.distribution == SIGNED),
+    ),
+    (
+        "deeper",
+        cells(model__arch=("conv2", "conv4", "conv6", "conv8")),
+        lambda m: 0.8 + {"conv4": 0.1, "conv6": 0.12, "conv8": 0.13}.get(m.arch, 0),
+        lambda m: 0.8 + (m.arch == "conv6") / 100,
+    ),
+    (
+        "matches_dense",
+        cells(model__arch=("conv6", "conv8")) + cells(model__arch=("conv6", "conv8"), **DENSE),
+        lambda m: 0.9 - 0.005 * (m.method == "edge_popup"),
+        lambda m: 0.9 - 0.05 * (m.method == "edge_popup") * (m.arch == "conv8"),
+    ),
+    (
+        "wider",
+        cells(model__arch=("conv4",), **WIDTHS) + cells(model__arch=("conv4",), **WIDTHS, **DENSE),
+        lambda m: 0.9 if m.method == "dense" else 0.8 + 0.05 * m.width,
+        lambda m: 0.9 if m.method == "dense" else 0.8 - 0.05 * m.width,
+    ),
+    (
+        "fixed_weights",
+        [config(model__arch="conv4", model__width=w, model__k=k, seed=s)
+         for w, k in ((1.0, 0.4), (2.0, 0.1)) for s in range(4)],
+        lambda m: 0.8 + 0.05 * m.width,
+        lambda m: 0.8 - 0.05 * m.width,
+    ),
+    (
+        "above_sampled",
+        cells(**KS) + cells(model__method=("sampled",)),
+        lambda m: 0.7 if m.method == "sampled" else 0.8 - 0.2 * (m.k != 0.5),
+        lambda m: 0.7 if m.method == "sampled" else 0.8 - 0.2 * (m.k == 0.5),
+    ),
+    (
+        "distribution",
+        cells(model__distribution=(SIGNED, "unsigned_constant", "kaiming_normal", "xavier_normal")),
+        lambda m: {SIGNED: 0.9, "kaiming_normal": 0.88}.get(str(m.distribution), 0.7),
+        lambda m: 0.8 + 0.1 * (m.distribution == "xavier_normal"),
+    ),
+    (
+        "scaling",
+        cells(**KS, model__scaled=(False, True)),
+        lambda m: 0.8 + 0.05 * m.scaled,
+        lambda m: 0.8 - 0.05 * m.scaled,
+    ),
+    (
+        "above_random",
+        cells(**KS, model__method=("edge_popup", "random")),
+        lambda m: 0.8 if m.method == "edge_popup" else 0.2,
+        lambda m: 0.8 if m.method == "random" else 0.2,
+    ),
+    ("resnet18", cells(model__arch=("resnet18",), model__k=(0.3,), **CIFAR), lambda m: 0.92, lambda m: 0.89),
+    ("resnet18_dense", cells(model__arch=("resnet18",), **DENSE, **CIFAR), lambda m: 0.94, lambda m: 0.96),
+    ("resnet18_dense", cells(model__arch=("resnet18",), **DENSE, **CIFAR), lambda m: 0.945, lambda m: 0.92),
+    (
+        "shallow",
+        cells(model__arch=("linear", "conv2")) + cells(model__arch=("linear", "conv2"), **DENSE),
+        lambda m: 0.9 - 0.3 * (m.arch == "linear") * (m.method != "dense"),
+        lambda m: 0.9 - 0.3 * (m.arch == "conv2") * (m.method != "dense"),
+    ),
+    (
+        "imagenet",
+        cells(model__arch=("torchvision/wide_resnet50_2",), model__k=(0.3,))
+        + cells(model__arch=("torchvision/resnet34",), **DENSE),
+        lambda m: 0.733,
+        lambda m: 0.733 - 0.05 * (m.method != "dense"),
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("claim", "made", "yes", "no"), CASES, ids=[case[0] for case in CASES])
+def test_every_outcome(claim: str, made: list[TrialConfig], yes: Accuracy, no: Accuracy) -> None:
+    assert verdict(claim, table_of(made, yes)) == SUPPORTED
+    assert verdict(claim, table_of(made, no)) == CONTRADICTED
+    few = [cell for cell in made if cell.seed < claims.MIN_PAIRS - 1]
+    assert verdict(claim, table_of(few, yes)) == NOT_ENOUGH
+    assert verdict(claim, table_of(few, no)) == NOT_ENOUGH
+    assert verdict(claim, table_of([config(model__arch="fc", model__k=0.2)], yes)) == OUT_OF_SCOPE
+
+
+def test_the_cases_cover_every_claim() -> None:
+    assert {case[0] for case in CASES} | {"unchanged"} == {claim.name for claim in claims.CLAIMS}
+    assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
+
+
+def test_one_changed_weight_contradicts() -> None:
+    table = table_of(cells(model__method=("edge_popup", "dense", "iterand")), lambda m: 0.9)
+    assert verdict("unchanged", table) == SUPPORTED
+    changed = table.cells["cell"] == trial_id(config(seed=1))
+    table.cells.loc[changed, "initial_weights_checksum"] = "other"
+    rows = claims.verdicts(table).set_index("claim")
+    assert rows.loc["unchanged", "verdict"] == CONTRADICTED
+    assert rows.loc["unchanged", "cells"] == trial_id(config(seed=1))
+    assert verdict("unchanged", table_of([config(model__method="dense")], lambda m: 0.9)) == OUT_OF_SCOPE
+
+
+def test_weights_that_change_and_come_back_are_found() -> None:
+    found = result(config())
+    found["history"][1]["weights_checksum"] = "for one epoch"
+    run = Run("a", found["cell"], config=found["config"], summary=found["summary"], history=found["history"])
+    run.summary["initial_weights_checksum"] = found["initial_weights_checksum"]  # type: ignore[index]
+    assert verdict("unchanged", tidy(frame([run], "made"))) == CONTRADICTED
+
+
+def test_pairs_are_equal_in_all_but_what_is_compared() -> None:
+    a = table_of(cells(model__k=(0.5,)), lambda m: 0.9).cells
+    b = table_of(cells(model__k=(0.1,)) + cells(model__k=(0.1,), optim__lr=(0.5,)), lambda m: 0.7).cells
+    pairs = claims.differences(a, b, ["model.k"])
+    assert len(pairs) == 4
+    assert pairs["difference"].tolist() == pytest.approx([20] * 4)
+    assert len(claims.differences(a, b, ["model.k", "optim.lr"])) == 8
+    assert claims.differences(a, b, []).empty
+
+
+def test_settings_are_judged_apart() -> None:
+    here, there = cells(**KS), cells(**KS, train__epochs=(7,))
+    table = table_of(here + there, lambda m: 0.9 - (m.k in (0.1, 0.9)) * 0.2)
+    rows = claims.verdicts(table)
+    rows = rows[rows["claim"] == "plateau"]
+    assert rows["setting"].tolist() == ["digits, 3 epochs, validation", "digits, 7 epochs, validation"]
+    assert rows["n"].tolist() == [4, 4]
+
+
+def test_what_is_between_the_margins_is_not_decided() -> None:
+    table = table_of(cells(**KS), lambda m: 0.8, noise=0.02)
+    assert verdict("signed_below", table) == NOT_ENOUGH
+
+
+def test_the_command_writes_one_row_a_claim(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = made_store(tmp_path / "store", "depth", grid())
+    assert main(["claims", "--from", str(store), "--out", str(tmp_path)]) == 0
+    rows = pd.read_csv(tmp_path / "claims.csv")
+    assert rows["claim"].tolist() == [claim.name for claim in claims.CLAIMS]
+    assert rows["rule"].notna().all()
+    behind = rows.set_index("claim").loc["plateau", "cells"].split()
+    middle = [
+        cell for cell in grid() if resolve(cell).model.k in (0.3, 0.5, 0.7) and cell.model.method != "dense"
+    ]
+    assert sorted(behind) == sorted(trial_id(cell) for cell in middle)
+    out = capsys.readouterr().out
+    assert all(claim.name in out for claim in claims.CLAIMS)
+    assert set(flatten(middle[0])) <= set(table_of(middle, lambda m: 0.9).cells.columns)
