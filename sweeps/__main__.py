@@ -1,0 +1,244 @@
+"""``python -m sweeps list | show | launch | status | sync``."""
+
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from statistics import mean
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from hiddenweights import cli
+from hiddenweights.config import from_dict, short_name
+from hiddenweights.errors import UserError
+from hiddenweights.store import Json, Store, default_store
+from sweeps import experiments, launch
+from sweeps.grid import Cells, Sweep, parse_axes, parse_settings
+from sweeps.progress import Curves, Progress, clock, kind
+
+Name = Annotated[str, tyro.conf.Positional]
+Sets = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
+Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE,VALUE")]
+
+
+def list_() -> None:
+    """All sweeps: their cells, and how many of them other sweeps have too."""
+    console = _console()
+    members = experiments.memberships()
+    total = 0
+    for name in experiments.SWEEPS:
+        sweep = experiments.sweep(name)
+        cells = sweep.cells()
+        shared = sum(len(members[cell]) > 1 for cell in cells)
+        total += len(cells)
+        title = sweep.about.partition("\n")[0]
+        console.print(f"{name:<14} {len(cells):>4} cells, {shared:>3} shared   {title}")
+    console.print(f"together {len(members)} cells, not {total}: a cell that two sweeps share is trained once")
+
+
+def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
+    """What a sweep claims, costs and consists of.
+
+    Args:
+        name: The sweep.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values.
+    """
+    console = _console()
+    sweep, cells = _sweep(name, set, axis)
+    console.print(sweep.about + "\n")
+    for arm in sweep.arms:
+        axes = "  ".join(f"{field}={','.join(map(str, values))}" for field, values in arm.axes.items())
+        console.print(f"{arm.base.model.method}: {axes}")
+    console.print(f"{len(cells)} cells{_repeated(cells)}")
+
+
+def launch_(
+    name: Name,
+    set: Sets = (),
+    axis: Axes = (),
+    store: str | None = None,
+    dry_run: bool = False,
+    executor: launch.Executor = "ray",
+    address: str | None = None,
+    gpus: float | None = None,
+    rerun: Literal["failed"] | None = None,
+    time_limit: float | None = None,
+    retries: int = 3,
+    price: float | None = None,
+) -> int:
+    """Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.
+
+    Exit status: 0 when every cell is in the store, 1 when some failed, 130 when stopped.
+
+    Args:
+        name: The sweep.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values, or add one.
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only say which cells there are, how many exist, and what the rest would cost.
+        executor: `inline` trains one cell after the other in this process, without Ray.
+        address: A running Ray cluster (`auto`, or host:port). Unset: Ray on this machine, for the launch.
+        gpus: GPUs a cell; a fraction shares a card. Unset: one where there are any.
+        rerun: `failed` tries cells again that failed before.
+        time_limit: Seconds that one attempt at a cell may take (with Ray).
+        retries: How often a cell is taken up again whose worker died (with Ray).
+        price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
+    """
+    console = _console()
+    _check_numbers(gpus=gpus, time_limit=time_limit, retries=retries, price=price)
+    cells = _sweep(name, set, axis)[1]
+    results = Store(store or default_store())
+    results.check()
+    planned = launch.plan(name, cells, results, rerun_failed=rerun == "failed")
+    known = results.results(cell for cell in cells if cell not in planned.todo)
+    console.print(_headline(planned, cells, results) + _cost(planned, known, price))
+    if dry_run:
+        for cell, config in cells.items():
+            state = "missing" if cell in planned.todo else "failed" if cell in planned.failed else "finished"
+            console.print(f"{cell}  {state:<8}  {short_name(config)}")
+        return 0
+    launch.preflight(planned.todo.values(), address)
+    if planned.todo:
+        from sweeps import tracking  # wandb takes a second, which only training needs
+
+        console.print(f"W&B: {tracking.announce()}")
+    results.prepare()
+    launched = datetime.now(UTC).isoformat()
+    axes = {field: list(values) for field, values in parse_axes(axis).items()}
+    results.write_plan(
+        name,
+        {
+            "name": name,
+            "cells": list(cells),
+            "axes": axes,
+            "overrides": parse_settings(set),
+            "launched": launched,
+        },
+    )
+    options = launch.Options(
+        executor=executor, address=address, gpus=gpus, retries=retries, time_limit=time_limit
+    )
+    curves = Curves(cells, axes)
+    progress = Progress(name, cells, curves, console)
+    for cell, result in known.items():
+        progress.known(cell, result)
+    for cell, message in planned.failed.items():
+        progress.failed(cell, message)
+    try:
+        with launch.stoppable(), progress:
+            launch.run(planned, results, options, progress)
+    except KeyboardInterrupt:
+        console.print(f"stopped: {progress.counts()}; the same command goes on from there")
+        return 130
+    return _conclude(progress, curves, results, console)
+
+
+def _conclude(progress: Progress, curves: Curves, store: Store, console: Console) -> int:
+    console.print(curves.table(progress.accuracies))
+    console.print(f"{progress.counts()} · {clock(progress.elapsed())} · results in {store.uri}")
+    if progress.failures:
+        reasons = Counter(progress.failures.values())
+        for reason, n in reasons.most_common():
+            console.print(f"{n} failed: {reason}")
+        console.print("`--rerun failed` tries them again")
+        return 1
+    return 0
+
+
+def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None) -> int:
+    """How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.
+
+    Args:
+        name: The sweep.
+        set: As given to `launch`. Without --set and --axis: the sweep as it was last launched.
+        axis: As given to `launch`.
+        store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+    """
+    console = _console()
+    results = Store(store or default_store())
+    results.check()
+    saved = None if set or axis else results.plan(name)
+    cells = saved["cells"] if saved else list(_sweep(name, set, axis)[1])
+    states = results.states(cells)
+    counts = Counter(states.values())
+    words = [f"{counts[state]} {state}" for state in ("finished", "running", "failed", "stopped", "missing")]
+    console.print(f"{name}: {len(cells)} cells: {', '.join(words)}")
+    finished = results.results(cell for cell, state in states.items() if state == "finished")
+    if finished:
+        configs = {cell: from_dict(result["config"]) for cell, result in finished.items()}
+        curves = Curves(configs, saved["axes"] if saved else parse_axes(axis))
+        console.print(curves.table({c: result["summary"]["test_accuracy"] for c, result in finished.items()}))
+    for cell, state in states.items():
+        if state == "failed" and (failure := results.failure(cell)):
+            console.print(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}")
+    return 0 if counts["finished"] == len(cells) else 1
+
+
+def sync(store: str | None = None) -> int:
+    """Upload the offline W&B runs of a store; what is uploaded already is left alone.
+
+    Args:
+        store: Folder of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+    """
+    from sweeps import tracking
+
+    return tracking.sync(Store(store or default_store()), _console())
+
+
+def _sweep(name: str, settings: tuple[str, ...], axes: tuple[str, ...]) -> tuple[Sweep, Cells]:
+    sweep = experiments.sweep(name).override(parse_settings(settings), parse_axes(axes))
+    return sweep, sweep.cells()
+
+
+def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
+    finished = len(cells) - len(planned.todo) - len(planned.failed)
+    failed = f", {len(planned.failed)} failed before" if planned.failed else ""
+    return (
+        f"{planned.name}: {len(cells)} cells{_repeated(cells)}: {finished} in {store.uri}{failed}, "
+        f"{len(planned.todo)} to train"
+    )
+
+
+def _repeated(cells: Cells) -> str:
+    return f" ({cells.repeated} more that the axes name twice, kept once)" if cells.repeated else ""
+
+
+def _cost(planned: launch.Plan, known: Mapping[str, Json], price: float | None) -> str:
+    """What is left to train, in hours of one slot, from finished cells of the same kind."""
+    seconds: dict[tuple[object, ...], list[float]] = {}
+    for cell, result in known.items():
+        seconds.setdefault(kind(planned.cells[cell]), []).append(result["seconds"])
+    measured = [mean(seconds[k]) for k in map(kind, planned.todo.values()) if k in seconds]
+    words = []
+    if measured:
+        hours = sum(measured) / 3600
+        dollars = f", ${hours * price:,.2f}" if price else ""
+        words.append(f"about {clock(sum(measured))} of one worker{dollars}")
+    if unmeasured := len(planned.todo) - len(measured):
+        words.append(f"{unmeasured} of a kind not measured yet (`show` has an estimate)")
+    return "; ".join(["", *words])
+
+
+def _check_numbers(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and (value < 0 or (value == 0 and name == "time_limit")):
+            raise UserError(f"--{name.replace('_', '-')}: {value!r} must be above 0")
+
+
+def _console() -> Console:
+    return Console(highlight=False, soft_wrap=True)
+
+
+COMMANDS: dict[str, cli.Command] = {
+    "list": list_,
+    "show": show,
+    "launch": launch_,
+    "status": status,
+    "sync": sync,
+}
+
+if __name__ == "__main__":
+    sys.exit(cli.run(COMMANDS, "sweeps"))

@@ -1,0 +1,192 @@
+"""Make a sweep's missing cells exist: in this process, or on Ray. The store decides what is missing."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Any, Literal, NoReturn
+
+from hiddenweights.cell import installed_trackers, run_cell
+from hiddenweights.config import TrialConfig, to_dict
+from hiddenweights.store import Busy, LeaseLost, Store
+from sweeps.progress import Progress
+
+Executor = Literal["ray", "inline"]
+POLL = 2.0  # seconds between looks at cells that another launch trains
+
+# What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
+# cannot be silenced, a SIGINT handler that returns as if all were done, snapshots for a restore that is
+# not used, usage statistics, changes of directory and of what a worker sees of the devices.
+RAY_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a launch runs, as opposed to what."""
+
+    executor: Executor = "ray"
+    address: str | None = None
+    """A running Ray cluster; None starts Ray on this machine."""
+    gpus: float | None = None
+    """GPUs a cell; None: by the size of its network, where there are any."""
+    retries: int = 3
+    """How often a cell is taken up again whose worker died."""
+    time_limit: float | None = None
+    """Seconds that one attempt at a cell may take."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A launch about to happen: all cells, and those that are to be trained."""
+
+    name: str
+    cells: Mapping[str, TrialConfig]
+    todo: Mapping[str, TrialConfig]
+    failed: Mapping[str, str]
+    """Cells that failed before and are left alone, with the reason."""
+
+
+def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_failed: bool) -> Plan:
+    """Sort the cells by what the store says of them. Reads only."""
+    states = store.states(cells)
+    failed: dict[str, str] = {}
+    for cell, state in states.items():
+        if state == "failed" and not rerun_failed:
+            failure = store.failure(cell)
+            if failure and not failure["transient"]:
+                failed[cell] = failure["message"]
+    todo = {
+        cell: config for cell, config in cells.items() if states[cell] != "finished" and cell not in failed
+    }
+    return Plan(name=name, cells=cells, todo=todo, failed=failed)
+
+
+def preflight(configs: Iterable[TrialConfig], address: str | None) -> None:
+    """Raise `UserError` for data and networks that the workers could not load.
+
+    In a process of its own, since loading needs torch and memory, and the launch itself neither. With a
+    cluster's `address` nothing is tried: the data lies with the workers.
+    """
+    needs = {
+        (config.data, config.model.arch): config
+        for config in configs
+        if config.data.name != "digits" or not config.model.arch.isalnum()
+    }
+    if needs and not address:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            pool.submit(_load, list(needs.values())).result()
+
+
+def _load(configs: list[TrialConfig]) -> None:
+    from hiddenweights.data import load_dataset
+    from hiddenweights.train import build_cell_network
+
+    for config in configs:
+        dataset = load_dataset(config.data)
+        if not config.model.arch.isalnum():  # torchvision's, or a module of the user's
+            build_cell_network(config, dataset)
+
+
+def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
+    """Train the plan's cells until none is missing but the failed ones.
+
+    Raises KeyboardInterrupt when stopped by SIGINT or SIGTERM; every finished epoch is in the store then.
+    """
+    todo = dict(planned.todo)
+    with _executor(planned.name, store, options, todo) as execute:
+        while todo:
+            execute(todo, progress)
+            states = store.states(todo)
+            for cell in [cell for cell, state in states.items() if state == "finished"]:
+                if cell not in progress.accuracies:  # trained by another launch
+                    progress.known(cell, store.result(cell) or {})
+                del todo[cell]
+            for cell in progress.failures.keys() & todo.keys():
+                del todo[cell]
+            if todo:
+                _wait_for_others(todo, store, progress)
+
+
+def _wait_for_others(todo: Mapping[str, TrialConfig], store: Store, progress: Progress) -> None:
+    """Return once some of `todo` is finished or free to be taken."""
+    while all(state == "running" for state in store.states(todo).values()):
+        progress.note(f"{len(todo)} cells are being trained by another launch; waiting for them")
+        time.sleep(POLL)
+    progress.note("")
+
+
+@contextlib.contextmanager
+def _executor(name: str, store: Store, options: Options, todo: Mapping[str, TrialConfig]) -> Iterator[Any]:
+    launched = datetime.now(UTC).isoformat()
+    if options.executor == "inline" or not todo:
+        yield lambda cells, progress: _inline(name, store, cells, progress)
+        return
+    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
+    if not options.address:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
+    from sweeps import ray_executor  # only now: Ray reads its environment when imported
+
+    with ray_executor.cluster(options.address):
+        ray_executor.check(todo, options.gpus)
+        jobs = {
+            cell: {
+                "cell": cell,
+                "config": to_dict(config),
+                "store": store.uri,
+                "sweep": name,
+                "launched": launched,
+                "time_limit": options.time_limit,
+            }
+            for cell, config in todo.items()
+        }
+        yield lambda cells, progress: ray_executor.run(
+            [jobs[cell] for cell in cells], store, progress, gpus=options.gpus, retries=options.retries
+        )
+
+
+def _inline(name: str, store: Store, cells: Mapping[str, TrialConfig], progress: Progress) -> None:
+    trackers = installed_trackers()
+    for cell, config in cells.items():
+        progress.running(cell, 0)
+        try:
+            result = run_cell(
+                config,
+                store,
+                sweep=name,
+                trackers=trackers,
+                on_record=lambda record, cell=cell: progress.running(cell, int(record["epoch"])),  # type: ignore[misc]
+            )
+        except (Busy, LeaseLost):
+            progress.left(cell)
+        except Exception as error:
+            progress.failed(cell, f"{type(error).__name__}: {error}")
+        else:
+            progress.finished(cell, result["summary"]["test_accuracy"], result["seconds"])
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[None]:
+    """SIGTERM inside the block is what SIGINT is: a KeyboardInterrupt."""
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

@@ -1,0 +1,234 @@
+"""A launch as people watch it: a live table on a terminal, plain lines elsewhere."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from statistics import mean
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hiddenweights.config import TrialConfig, flatten, resolve, short_name
+from hiddenweights.store import Json
+
+LINE_EVERY = 10.0  # seconds between plain lines
+
+
+class Curves:
+    """Where each cell stands in the figure: on which curve, at which x."""
+
+    def __init__(self, cells: Mapping[str, TrialConfig], axes: Iterable[str] = ()) -> None:
+        flat = {cell: flatten(resolve(config)) for cell, config in cells.items()}
+        values = {name: {row[name] for row in flat.values()} for name in ("model.k", "model.width")}
+        self.x = "model.width" if len(values["model.width"]) > 2 else "model.k"
+        hidden = ("k=", "seed=", *(("width=",) if self.x == "model.width" else ()))
+        more = sorted(set(axes) - _NAMED)
+        self._places: dict[str, tuple[str, float | None]] = {}
+        for cell, config in cells.items():
+            words = [word for word in short_name(config).split() if not word.startswith(hidden)]
+            words += [f"{name.rpartition('.')[2]}={flat[cell][name]}" for name in more]
+            x = flat[cell][self.x]
+            self._places[cell] = " ".join(words), None if x is None else float(x)
+
+    def place(self, cell: str) -> tuple[str, float | None]:
+        """The curve's name and the cell's x; None where the method has none."""
+        return self._places[cell]
+
+    def means(self, accuracies: Mapping[str, float]) -> dict[str, dict[float | None, float]]:
+        """For each curve, the mean accuracy at each x that has a cell, curves in the order of the cells."""
+        points: dict[str, dict[float | None, list[float]]] = {
+            curve: defaultdict(list) for curve, _ in self._places.values()
+        }
+        for cell, accuracy in accuracies.items():
+            curve, x = self.place(cell)
+            points[curve][x].append(accuracy)
+        return {curve: {x: mean(values) for x, values in xs.items()} for curve, xs in points.items()}
+
+    def table(self, accuracies: Mapping[str, float]) -> Table:
+        """Mean test accuracy in percent, a row a curve, a column an x."""
+        xs = sorted({x for _, x in self._places.values() if x is not None})
+        if any(x is None for _, x in self._places.values()):
+            xs.append(None)  # type: ignore[arg-type]
+        table = Table(box=None, pad_edge=False, header_style="dim")
+        table.add_column("test accuracy, %", no_wrap=True)
+        for x in xs:
+            table.add_column("-" if x is None else f"{self.x.rpartition('.')[2]}={x:g}", justify="right")
+        for curve, points in self.means(accuracies).items():
+            best = max(points.values(), default=0.0)
+            table.add_row(
+                curve,
+                *(
+                    Text(f"{points[x]:.1%}"[:-1], style="bold green" if points[x] == best else "")
+                    if x in points
+                    else Text("·", style="dim")
+                    for x in xs
+                ),
+            )
+        return table
+
+    def best(self, accuracies: Mapping[str, float]) -> list[str]:
+        """One line a curve: its best point."""
+        lines = []
+        for curve, points in self.means(accuracies).items():
+            if points:
+                x = max(points, key=lambda x: points[x])
+                where = "" if x is None else f" at {self.x.rpartition('.')[2]} = {x:g}"
+                lines.append(f"{curve}: {points[x]:.1%}{where}")
+        return lines
+
+
+# Axes that a cell's short name shows already.
+_NAMED = {
+    "model.arch",
+    "model.width",
+    "model.method",
+    "model.k",
+    "model.distribution",
+    "model.scaled",
+    "optim.optimizer",
+    "seed",
+}
+
+
+def kind(config: TrialConfig) -> tuple[object, ...]:
+    """Cells of one kind take about equally long."""
+    config = resolve(config)
+    model, data, train = config.model, config.data, config.train
+    return (
+        model.arch, model.width, model.method, data.name, data.subset, data.image_size,
+        config.optim.batch_size, train.epochs, train.precision,
+    )  # fmt: skip
+
+
+class Progress:
+    """Counts and shows. Use it as a context manager around the work."""
+
+    def __init__(self, name: str, cells: Mapping[str, TrialConfig], curves: Curves, console: Console) -> None:
+        self._name, self._cells, self._curves, self._console = name, cells, curves, console
+        self.accuracies: dict[str, float] = {}
+        self.failures: dict[str, str] = {}
+        self._seconds: dict[tuple[object, ...], list[float]] = defaultdict(list)
+        self._running: dict[str, float] = {}  # cell -> fraction of its epochs done
+        self._note = ""
+        self._began = self._printed = time.monotonic()
+        self._slots = 1
+        self._live: Live | None = None
+
+    def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live = Live(
+                get_renderable=self._picture, console=self._console, refresh_per_second=4, transient=True
+            )
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    # --- what happened -------------------------------------------------------------------------------
+
+    def known(self, cell: str, result: Json) -> None:
+        """The cell was finished before."""
+        self.accuracies[cell] = result["summary"]["test_accuracy"]
+        self._seconds[kind(self._cells[cell])].append(result["seconds"])
+
+    def running(self, cell: str, epoch: int) -> None:
+        """The cell has finished `epoch` epochs."""
+        self._running[cell] = epoch / self._cells[cell].train.epochs
+        self._slots = max(self._slots, len(self._running))
+        self._line()
+
+    def finished(self, cell: str, accuracy: float, seconds: float) -> None:
+        """The cell is in the store."""
+        self._running.pop(cell, None)
+        self.failures.pop(cell, None)
+        self.accuracies[cell] = accuracy
+        self._seconds[kind(self._cells[cell])].append(seconds)
+        self._line()
+
+    def failed(self, cell: str, message: str) -> None:
+        """The cell failed, for now or for good."""
+        self._running.pop(cell, None)
+        self.failures[cell] = message
+        self._console.print(f"failed: {short_name(self._cells[cell])} ({cell}): {message}")
+
+    def left(self, cell: str) -> None:
+        """Nobody here trains the cell any more."""
+        self._running.pop(cell, None)
+
+    def note(self, text: str) -> None:
+        """What is being waited for, if anything."""
+        if text and text != self._note and not self._live:
+            self._console.print(text)
+        self._note = text
+
+    # --- what to show --------------------------------------------------------------------------------
+
+    def eta(self) -> float | None:
+        """Seconds to go, from finished cells of the same kind; None before there are any."""
+        every = [seconds for kinds in self._seconds.values() for seconds in kinds]
+        if not every:
+            return None
+        total = 0.0
+        for cell, config in self._cells.items():
+            if cell not in self.accuracies and cell not in self.failures:
+                seconds = mean(self._seconds.get(kind(config)) or every)
+                total += seconds * (1 - self._running.get(cell, 0.0))
+        return total / self._slots
+
+    def elapsed(self) -> float:
+        """Seconds since this began."""
+        return time.monotonic() - self._began
+
+    def counts(self) -> str:
+        """``45/72 cells · 2 running · 0 failed · 0:48 left``."""
+        words = [
+            f"{len(self.accuracies)}/{len(self._cells)} cells",
+            f"{len(self._running)} running",
+            f"{len(self.failures)} failed",
+        ]
+        eta = self.eta()
+        if eta is not None and len(self.accuracies) < len(self._cells):
+            words.append(f"{clock(eta)} left")
+        return " · ".join(words)
+
+    def _picture(self) -> Group:
+        head = Table.grid(padding=(0, 1))
+        head.add_row(
+            Text(self._name, style="bold"),
+            ProgressBar(total=max(1, len(self._cells)), completed=len(self.accuracies), width=30),
+            Text(self.counts(), style="red" if self.failures else ""),
+        )
+        parts: list[Table | Text] = [head]
+        if self._note:
+            parts.append(Text(self._note, style="dim"))
+        rows = len({curve for curve, _ in map(self._curves.place, self._cells)})
+        if rows + 4 < self._console.height:  # a table taller than the screen would flicker
+            parts.append(self._curves.table(self.accuracies))
+        else:
+            room = max(1, self._console.height - 4)
+            parts += [Text(line) for line in self._curves.best(self.accuracies)[:room]]
+        return Group(*parts)
+
+    def _line(self) -> None:
+        now = time.monotonic()
+        if self._live or now - self._printed < LINE_EVERY:
+            return
+        self._printed = now
+        top = ""
+        if self.accuracies:
+            means = self._curves.means(self.accuracies)
+            top = max((max(points.values()), curve) for curve, points in means.items() if points)[1]
+            top = next(line for line in self._curves.best(self.accuracies) if line.startswith(f"{top}:"))
+        self._console.print(f"{self._name}: {self.counts()}" + (f" · best {top}" if top else ""))
+
+
+def clock(seconds: float) -> str:
+    """``0:48``, ``12:03``, ``1:02:03``."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

@@ -1,0 +1,115 @@
+"""Cells on Ray Tune: the only module of the driver that imports Ray."""
+
+import contextlib
+import logging
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ray
+from ray import tune
+
+from hiddenweights.config import TrialConfig, from_dict
+from hiddenweights.errors import UserError
+from hiddenweights.store import Json, Store
+from sweeps.progress import Progress
+from sweeps.trial import REPORT_EVERY, CellTrial
+
+MIB = 2**20
+
+
+@contextlib.contextmanager
+def cluster(address: str | None) -> Iterator[None]:
+    """Connect to the Ray cluster at `address`, or start one on this machine for the block."""
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker's death is said by `_Watch`
+    quiet: Json = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        if address:
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=80 * MIB,  # nothing of size travels through it
+                **quiet,
+            )
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise UserError(f"--address {address!r}: no Ray cluster answers: {error}") from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def check(cells: Mapping[str, TrialConfig], gpus: float | None) -> None:
+    """Raise `UserError` when a cell wants more of a kind than any node has: it would wait for ever."""
+    for kind in ("CPU", "GPU"):
+        most = max((node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+        for config in cells.values():
+            wanted = resources(config, gpus)[kind.lower()]
+            if wanted > most:
+                name = "train.threads" if kind == "CPU" else "--gpus"
+                raise UserError(f"{name}: a cell wants {wanted:g} {kind}s; the largest node has {most:g}")
+
+
+def resources(config: TrialConfig, gpus: float | None) -> dict[str, float]:
+    """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: 1 where the cluster has any)."""
+    if config.train.device == "cpu":
+        share = 0.0
+    elif gpus is not None:
+        share = gpus
+    else:
+        wants = config.train.device.startswith("cuda")
+        share = 1.0 if wants or ray.cluster_resources().get("GPU", 0) else 0.0
+    return {"cpu": float(config.train.threads), "gpu": share}
+
+
+def run(jobs: Sequence[Json], store: Store, progress: Progress, *, gpus: float | None, retries: int) -> None:
+    """Hand every job to a worker, once (more often where workers die), and return when all have ended."""
+    with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
+        tuner = tune.Tuner(
+            tune.with_resources(CellTrial, lambda job: resources(from_dict(job["config"]), gpus)),
+            param_space=tune.grid_search([{**job, "report_every": REPORT_EVERY} for job in jobs]),
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(
+                storage_path=scratch,  # Tune's own notes, which nobody reads
+                verbose=0,
+                callbacks=[_Watch(store, progress)],
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a cell has its own
+                failure_config=tune.FailureConfig(max_failures=retries),
+            ),
+        )
+        tuner.fit()
+
+
+class _Watch(tune.Callback):  # type: ignore[misc]
+    """Tells the progress what the workers report."""
+
+    def __init__(self, store: Store, progress: Progress) -> None:
+        self._store, self._progress = store, progress
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tune.Callback, ()  # Tune pickles its callbacks for a restore, which is not used here
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._progress.running(trial.config["cell"], 0)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any
+    ) -> None:
+        cell = result["cell"]
+        match result["state"]:
+            case "running":
+                self._progress.running(cell, result["epoch"])
+            case "finished":
+                self._progress.finished(cell, result["test_accuracy"], result["cell_seconds"])
+            case "failed":
+                self._progress.failed(cell, result["message"])
+            case "busy":
+                self._progress.left(cell)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        cell = trial.config["cell"]
+        failure = self._store.failure(cell)
+        self._progress.failed(cell, failure["message"] if failure else "its worker died, again and again")

@@ -1,0 +1,171 @@
+"""W&B as a tracker: one run a cell, found again by the cell's id; offline where there is no key."""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import wandb
+from rich.console import Console
+
+from hiddenweights.cell import Record, Run
+from hiddenweights.config import short_name, to_dict
+from hiddenweights.errors import UserError
+from hiddenweights.store import Json, Store
+from sweeps.experiments import memberships
+
+PROJECT = "hidden-weights"
+# Seconds. W&B's own patience with an unreachable server is 90 s a run.
+PATIENCE = 20
+
+
+class WandbTracker:
+    """Follows one attempt at a cell as the W&B run whose id is the cell's.
+
+    A record is logged as step number `epoch`: what a resumed attempt repeats, the server already has and
+    drops. Offline, the run of the cell's earlier attempt is replaced, since this one repeats its records.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self._attempt = run.attempt
+        mode = tracking_mode()
+        folder = wandb_folder(run.store)
+        if mode == "disabled":
+            self._run = None
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if mode == "offline":
+            for earlier in folder.glob(f"wandb/offline-run-*-{run.cell}"):
+                shutil.rmtree(earlier, ignore_errors=True)
+        try:
+            self._run = _start(run, mode, folder)
+        except (wandb.Error, TimeoutError, OSError) as error:
+            # The server went away after the launch. The rest of this process's runs are offline too.
+            os.environ["WANDB_MODE"] = "offline"
+            tracking_mode.cache_clear()
+            logging.getLogger(__name__).warning("W&B: %s; going on offline", error)
+            self._run = _start(run, "offline", folder)
+
+    def log(self, record: Record) -> None:
+        """One record as one step."""
+        if self._run:
+            self._run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
+
+    def finish(self, result: Json | None) -> None:
+        """End the run, marked as finished when there is a `result`."""
+        if not self._run:
+            return
+        if result:
+            self._run.summary.update(
+                {
+                    **result["summary"],
+                    "initial_weights_checksum": result["initial_weights_checksum"],
+                    "seconds": result["seconds"],
+                    "finished": True,
+                }
+            )
+        self._run.finish(exit_code=0 if result else 1)
+
+
+def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
+    config = run.config
+    tags = sorted({*memberships().get(run.cell, ()), *([run.sweep] if run.sweep else ())})
+    started = wandb.init(
+        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        id=run.cell,
+        name=short_name(config),
+        group=run.sweep or None,
+        job_type=config.model.method,
+        tags=tags,
+        config={**to_dict(config), "cell": run.cell},
+        resume="allow" if mode == "online" else None,
+        dir=folder,
+        mode=mode,
+        reinit="finish_previous",
+        settings=wandb.Settings(
+            console="off",
+            silent=True,
+            init_timeout=PATIENCE,
+            x_disable_meta=True,
+            x_save_requirements=False,
+            x_disable_stats=mode == "offline",
+            # W&B's own 15 s would lose a killed cell's last epochs, or all of a short one's.
+            x_transaction_log_flush_interval=1.0,
+        ),
+    )
+    started.define_metric("epoch")
+    started.define_metric("*", step_metric="epoch")
+    return started
+
+
+def wandb_folder(store: Store) -> Path:
+    """Where W&B puts its ``wandb`` folder: $WANDB_DIR, else the local store, else the working directory."""
+    return Path(os.environ.get("WANDB_DIR") or store.local or ".").absolute()
+
+
+@cache
+def tracking_mode() -> str:
+    """``online``, ``offline`` or ``disabled``: as $WANDB_MODE says, else online where that is possible."""
+    return choose_mode()[0]
+
+
+def announce() -> str:
+    """Choose the mode for this launch, its local workers included; returns a line for people."""
+    mode, reason = choose_mode()
+    os.environ["WANDB_MODE"] = mode
+    wandb.teardown()
+    return f"{mode} ({reason})"
+
+
+def choose_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+    """W&B's mode and, for people, the reason for it."""
+    asked = environment.get("WANDB_MODE", "")
+    if asked in ("offline", "disabled", "dryrun"):
+        return ("offline" if asked == "dryrun" else asked), f"WANDB_MODE={asked}"
+    settings = wandb.setup(wandb.Settings(silent=True)).settings
+    try:
+        logged_in = wandb.login(prompt=False, verify=False)
+    except wandb.errors.AuthenticationError as error:
+        raise UserError(f"W&B: {error}") from None
+    if not logged_in:
+        return "offline", "there is no key; `wandb login` makes one, `python -m sweeps sync` uploads later"
+    address = urlsplit(settings.base_url)
+    port = address.port or (443 if address.scheme == "https" else 80)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=5).close()
+    except OSError as error:
+        return (
+            "offline",
+            f"{address.hostname} does not answer ({error}); `python -m sweeps sync` uploads later",
+        )
+    return "online", f"to {address.hostname}"
+
+
+def sync(store: Store, console: Console) -> int:
+    """Upload the store's offline runs with W&B's own command; returns its exit status.
+
+    A run that was uploaded carries a mark of W&B's and is left alone. Raises `UserError` where there is
+    nothing to upload, or nowhere to upload it to.
+    """
+    folder = wandb_folder(store) / "wandb"
+    runs = sorted(folder.glob("offline-run-*"))
+    waiting = [run for run in runs if not any(run.glob("*.synced"))]
+    if not runs:
+        raise UserError(f"sync: no offline W&B runs in {folder}")
+    mode, reason = choose_mode({})
+    if waiting and mode != "online":
+        raise UserError(f"sync: W&B cannot be reached: {reason}")
+    status = 0
+    for run in waiting:
+        status |= subprocess.run([sys.executable, "-m", "wandb", "sync", str(run)], check=False).returncode
+    console.print(
+        f"{len(waiting)} of {len(runs)} runs uploaded" if not status else "some runs were not uploaded"
+    )
+    return status

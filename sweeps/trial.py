@@ -1,0 +1,124 @@
+"""What one Ray worker does: cell after cell, each from claim to result."""
+
+import os
+import threading
+import time
+from collections.abc import Generator
+from datetime import UTC, datetime
+from typing import Any
+
+from ray import tune
+
+from hiddenweights.cell import Record, cell_epochs, installed_trackers
+from hiddenweights.config import from_dict
+from hiddenweights.store import Busy, Json, LeaseLost, Store
+
+# Seconds between reports to the driver: each costs it 10 ms or so.
+REPORT_EVERY = 2.0
+
+
+class CellTrial(tune.Trainable):  # type: ignore[misc]
+    """Trains the cell of its `config`, then, since actors are reused, the next one.
+
+    A report holds the cell's id, its `state` (running, finished, failed, busy) and a few scalars. An
+    exception of the cell is a report and no crash, so that Tune tries again only where a worker died.
+    """
+
+    def setup(self, config: Json) -> None:
+        # Nothing that can be seen from outside: Tune may give this cell to another, cached actor.
+        self._epochs: Generator[Record, None, Json] | None = None
+        self._watchdog: threading.Timer | None = None
+        self._job = config
+
+    def reset_config(self, new_config: Json) -> bool:
+        self.cleanup()
+        self._job = new_config
+        return True
+
+    def cleanup(self) -> None:
+        """End the cell in hand: its lease is given back, its checkpoint stays."""
+        if self._watchdog:
+            self._watchdog.cancel()
+            self._watchdog = None
+        if self._epochs:
+            self._epochs.close()
+            self._epochs = None
+
+    def step(self) -> dict[str, Any]:
+        cell = self._job["cell"]
+        try:
+            return {"cell": cell, **self._advance()}
+        except (Busy, LeaseLost):
+            return {"cell": cell, "state": "busy", tune.result.DONE: True}
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            return {"cell": cell, "state": "failed", "message": message, tune.result.DONE: True}
+
+    def _advance(self) -> dict[str, Any]:
+        if self._epochs is None:
+            store = Store(self._job["store"])
+            if not store.present():
+                raise OSError(f"the store {store.uri} is not there on this host; hosts must share it")
+            if failure := _failed_since(store, self._job["cell"], self._job["launched"]):
+                return {"state": "failed", "message": failure["message"], tune.result.DONE: True}
+            self._epochs = cell_epochs(
+                from_dict(self._job["config"]),
+                store,
+                sweep=self._job["sweep"],
+                trackers=installed_trackers(),
+            )
+            self._watch(store)
+        until = time.monotonic() + self._job["report_every"]
+        while True:
+            try:
+                record = next(self._epochs)
+            except StopIteration as end:
+                self.cleanup()
+                result: Json = end.value
+                return {
+                    "state": "finished",
+                    **_scalars(result["summary"]),
+                    "cell_seconds": result["seconds"],
+                    tune.result.DONE: True,
+                }
+            if time.monotonic() >= until:
+                return {"state": "running", **_scalars(record)}
+
+    def _watch(self, store: Store) -> None:
+        """Kill this worker when the cell has taken longer than it may: what hangs cannot be asked."""
+        limit = self._job["time_limit"]
+        if limit is None:
+            return
+        cell = self._job["cell"]
+
+        def kill() -> None:
+            failure = {
+                "error": "TimeLimit",
+                "message": f"TimeLimit: not finished after {limit:g} s",
+                "traceback": "",
+                "epoch": 0,
+                "record": None,
+                "attempt": 1,
+                "time": datetime.now(UTC).isoformat(),
+                "transient": False,
+            }
+            try:
+                store.fail(cell, failure)
+            finally:
+                os._exit(1)
+
+        self._watchdog = threading.Timer(limit, kill)
+        self._watchdog.daemon = True
+        self._watchdog.start()
+
+
+def _failed_since(store: Store, cell: str, launched: str) -> Json | None:
+    failure = store.failure(cell)
+    if failure and not failure["transient"] and failure["time"] >= launched:
+        return failure
+    return None
+
+
+def _scalars(record: Record) -> dict[str, float | int | str]:
+    names = ("epoch", "test_accuracy", "validation_accuracy")
+    return {name: record[name] for name in names if name in record}
