@@ -1,0 +1,136 @@
+"""One cell from claim to result: trained once, resumed exactly, its failures on record."""
+
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from hiddenweights import cell as cell_module
+from hiddenweights.cell import Record, Run, cell_epochs, run_cell
+from hiddenweights.config import TrialConfig, from_dict, resolve, trial_id, unflatten
+from hiddenweights.store import Busy, Json, Store
+from hiddenweights.train import Trainer
+
+
+def config(**fields: str | float) -> TrialConfig:
+    base = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 4, "data.subset": 200}
+    return unflatten(base | {name.replace("__", "."): value for name, value in fields.items()})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "runs")
+    store.prepare()
+    return store
+
+
+class Notebook:
+    """A tracker that remembers."""
+
+    made: list["Notebook"]
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.records, self.ends = run, list[Record](), list[Json | None]()
+        type(self).made.append(self)
+
+    def log(self, record: Record) -> None:
+        self.records.append(record)
+
+    def finish(self, result: Json | None) -> None:
+        self.ends.append(result)
+
+
+@pytest.fixture
+def notebook() -> type[Notebook]:
+    return type("Fresh", (Notebook,), {"made": []})
+
+
+def masks(result: Json) -> list[str]:
+    return [record["mask_checksum"] for record in result["history"]]
+
+
+def test_a_result_tells_all(store: Store) -> None:
+    seen: list[Record] = []
+    result = run_cell(config(), store, on_record=seen.append)
+    assert result == store.result(trial_id(config()))
+    assert result["cell"] == trial_id(config())
+    assert from_dict(result["config"]) == resolve(config())
+    assert result["history"] == seen
+    assert [record["epoch"] for record in seen] == [1, 2, 3, 4]
+    assert result["summary"]["test_accuracy"] == seen[-1]["test_accuracy"]
+    best = max(record["validation_accuracy"] for record in seen)
+    assert result["summary"]["best_validation_accuracy"] == best
+    assert {record["weights_checksum"] for record in seen} == {result["initial_weights_checksum"]}
+    assert not any("/" in name for name in result["summary"])
+    assert not (store.local / "cells" / result["cell"] / "checkpoint").exists()  # type: ignore[operator]
+
+
+def test_a_finished_cell_is_never_trained_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = run_cell(config(), store)
+    monkeypatch.setattr(cell_module, "_trainer", None)
+    assert run_cell(config(), store) == first
+
+
+def test_the_same_cell_twice_has_the_same_masks(tmp_path: Path) -> None:
+    once, again = (run_cell(config(), Store(tmp_path / name)) for name in ("a", "b"))
+    assert masks(once) == masks(again)
+
+
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_a_stopped_cell_goes_on_where_it_was(where: str, tmp_path: Path, notebook: type[Notebook]) -> None:
+    fsspec.filesystem("memory").store.clear()
+    store = Store(tmp_path / "runs" if where == "local" else "memory://bucket/runs")
+    epochs = cell_epochs(config(), store, trackers=[notebook])
+    assert [next(epochs)["epoch"], next(epochs)["epoch"]] == [1, 2]
+    with pytest.raises(Busy):
+        run_cell(config(), store)
+    epochs.close()
+    result = run_cell(config(), store, trackers=[notebook])
+    first, second = notebook.made
+    assert (first.run.attempt, second.run.attempt, result["attempts"]) == (1, 2, 2)
+    assert first.ends == [None]
+    assert second.ends == [result]
+    assert second.records == result["history"]
+    assert second.records[:2] == first.records  # replayed and not trained again: equal to the second
+    assert masks(result) == masks(run_cell(config(), Store(tmp_path / "undisturbed")))
+
+
+def test_a_cell_that_diverges_is_on_record(store: Store, notebook: type[Notebook]) -> None:
+    wild = config(optim__lr=1e30, model__method="dense", model__arch="fc", optim__momentum=0.0)
+    with pytest.raises(Exception, match="finite"):
+        run_cell(wild, store, trackers=[notebook])
+    failure = store.failure(trial_id(wild))
+    assert failure is not None
+    assert failure["error"] == "Diverged"
+    assert not failure["transient"]
+    assert failure["message"] in failure["traceback"]
+    assert store.states([trial_id(wild)]) == {trial_id(wild): "failed"}
+    assert all(tracker.ends == [None] for tracker in notebook.made)
+
+
+def test_a_fault_of_the_host_is_not_the_cells(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(self: Trainer) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "epochs", full)
+        with pytest.raises(OSError, match="space"):
+            run_cell(config(), store)
+    failure = store.failure(trial_id(config()))
+    assert failure is not None
+    assert failure["transient"]
+    run_cell(config(), store)
+    assert store.failure(trial_id(config())) is None
+
+
+def test_the_thread_count_is_the_configs(store: Store) -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    run_cell(config(train__epochs=1), store)
+    assert torch.get_num_threads() == 1
+
+
+def test_the_papers_protocol_has_no_best_epoch(store: Store) -> None:
+    result = run_cell(config(data__protocol="paper", train__epochs=1), store)
+    assert "best_validation_accuracy" not in result["summary"]

@@ -1,0 +1,243 @@
+"""The store: whole files or none, one trainer a cell, nothing outside its folder."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from hiddenweights import store as store_module
+from hiddenweights.errors import UserError
+from hiddenweights.store import Busy, LeaseLost, Store
+
+CELL, OTHER = "0" * 16, "1" * 16
+HOLDER = """
+import sys, time
+from hiddenweights.store import Store
+with Store(sys.argv[1]).lease(sys.argv[2]) as lease:
+    print(lease.attempt, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "memory":
+        fsspec.filesystem("memory").store.clear()
+        return Store("memory://bucket/runs")
+    return Store(tmp_path / "runs")
+
+
+def test_a_cell_is_missing_then_stopped_then_failed_then_finished(store: Store) -> None:
+    store.prepare()
+    assert store.states([CELL]) == {CELL: "missing"}
+    with store.lease(CELL) as lease:
+        assert store.states([CELL]) == {CELL: "running"}
+    assert store.states([CELL]) == {CELL: "stopped"}
+    store.fail(CELL, {"message": "no", "attempt": 1})
+    assert store.states([CELL]) == {CELL: "failed"}
+    with store.lease(CELL) as lease:
+        store.finish(CELL, {"seconds": 1.5})
+        lease.finished()
+    assert store.states([CELL, OTHER]) == {CELL: "finished", OTHER: "missing"}
+    assert store.result(CELL) == {"seconds": 1.5}
+    assert store.failure(CELL) is None
+    assert store.results([CELL, OTHER]) == {CELL: {"seconds": 1.5}}
+
+
+def test_plans_are_kept_by_name(store: Store) -> None:
+    assert store.plan("depth") is None
+    assert store.plans() == []
+    store.write_plan("depth", {"cells": [CELL]})
+    assert store.plan("depth") == {"cells": [CELL]}
+    assert store.plans() == ["depth"]
+
+
+def test_a_held_cell_is_busy_and_attempts_are_counted(store: Store) -> None:
+    store.prepare()
+    with store.lease(CELL) as first:
+        assert first.attempt == 1
+        with pytest.raises(Busy), store.lease(CELL):
+            pass
+        with store.lease(OTHER):
+            pass
+    with store.lease(CELL) as second:
+        assert second.attempt == 2
+
+
+def test_a_silent_host_loses_its_cell(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.prepare()
+    with store.lease(CELL) as lease:
+        monkeypatch.setattr(store_module, "_host", lambda: "elsewhere")
+        with pytest.raises(Busy), store.lease(CELL):
+            pass
+        monkeypatch.setattr(store_module, "STALE", -1.0)
+        with store.lease(CELL) as taken:
+            assert taken.attempt == 2
+        with pytest.raises(LeaseLost):
+            lease.check()
+
+
+def test_a_lease_is_renewed_and_its_loss_is_noticed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.prepare()
+    monkeypatch.setattr(store_module, "HEARTBEAT", 0.05)
+    with store.lease(CELL) as lease:
+        before = store._read(f"cells/{CELL}/lock")
+        time.sleep(0.3)
+        after = store._read(f"cells/{CELL}/lock")
+        assert before is not None
+        assert after is not None
+        assert after["heartbeat"] > before["heartbeat"]
+        lease.check()
+        store._write(f"cells/{CELL}/lock", after | {"owner": "another"})
+        time.sleep(0.3)
+        with pytest.raises(LeaseLost):
+            lease.check()
+    assert store._read(f"cells/{CELL}/lock") == after | {"owner": "another"}  # not ours to remove
+
+
+def test_the_cell_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    command = [sys.executable, "-c", HOLDER, str(tmp_path), CELL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "1\n"
+        with pytest.raises(Busy), store.lease(CELL):
+            pass
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+    with store.lease(CELL) as lease:
+        assert lease.attempt == 2
+
+
+def test_of_many_that_claim_a_cell_one_has_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    start, claimed, refused = threading.Barrier(8), [], []
+
+    def claim() -> None:
+        start.wait()
+        try:
+            with Store(tmp_path).lease(CELL):
+                claimed.append(1)
+                end.wait()
+        except Busy:
+            refused.append(1)
+
+    end = threading.Event()
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    deadline = time.monotonic() + 20
+    while len(refused) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert (len(claimed), len(refused)) == (1, 7)
+
+
+def test_a_reader_never_sees_half_a_result(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    writing = True
+
+    def write() -> None:
+        while writing:
+            store._write(f"cells/{CELL}/result.json", {"history": list(range(20_000))}, durable=False)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        seen = [store.result(CELL) for _ in range(200)]
+    finally:
+        writing = False
+        writer.join()
+    assert all(result is None or len(result["history"]) == 20_000 for result in seen)
+    assert any(seen)
+
+
+def test_a_failed_write_leaves_nothing_and_keeps_what_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(tmp_path)
+    store.finish(CELL, {"seconds": 1.0})
+
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="space"):
+        store.finish(CELL, {"seconds": 2.0})
+    assert store.result(CELL) == {"seconds": 1.0}
+    assert sorted(path.name for path in (tmp_path / "cells" / CELL).iterdir()) == ["result.json"]
+
+
+def test_what_a_killed_writer_left_goes_when_the_cell_is_finished(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.fail(CELL, {"message": "no"})
+    (tmp_path / "cells" / CELL / ".result.json.0.tmp").write_text("{")
+    (tmp_path / "cells" / CELL / "checkpoint").mkdir()
+    store.finish(CELL, {})
+    assert sorted(path.name for path in (tmp_path / "cells" / CELL).iterdir()) == ["result.json"]
+
+
+def test_a_remote_checkpoint_is_saved_and_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec.filesystem("memory").store.clear()
+    store = Store("memory://bucket/runs")
+    with contextlib.suppress(KeyboardInterrupt), store.checkpoint(CELL) as checkpoint:
+        (checkpoint.folder / "epoch-1").write_text("one")
+        (checkpoint.folder / "epoch-2").write_text("two")
+        raise KeyboardInterrupt  # a stop uploads what there is
+    monkeypatch.setattr(store_module.Checkpoint, "INTERVAL", -1.0)
+    with store.checkpoint(CELL) as checkpoint:
+        assert sorted(path.name for path in checkpoint.folder.iterdir()) == ["epoch-1", "epoch-2"]
+        (checkpoint.folder / "epoch-1").unlink()
+        (checkpoint.folder / "epoch-3").write_text("three")
+        checkpoint.save()
+    with store.checkpoint(CELL) as checkpoint:
+        names = {path.name: path.read_text() for path in checkpoint.folder.iterdir()}
+    assert names == {"epoch-2": "two", "epoch-3": "three"}
+
+
+def test_a_newer_store_is_refused(store: Store) -> None:
+    store.prepare()
+    store.check()
+    store._write("store.json", {"format": store_module.FORMAT + 1})
+    with pytest.raises(UserError, match="format"):
+        store.check()
+
+
+def test_a_place_that_cannot_be_a_store_is_bad_input(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError):
+            Store(place).prepare()
+    with pytest.raises(UserError):
+        Store("nosuch://bucket/runs")
+
+
+@pytest.mark.parametrize("cell", ["../../etc/passwd", "", "0" * 15, "0" * 16 + "/..", "A" * 16])
+def test_no_name_leaves_the_store(cell: str, tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    with pytest.raises(UserError):
+        store.fail(cell, {})
+    with pytest.raises(UserError):
+        store.write_plan(f"../{cell}", {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_result_is_said_and_not_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.finish(CELL, {"seconds": 1.0})
+    path = tmp_path / "cells" / CELL / "result.json"
+    path.write_text(json.dumps({"seconds": 1.0})[:-3])
+    with pytest.raises(UserError, match=r"result\.json"):
+        store.result(CELL)
