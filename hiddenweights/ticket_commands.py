@@ -131,15 +131,17 @@ def export(
         _need_onnx()
     from hiddenweights.ticket import read_ticket
 
+    path = output or file.with_suffix(SUFFIXES[to])
     ticket = read_ticket(file)
     network = ticket.network(arch)
-    path = output or file.with_suffix(SUFFIXES[to])
     partial = path.with_name(f".{uuid.uuid4().hex}{SUFFIXES[to]}")
+    try:
+        partial.touch()
+    except OSError as error:
+        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
     try:
         _WRITERS[to](network, ticket.inputs, partial)
         os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
     inputs = ticket.inputs

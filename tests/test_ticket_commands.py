@@ -1,0 +1,159 @@
+"""``python -m hiddenweights evaluate | info | export | diff``."""
+
+import re
+import subprocess
+import sys
+from importlib import util
+from pathlib import Path
+
+import pytest
+import torch
+
+from hiddenweights import cli
+from hiddenweights.config import unflatten
+from hiddenweights.data import load_dataset, normalise
+from hiddenweights.models import build_network
+from hiddenweights.ticket import Ticket, load_ticket, read_ticket, save_ticket
+from hiddenweights.ticket_commands import COMMANDS
+from hiddenweights.train import Trainer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """a and b differ in their scores' seeds; r is a ResNet."""
+    folder = tmp_path_factory.mktemp("tickets")
+    small = {"model.arch": "fc", "data.subset": 300, "train.epochs": 2, "model.k": 0.3}
+    resnet = {"model.arch": "resnet18", "model.width": 0.125, "train.epochs": 1}
+    for name, fields in {"a": {}, "b": {"seeds.scores": 1}, "r": resnet}.items():
+        trainer = Trainer(unflatten({**small, **fields}))
+        save_ticket(folder / f"{name}.ticket", trainer, list(trainer.epochs())[-1])
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """Call a command in the tickets' folder; returns (status, stdout, stderr)."""
+    monkeypatch.chdir(folder)
+
+    def call(*words: str) -> tuple[int, str, str]:
+        status = cli.run(COMMANDS, "hiddenweights", words)
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def images() -> torch.Tensor:
+    dataset = load_dataset(unflatten({}).data)
+    return normalise(dataset.test.pixels[:50], dataset.mean, dataset.std)
+
+
+def test_evaluate_measures_the_accuracy_of_the_end_of_training(run):
+    for split in ("test", "validation"):
+        expected = read_ticket("a.ticket").record[f"{split}_accuracy"]
+        status, out, _ = run("evaluate", "a.ticket", "--split", split)
+        assert status == 0
+        assert out.count(f"{expected:.2%}") == 2  # measured now, and recorded then
+
+
+def test_info_shows_each_layer_and_the_signs_add_up(run):
+    status, out, _ = run("info", "a.ticket")
+    assert status == 0
+    ticket = read_ticket("a.ticket")
+    network = ticket.network()
+    for name, mask in ticket.masks.items():
+        row = next(line for line in out.splitlines() if line.startswith(name)).split()
+        weights = network.get_parameter(name)
+        assert [int(row[i]) for i in (2, 3, 5, 6)] == [
+            mask.numel(), int(mask.sum()), int((weights > 0).sum()), int((weights < 0).sum())
+        ]  # fmt: skip
+    assert ticket.weights_checksum in out
+
+
+def test_diff_tells_equal_masks_from_unrelated_ones(run):
+    _, same, _ = run("diff", "a.ticket", "a.ticket")
+    assert len(re.findall("above", same)) == 4
+    assert "100.0%" in same
+    _, other, _ = run("diff", "a.ticket", "b.ticket")
+    assert "100.0%" not in other
+    status, _, error = run("diff", "a.ticket", "r.ticket")
+    assert status == 2
+    assert "resnet18" in error
+
+
+def test_an_exported_state_dict_fits_the_plain_network(run, tmp_path):
+    assert run("export", "r.ticket", "--to", "state_dict", "--output", str(tmp_path / "r.pt"))[0] == 0
+    plain = build_network("resnet18", channels=1, image_size=8, classes=10, width=0.125).eval()
+    plain.load_state_dict(torch.load(tmp_path / "r.pt"))
+    with torch.no_grad():
+        assert torch.equal(plain(images()), load_ticket("r.ticket")(images()))
+
+
+def test_an_exported_program_runs_without_this_package(run, folder, tmp_path):
+    assert run("export", "r.ticket", "--to", "exported_program")[0] == 0
+    torch.save(images(), tmp_path / "images.pt")
+    program = (
+        "import sys; sys.modules['hiddenweights'] = None\n"
+        "import torch\n"
+        "torch.set_num_threads(1)\n"
+        "network = torch.export.load('r.pt2').module()\n"
+        f"with torch.no_grad(): logits = network(torch.load({str(tmp_path / 'images.pt')!r}))\n"
+        "sys.stdout.buffer.write(logits.numpy().tobytes())"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, check=True)
+    with torch.no_grad():
+        expected = load_ticket("r.ticket")(images())
+    assert done.stdout == expected.numpy().tobytes()
+
+
+@pytest.mark.parametrize("name", ["a", "r"])
+def test_an_exported_onnx_model_gives_the_same_logits(run, name):
+    from onnx.reference import ReferenceEvaluator
+
+    assert run("export", f"{name}.ticket", "--to", "onnx")[0] == 0
+    with torch.no_grad():
+        expected = load_ticket(f"{name}.ticket")(images())
+    (logits,) = ReferenceEvaluator(f"{name}.onnx").run(None, {"images": images().numpy()})
+    torch.testing.assert_close(torch.from_numpy(logits), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_is_named_where_it_is_not_installed(run, monkeypatch):
+    monkeypatch.setattr(util, "find_spec", lambda name: None)
+    status, _, error = run("export", "a.ticket", "--to", "onnx", "--output", "never.onnx")
+    assert status == 2
+    assert "onnxscript" in error
+    assert not Path("never.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("info", "absent"), "absent"),
+        (("evaluate", "a.ticket", "--device", "abacus"), "abacus"),
+        (("evaluate", "a.ticket", "--data", "nothing"), "nothing"),
+        (("evaluate", "a.ticket", "--arch", "os:system"), "arch"),
+        (("export", "a.ticket", "--to", "paper"), "paper"),
+        (("export", "a.ticket", "--to", "state_dict", "--output", "no/such/folder.pt"), "folder.pt"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_bad_input_is_one_line_and_status_2(run, folder, words, named):
+    before = sorted(folder.iterdir())
+    status, _, error = run(*words)
+    assert status == 2
+    assert named in error
+    assert error.count("\n") == 1
+    assert sorted(folder.iterdir()) == before
+
+
+def test_the_validation_split_of_the_papers_protocol_is_refused(run, folder):
+    trainer = Trainer(unflatten({"model.arch": "linear", "train.epochs": 1, "data.protocol": "paper"}))
+    (folder / "p.ticket").write_bytes(Ticket.of(trainer, list(trainer.epochs())[-1]).to_bytes())
+    status, _, error = run("evaluate", "p.ticket", "--split", "validation")
+    assert status == 2
+    assert "protocol" in error
+
+
+def test_a_data_set_of_another_shape_is_refused(run, data_root):
+    status, _, error = run("evaluate", "a.ticket", "--data", "cifar10", "--root", str(data_root))
+    assert status == 2
+    assert "channels" in error
