@@ -130,6 +130,11 @@ class Store:
         """The content of the finished cell's ticket, or None where it has none."""
         return self._read_bytes(self._of(cell, "ticket.ticket"))
 
+    def local_ticket(self, cell: str) -> Path | None:
+        """The finished cell's ticket as a file of this machine, or None where there is none."""
+        path = self.local / self._of(cell, "ticket.ticket") if self.local else None
+        return path if path and path.exists() else None
+
     def finish(self, cell: str, result: Mapping[str, Any], ticket: bytes | None = None) -> None:
         """Record the cell as finished, its ticket first, and remove what was only needed on the way."""
         if ticket is not None:

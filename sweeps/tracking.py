@@ -34,7 +34,7 @@ class WandbTracker:
     """
 
     def __init__(self, run: Run) -> None:
-        self._attempt = run.attempt
+        self._attempt, self._cell, self._store = run.attempt, run.cell, run.store
         mode = tracking_mode()
         folder = wandb_folder(run.store)
         if mode == "disabled":
@@ -59,7 +59,7 @@ class WandbTracker:
             self._run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
 
     def finish(self, result: Json | None) -> None:
-        """End the run, marked as finished when there is a `result`."""
+        """End the run, marked as finished when there is a `result`, and with the cell's ticket."""
         if not self._run:
             return
         if result:
@@ -71,7 +71,22 @@ class WandbTracker:
                     "finished": True,
                 }
             )
+            self._log_ticket(self._run)
         self._run.finish(exit_code=0 if result else 1)
+
+    def _log_ticket(self, run: wandb.Run) -> None:
+        """The cell's ticket as an artifact, where it has one."""
+        name = f"{self._cell}.ticket"
+        artifact = wandb.Artifact(f"ticket-{self._cell}", type="ticket")
+        if path := self._store.local_ticket(self._cell):
+            # As it lies there: W&B would keep a copy of its own in the home folder, offline for good.
+            artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
+        elif content := self._store.ticket(self._cell):
+            with artifact.new_file(name, "wb") as file:
+                file.write(content)
+        else:
+            return
+        run.log_artifact(artifact)
 
 
 def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
