@@ -14,11 +14,10 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> 
     assert config.lr is not None
     assert config.weight_decay is not None
     assert config.momentum is not None
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    lr, decay = config.lr, config.weight_decay
+    if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
 
 
 def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
