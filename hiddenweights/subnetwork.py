@@ -1,7 +1,8 @@
 """`supermask(model)`: any `nn.Module` becomes a frozen random network with a learnable mask per layer."""
 
 import warnings
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,8 +61,9 @@ def supermask(
     Any other parameter (an embedding, a class token) stays frozen as it is.
 
     Raises:
-        UserError: no maskable weight; a layer that is parametrized already or shares its weight with
-            another; k outside (0, 1]; an unknown choice; a combination that has no meaning.
+        UserError: no maskable weight; a layer that is parametrized already, is lazy and without a shape,
+            or shares its weight with another; k outside (0, 1]; an unknown choice; a combination that
+            has no meaning.
     Warns:
         UserWarning: once, naming the layers that keep a single weight of several.
     """
@@ -114,6 +116,8 @@ def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
             raise UserError(f"model: layer {path!r} is parametrized already")
         for attribute in _maskable(module):
             name = f"{path}.{attribute}" if path else attribute
+            if isinstance(getattr(module, attribute), nn.parameter.UninitializedParameter):
+                raise UserError(f"model: {name!r} has no shape yet; call the model once before it is masked")
             other = owner_of.setdefault(id(getattr(module, attribute)), name)
             if other != name:
                 raise UserError(
@@ -135,19 +139,16 @@ def set_weights(
 
 
 def masks_of(network: nn.Module) -> dict[str, Mask]:
-    """The `Mask` modules of a supermask network by the name of their weight; empty for a plain one."""
-    return {module.layer.name: module for module in network.modules() if isinstance(module, Mask)}
+    """The `Mask` modules of a supermask network by the name of their weight, in the model's order.
+
+    Empty for a plain network.
+    """
+    return {chain[0].layer.name: chain[0] for chain in _mask_chains(network)}
 
 
 def frozen_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The weights behind the masks, by name, each of its layer's shape."""
-    return {
-        chain[0].layer.name: chain.original
-        for module in network.modules()
-        if parametrize.is_parametrized(module)
-        for chain in module.parametrizations.values()  # type: ignore[operator]
-        if isinstance(chain[0], Mask)
-    }
+    """The weights behind the masks, by name, in the model's order, each of its layer's shape."""
+    return {chain[0].layer.name: chain.original for chain in _mask_chains(network)}
 
 
 @torch.no_grad()
@@ -162,6 +163,14 @@ def current_masks(network: nn.Module) -> dict[str, Tensor]:
     finally:
         for group in groups.values():
             group.release()
+
+
+def _mask_chains(network: nn.Module) -> Iterator[Any]:
+    """The parametrizations (torch's chains of them) that begin with a `Mask`."""
+    for module in network.modules():
+        if parametrize.is_parametrized(module):
+            chains = module.parametrizations.values()  # type: ignore[operator]
+            yield from (chain for chain in chains if isinstance(chain[0], Mask))
 
 
 def _maskable(module: nn.Module) -> list[str]:
