@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hiddenweights import cli, ticket_commands
-from hiddenweights.cell import Record, installed_trackers, run_cell
+from hiddenweights.cell import Record, check_inputs, installed_trackers, run_cell
 from hiddenweights.config import TrialConfig, resolve, short_name, trial_id
 from hiddenweights.store import Busy, Store, default_store
 
@@ -35,9 +35,7 @@ def train(
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
         console.print(_line(result["summary"], config.train.epochs))
         return 0
-    from hiddenweights.data import load_dataset  # torch takes seconds, and help needs none
-
-    load_dataset(config.data)  # bad data is said here, before a file is written
+    check_inputs(config)  # bad data is said here, before a file is written
     results.prepare()
     signal.signal(signal.SIGTERM, _interrupt)
     console.print(f"{short_name(config)} ({cell}) -> {results.uri}")

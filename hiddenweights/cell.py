@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hiddenweights.config import TrialConfig, resolve, short_name, to_dict, trial_id
+from hiddenweights.config import NETWORKS, TrialConfig, resolve, short_name, to_dict, trial_id
 from hiddenweights.errors import UserError
 from hiddenweights.store import Busy, Json, LeaseLost, Store
 
@@ -138,6 +138,17 @@ def run_cell(
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]
         on_record(record)
+
+
+def check_inputs(config: TrialConfig) -> None:
+    """Raise `UserError` for data that do not load and networks that do not build. Imports torch."""
+    from hiddenweights.data import load_dataset, split
+    from hiddenweights.train import build_cell_network
+
+    dataset = load_dataset(config.data)
+    split(dataset, config.data, config.seed_of("data"))
+    if config.model.arch not in NETWORKS:  # torchvision's, or a module of the user's
+        build_cell_network(config, dataset)
 
 
 def summary(history: Sequence[Record]) -> Record:

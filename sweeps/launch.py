@@ -12,8 +12,8 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-from hiddenweights.cell import installed_trackers, run_cell
-from hiddenweights.config import TrialConfig, to_dict
+from hiddenweights.cell import check_inputs, installed_trackers, run_cell
+from hiddenweights.config import NETWORKS, TrialConfig, to_dict
 from hiddenweights.store import Busy, LeaseLost, Store
 from sweeps.progress import Progress
 
@@ -84,21 +84,11 @@ def preflight(configs: Iterable[TrialConfig], address: str | None) -> None:
     needs = {
         (config.data, config.model.arch): config
         for config in configs
-        if config.data.name != "digits" or not config.model.arch.isalnum()
+        if config.data.name != "digits" or config.data.subset or config.model.arch not in NETWORKS
     }
     if needs and not address:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            pool.submit(_load, list(needs.values())).result()
-
-
-def _load(configs: list[TrialConfig]) -> None:
-    from hiddenweights.data import load_dataset
-    from hiddenweights.train import build_cell_network
-
-    for config in configs:
-        dataset = load_dataset(config.data)
-        if not config.model.arch.isalnum():  # torchvision's, or a module of the user's
-            build_cell_network(config, dataset)
+            list(pool.map(check_inputs, needs.values()))
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:

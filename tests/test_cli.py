@@ -1,0 +1,155 @@
+"""``python -m hiddenweights train`` as people use it: real processes, real signals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiddenweights import __main__ as main
+from hiddenweights import cli
+from hiddenweights.config import trial_id, unflatten
+from hiddenweights.store import Store
+
+TINY = ["--model.arch", "fc", "--model.width", "0.1", "--train.epochs", "3", "--data.subset", "200"]
+LONG = ["--model.arch", "conv2", "--model.width", "0.25", "--train.epochs", "25"]
+
+
+def train(*args: str) -> int:
+    return cli.run({"train": main.train}, "hiddenweights", ["train", *args])
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "hiddenweights", "train", "--no-track", *args]
+
+
+def result(store: Path, **fields: Any) -> dict[str, Any]:
+    found = Store(store).result(trial_id(unflatten(fields)))
+    assert found is not None
+    return found
+
+
+def test_train_prints_a_line_an_epoch_and_keeps_the_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(*TINY, "--store", str(tmp_path), "--no-track") == 0
+    printed = capsys.readouterr().out
+    assert [f"epoch {epoch}/3" in printed for epoch in (1, 2, 3)] == [True] * 3
+    (path,) = tmp_path.glob("cells/*/result.json")
+    accuracy = json.loads(path.read_text())["summary"]["test_accuracy"]
+    assert f"test {accuracy:.2%}" in printed
+    before = path.stat().st_mtime_ns
+    assert train(*TINY, "--store", str(tmp_path)) == 0
+    assert f"test {accuracy:.2%}" in capsys.readouterr().out
+    assert path.stat().st_mtime_ns == before
+
+
+def test_the_store_comes_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIDDENWEIGHTS_STORE", str(tmp_path / "mine"))
+    assert train(*TINY, "--no-track") == 0
+    assert len(list(tmp_path.glob("mine/cells/*/result.json"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["--model.arch", "conv3"], ["model.arch", "conv3", "conv4"]),
+        (["--model.distribution", "uniform"], ["model.distribution", "uniform", "signed_constant"]),
+        (["--data.name", "cifar"], ["data.name", "cifar", "cifar10"]),
+        (["--model.k", "0"], ["model.k", "0"]),
+        (["--model.k", "1.01"], ["model.k", "1.01"]),
+        (["--model.k", "half"], ["model.k", "half"]),
+        (["--model.width", "-1"], ["model.width", "-1"]),
+        (["--model.widht", "1"], ["model.widht", "model.width"]),
+        (["--seed"], ["--seed"]),
+        (["--data.name", "folder:x", "--data.root", "nowhere"], ["data.root", "nowhere"]),
+        (["--data.subset", "100000"], ["data.subset", "100000"]),
+        (["--store", "nosuch://place"], ["store", "nosuch"]),
+        (["--model.arch", "nomodule:net"], ["model.arch", "nomodule"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    args: list[str], names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert train(*args) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    for name in names:
+        assert name in printed.err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        train("--help")
+    assert end.value.code == 0
+    printed = capsys.readouterr().out
+    for flag in ("--model.k", "--data.root", "--optim.lr", "--train.threads", "--seeds.weights", "--store"):
+        assert flag in printed
+
+
+def test_killed_at_random_moments_the_masks_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+    fields: dict[str, Any] = {"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}
+    assert subprocess.run(command(*LONG, "--store", str(tmp_path / "calm")), check=False).returncode == 0
+    seed = time.time_ns()
+    moments = random.Random(seed)
+    killed = tmp_path / "killed"
+    for _ in range(2):
+        with subprocess.Popen(command(*LONG, "--store", str(killed)), start_new_session=True) as process:
+            _wait_for(killed, "cells/*/checkpoint/*", process)
+            time.sleep(moments.uniform(0, 1.5))
+            os.killpg(process.pid, signal.SIGKILL)
+    assert subprocess.run(command(*LONG, "--store", str(killed)), check=False).returncode == 0
+    calm, resumed = result(tmp_path / "calm", **fields), result(killed, **fields)
+    key = "mask_checksum"
+    assert [r[key] for r in calm["history"]] == [r[key] for r in resumed["history"]], f"seed {seed}"
+    assert [record["epoch"] for record in resumed["history"]] == list(range(1, 26))
+    assert {path.name for path in killed.glob("cells/*/*")} == {"result.json", "ticket.ticket"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        command(*LONG, "--store", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        _wait_for(tmp_path, "cells/*/checkpoint/*", process)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "same command" in out
+    assert err == ""
+    cell = trial_id(unflatten({"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}))
+    assert Store(tmp_path).states([cell]) == {cell: "stopped"}
+
+
+def test_a_cell_in_other_hands_is_left_alone(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.prepare()
+    cell = trial_id(
+        unflatten({"model.arch": "fc", "model.width": 0.1, "train.epochs": 3, "data.subset": 200})
+    )
+    with store.lease(cell):
+        assert train(*TINY, "--store", str(tmp_path), "--no-track") == 1
+    assert store.result(cell) is None
+
+
+def test_flags_make_the_config_they_name() -> None:
+    args = ["train", "--model.k", "0.3", "--seed", "4"]
+    call: Any = cli.parse({"train": main.train}, "hiddenweights", args)
+    assert unflatten({"model.k": 0.3, "seed": 4}) in (*call.args, *call.keywords.values())
+
+
+def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not any(folder.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert any(folder.glob(pattern))
