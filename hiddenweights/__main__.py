@@ -1,4 +1,4 @@
-"""``python -m hiddenweights train``: one cell, by hand."""
+"""``python -m hiddenweights``: one cell by hand, and the commands on tickets."""
 
 import signal
 import sys
@@ -85,5 +85,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
+COMMANDS: dict[str, cli.Command] = {"train": train, **ticket_commands.COMMANDS}
+
 if __name__ == "__main__":
-    sys.exit(cli.run({"train": train, **ticket_commands.COMMANDS}, "hiddenweights"))
+    sys.exit(cli.run(COMMANDS, "hiddenweights"))
