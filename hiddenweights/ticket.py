@@ -199,7 +199,8 @@ class Ticket:
             values = weight if gain is None else gain * weight.sign()
             state[name] = values * self.masks[name]
         network.load_state_dict(state, assign=True)
-        return network.eval()
+        # As in training: the order in which a convolution sums, and so its last bits, depend on it.
+        return network.to(memory_format=torch.channels_last).eval()
 
     def _plain(self, arch: str | None) -> nn.Module:
         """The network without values (on torch's meta device), but for one made by the caller's code."""
