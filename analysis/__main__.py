@@ -8,10 +8,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress
 
 from analysis import aggregate, claims, specs, summary
+from analysis.cache import default_folder
 from analysis.fetch import fetch
 from analysis.paper import published
+from analysis.table import Table
 from hiddenweights.errors import UserError
 
 
@@ -28,8 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _figure(options: argparse.Namespace) -> None:
     spec = specs.find_spec(options.name)
-    table = fetch(options.source)
-    points = specs.points(summary.where(table, options.where), spec)
+    table = _table(options)
+    points = specs.points(table, spec)
     ours = aggregate.curves(points, seed=options.seed, mixed=options.mixed)
     drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
     from analysis import figures  # here, because numbers alone need no matplotlib
@@ -44,8 +48,23 @@ def _figure(options: argparse.Namespace) -> None:
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
 
 
+def _table(options: argparse.Namespace) -> Table:
+    """The source's table, with a bar where somebody watches and runs are many."""
+    folder = None if options.no_cache else default_folder()
+    columns, console = (*Progress.get_default_columns(), MofNCompleteColumn()), Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        bar = progress.add_task("reading runs", total=None, visible=False)
+
+        def report(message: str, done: int, total: int) -> None:
+            if message:
+                print(message, file=sys.stderr)
+            progress.update(bar, completed=done, total=total, visible=total > 50)
+
+        return summary.where(fetch(options.source, folder, report), options.where)
+
+
 def _claims(options: argparse.Namespace) -> None:
-    table = summary.where(fetch(options.source), options.where)
+    table = _table(options)
     found = claims.verdicts(table)
     path = options.out / "claims.csv"
     with _writing(options.out):
@@ -83,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FIELD=VALUE",
         help="only cells with this value of a config field; may be repeated",
     )
+    common.add_argument("--no-cache", action="store_true", help="read every run from the source")
     common.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     common.add_argument(
         "--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)"

@@ -1,7 +1,7 @@
 """Read a W&B project through the public API."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from analysis.offline import scalars, wandb_state
@@ -17,7 +17,7 @@ class Project:
     def __init__(self, path: str) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
             raise UserError(f"--from: {'wandb:' + path!r} is not of the form wandb:ENTITY/PROJECT")
-        self.name = f"wandb:{path}"
+        self.name = self.identity = f"wandb:{path}"
         self._path = path
         self._runs: dict[str, Any] = {}
 
@@ -32,10 +32,9 @@ class Project:
             raise UserError(f"--from: {self.name!r} cannot be read: {error}") from error
         return {key: f"{run.state} {run.heartbeatAt}" for key, run in self._runs.items()}
 
-    def read(self, keys: Iterable[str]) -> Iterator[Run]:
+    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
         """Config and summary as listed, history by a full scan."""
-        versions = self.listing() if not self._runs else {}
-        for key in keys:
+        for key, version in wanted.items():
             run = self._runs[key]
             summary = dict(run.summary_metrics)
             state, reason = wandb_state(summary, None)
@@ -52,7 +51,7 @@ class Project:
                 history=[*run.scan_history()],
                 sweeps=frozenset({*run.tags, run.group or ""} - {""}),
                 started=run.created_at,
-                version=versions.get(key, ""),
+                version=version,
             )
 
     def plans(self) -> dict[str, tuple[str, ...]]:

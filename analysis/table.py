@@ -18,7 +18,7 @@
 and kept fractions are fractions in [0, 1]. `Table.left_out` says which runs were not used, and why.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ import pandas as pd
 from hiddenweights.config import flatten, from_dict, resolve, short_name
 from hiddenweights.errors import UserError
 
+Record = Mapping[str, Any]
 FINISHED = "finished"
 METRIC = "test_accuracy"
 # Summary columns that the analysis uses: there in every table, empty where a source lacks them.
@@ -44,15 +45,24 @@ class Run:
     """The run's own name in its source: a cell id, a file, a W&B run id."""
     cell: str | None
     """Identity of the cell; None for a run that is no cell of this project."""
+    name: str = ""
     state: str = FINISHED
     reason: str = ""
     """Why the run is not finished, where that is known."""
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Mapping[str, Any]] = ()
+    history: Sequence[Record] = ()
     sweeps: frozenset[str] = frozenset()
     started: str = ""
     version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Raw:
+    """Runs as read: `runs` has one row a run, `epochs` one a logged epoch, both with the run's `key`."""
+
+    runs: pd.DataFrame
+    epochs: pd.DataFrame
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,104 +79,94 @@ class Table:
         return self.cells[member & (self.cells["state"] == FINISHED)]
 
 
-def frame(runs: Iterable[Run], source: str) -> Table:
-    """Raw runs as one row a run (`cells`, keyed by `key`) and one a logged epoch (`epochs`); not yet tidy."""
+def frame(runs: Iterable[Run], source: str) -> Raw:
+    """The runs as two frames; one that is no cell, or none of this version, has a `reason` and no config."""
     rows: list[dict[str, Any]] = []
-    left_out: list[dict[str, str]] = []
-    blocks: list[tuple[str, str, Sequence[Mapping[str, Any]]]] = []
+    histories: list[tuple[str, str, Sequence[Record]]] = []
     for run in runs:
+        row = {
+            "key": run.key,
+            "version": run.version,
+            "cell": run.cell or "",
+            "name": run.name,
+            "state": run.state,
+            "reason": run.reason,
+            "sweeps": " ".join(sorted(run.sweeps)),
+            "source": source,
+            "started": run.started,
+            "usable": False,
+        }
+        rows.append(row)
         if run.cell is None:
-            reason = "its config names no cell: a run of another project" if run.config else run.reason
-            left_out.append(_left_out(run, source, reason))
-            continue
-        if not run.config:
-            left_out.append(_left_out(run, source, f"{run.state}: {run.reason}"))
-            continue
-        try:
-            config = resolve(from_dict(run.config))
-        except UserError as error:
-            left_out.append(_left_out(run, source, f"its config is not one of this version: {error}"))
-            continue
-        rows.append(
-            {
-                "cell": run.cell,
-                "name": short_name(config),
-                "state": run.state,
-                "reason": run.reason,
-                "sweeps": " ".join(sorted(run.sweeps)),
-                **flatten(config),
-                **{name: _number(value) for name, value in run.summary.items()},
-                "source": source,
-                "key": run.key,
-                "version": run.version,
-                "started": run.started,
-            }
-        )
-        blocks.append((run.cell, run.key, run.history))
-    return Table(pd.DataFrame(rows), _epoch_frame(blocks), pd.DataFrame(left_out, columns=LEFT_OUT))
+            row["reason"] = "its config names no cell: a run of another project" if run.config else run.reason
+        elif run.config:
+            try:
+                config = resolve(from_dict(run.config))
+            except UserError as error:
+                row["reason"] = f"its config is not one of this version: {error}"
+                continue
+            row |= flatten(config) | {name: _number(value) for name, value in run.summary.items()}
+            row |= {"usable": True, "name": run.name or short_name(config)}
+            histories.append((run.cell, run.key, run.history))
+    return Raw(pd.DataFrame(rows), _epoch_frame(histories))
 
 
-def tidy(raw: Table) -> Table:
-    """One row a cell and one a (cell, epoch); whatever cannot be used is moved to `left_out`.
+def tidy(raw: Raw) -> Table:
+    """One row a cell and one a (cell, epoch); whatever cannot be used is named in `left_out`.
 
     Of several runs of one cell the last finished one counts; where attempts overlap, the last row of
-    an epoch does. Finished cells whose accuracy is not a number, and cells that are not finished,
-    keep their row (state ``failed`` for the former) and are named in `left_out`.
+    an epoch does. Cells that are not finished keep their row, and so do finished cells whose accuracy
+    is not a number (as ``failed``).
     """
-    if raw.cells.empty:
-        return raw
-    cells = raw.cells.assign(_done=raw.cells["state"] == FINISHED)
-    cells = cells.sort_values(["cell", "_done", "started", "key"], kind="stable").drop(columns="_done")
+    runs = raw.runs.copy()
     for name in NUMBERS:
-        cells[name] = pd.to_numeric(cells[name], errors="coerce") if name in cells else np.nan
+        runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
     for name in TEXTS:
-        cells[name] = cells[name].astype("str") if name in cells else pd.Series(pd.NA, cells.index, "str")
-    cells["weights_kept"] = cells["kept"] * cells["weights"]
-    broken = (cells["state"] == FINISHED) & ~np.isfinite(cells[METRIC])
-    cells.loc[broken, "reason"] = f"{METRIC} is missing or not a number"
-    cells.loc[broken, "state"] = "failed"
+        runs[name] = runs[name].astype("str") if name in runs else pd.Series(pd.NA, runs.index, "str")
+    runs["weights_kept"] = runs["kept"] * runs["weights"]
+    broken = runs["usable"] & (runs["state"] == FINISHED) & ~np.isfinite(runs[METRIC])
+    runs.loc[broken, "reason"] = f"{METRIC} is missing or not a number"
+    runs.loc[broken, "state"] = "failed"
 
-    kept = cells.drop_duplicates("cell", keep="last")
-    others = cells.drop(index=kept.index)
-    accuracy = kept.set_index("cell")[METRIC]
-    spare = [
-        {**_names(row), "reason": _duplicate_reason(row, accuracy[row["cell"]])}
-        for row in others.to_dict("records")
-    ]
-    unfinished = [
-        {**_names(row), "reason": f"{row['state']}: {row['reason']}".removesuffix(": ")}
-        for row in kept[kept["state"] != FINISHED].to_dict("records")
-    ]
-    epochs = raw.epochs
-    if len(others) and len(epochs):
-        order = pd.Series(np.arange(len(cells)), index=cells["key"])
-        epochs = epochs.assign(_order=epochs["key"].map(order)).sort_values("_order", kind="stable")
-        epochs = epochs.drop(columns="_order")
-    if len(epochs):
-        epochs = epochs.drop_duplicates(["cell", "epoch"], keep="last")
-        epochs = epochs.sort_values(["cell", "epoch"], kind="stable").drop(columns="key")
+    unusable = runs[~runs["usable"]]
+    runs = runs[runs["usable"]]
+    runs = runs.assign(_done=runs["state"] == FINISHED)
+    runs = runs.sort_values(["cell", "_done", "started", "key"], kind="stable").drop(columns="_done")
+    cells = runs.drop_duplicates("cell", keep="last")
+    others = runs.drop(index=cells.index)
+    used = cells.set_index("cell")[METRIC]
     left_out = pd.concat(
-        [raw.left_out, pd.DataFrame(spare, columns=LEFT_OUT), pd.DataFrame(unfinished, columns=LEFT_OUT)]
+        [
+            unusable,
+            others.assign(reason=[_replaced(row, used[row["cell"]]) for row in others.to_dict("records")]),
+            cells[cells["state"] != FINISHED],
+        ]
     )
+    named = left_out["state"].where(~left_out["state"].isin([FINISHED]), "")
+    left_out["reason"] = (named + ": " + left_out["reason"]).str.removeprefix(": ").str.removesuffix(": ")
     return Table(
-        kept.drop(columns="reason").reset_index(drop=True),
-        epochs.reset_index(drop=True),
-        left_out.reset_index(drop=True),
+        cells.drop(columns=["reason", "usable"]).reset_index(drop=True),
+        _last_rows(raw.epochs, runs["key"]),
+        left_out[list(LEFT_OUT)].reset_index(drop=True),
     )
 
 
-def _names(row: Mapping[Any, Any]) -> dict[str, str]:
-    return {name: row[name] for name in LEFT_OUT[:-1]}
+def _last_rows(epochs: pd.DataFrame, order: "pd.Series[str]") -> pd.DataFrame:
+    """One row a (cell, epoch), in that order; the last one in the order of the runs."""
+    place = epochs["key"].map(pd.Series(np.arange(len(order)), index=order.to_numpy()))
+    if not place.is_monotonic_increasing:
+        epochs = epochs.iloc[np.argsort(place.to_numpy(), kind="stable")]
+    codes = pd.factorize(epochs["cell"])[0]
+    step = np.diff(epochs["epoch"].to_numpy(), prepend=-np.inf)
+    if not ((np.diff(codes, prepend=-1) > 0) | (step > 0)).all():  # attempts overlap
+        epochs = epochs.drop_duplicates(["cell", "epoch"], keep="last")
+        epochs = epochs.sort_values(["cell", "epoch"], kind="stable")
+    return epochs.drop(columns="key").reset_index(drop=True)
 
 
-def _left_out(run: Run, source: str, reason: str) -> dict[str, str]:
-    sweeps = " ".join(sorted(run.sweeps))
-    return dict(zip(LEFT_OUT, (run.cell or "", "", sweeps, run.key, source, reason), strict=True))
-
-
-def _duplicate_reason(row: Mapping[Any, Any], used: float) -> str:
+def _replaced(row: Mapping[Any, Any], used: float) -> str:
     if row["state"] != FINISHED:
-        return f"{row['state']}: an attempt that another run of the cell replaced"
+        return "an attempt that another run of the cell replaced"
     differs = "" if row[METRIC] == used else f"; they differ: {METRIC} {row[METRIC]:.4f} against {used:.4f}"
     return f"a second run of a cell already finished{differs}"
 
@@ -176,32 +176,40 @@ def _number(value: Any) -> Any:
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
-def _epoch_frame(blocks: Sequence[tuple[str, str, Sequence[Mapping[str, Any]]]]) -> pd.DataFrame:
+def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[Record]]]) -> pd.DataFrame:
     """Histories as columns. Checksums are text, everything else is float64 (foreign text becomes NaN)."""
-    lengths = [len(history) for _, _, history in blocks]
-    total, start = sum(lengths), 0
-    columns: dict[str, Any] = {}
-    for (_, _, history), length in zip(blocks, lengths, strict=True):
-        for name in dict.fromkeys(name for record in history for name in record):
-            if name.startswith("_"):
-                continue
-            values = [record.get(name) for record in history]
+    lengths = [len(history) for _, _, history in histories]
+    columns: dict[str, Any] = {"epoch": np.full(sum(lengths), np.nan)}
+    start = 0
+    for (_, _, history), length in zip(histories, lengths, strict=True):
+        for name, values in _columns(history):
             if name not in columns:
                 text = name.endswith("_checksum")
-                columns[name] = np.full(total, None, object) if text else np.full(total, np.nan)
-            columns[name][start : start + length] = (
-                values if columns[name].dtype == object else _floats(values)
-            )
+                columns[name] = np.full(sum(lengths), None, object) if text else np.full(sum(lengths), np.nan)
+            is_text = columns[name].dtype == object
+            columns[name][start : start + length] = values if is_text else _floats(values)
         start += length
     names = {
-        "cell": np.repeat(np.array([cell for cell, _, _ in blocks], object), lengths),
-        "key": np.repeat(np.array([key for _, key, _ in blocks], object), lengths),
-        "epoch": columns.pop("epoch", np.full(total, np.nan)),
+        "cell": np.repeat(np.array([cell for cell, _, _ in histories], object), lengths),
+        "key": np.repeat(np.array([key for _, key, _ in histories], object), lengths),
     }
-    return pd.DataFrame({**names, **columns})
+    texts = {name: pd.Series(found, dtype="str") for name, found in columns.items() if found.dtype == object}
+    return pd.DataFrame({**names, **columns, **texts}).astype(dict.fromkeys(names, "str"))
 
 
-def _floats(values: list[Any]) -> Any:
+def _columns(history: Sequence[Record]) -> Iterator[tuple[str, Sequence[Any]]]:
+    """The records' columns, without W&B's own; quick where all records have the same keys, as ours do."""
+    names = [*history[0]] if history else []
+    if all([*record] == names for record in history):
+        columns: Iterable[Sequence[Any]] = zip(*(record.values() for record in history), strict=True)
+        yield from ((name, values) for name, values in zip(names, columns, strict=True) if name[0] != "_")
+        return
+    for name in dict.fromkeys(name for record in history for name in record):
+        if not name.startswith("_"):
+            yield name, [record.get(name) for record in history]
+
+
+def _floats(values: Sequence[Any]) -> Any:
     try:
         return np.array(values, float)
     except (TypeError, ValueError):

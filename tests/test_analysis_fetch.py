@@ -5,6 +5,7 @@ import math
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,12 @@ def log_offline(
             }
         )
     run.finish()
-    return max(folder.rglob(f"run-{name}.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    file = max(folder.rglob(f"run-{name}.wandb"), key=lambda path: path.stat().st_mtime_ns)
+    deadline = time.monotonic() + 60
+    while read_run(file).state == "crashed":  # `finish` returns some 15 ms before the file is complete
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return file
 
 
 def test_store_and_offline_runs_give_the_same_table(tmp_path: Path) -> None:

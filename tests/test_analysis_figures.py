@@ -15,6 +15,11 @@ from analysis.__main__ import main
 from analysis.fetch import fetch
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIDDENWEIGHTS_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made_store(tmp_path_factory.mktemp("store"), "quickstart", grid(model__width=0.25))

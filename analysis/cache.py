@@ -1,0 +1,157 @@
+"""Keep what was read as Parquet, by run and version, so that the next call reads only what changed.
+
+A source has a folder of parts, each a pair of files (`runs`, `epochs`). A part is written as soon as a batch
+of runs has been read: a fetch that dies goes on where it stopped. Of a run found in several parts the last
+part counts. A part that cannot be read is dropped, reported, and its runs are read again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from analysis.table import Raw, Run, frame
+from hiddenweights.config import TrialConfig, flatten
+
+if TYPE_CHECKING:
+    from analysis.fetch import Source
+
+T = TypeVar("T")
+Report = Callable[[str, int, int], None]
+"""Told a message ("" for none) and how many of how many runs have been read."""
+
+FORMAT = 1
+BATCH = 500
+PARTS = 8  # more are rewritten as one
+
+
+def ignore(message: str, done: int, total: int) -> None:
+    """A `Report` that says nothing."""
+
+
+def default_folder() -> Path:
+    """$HIDDENWEIGHTS_CACHE, else the user's cache folder."""
+    if own := os.environ.get("HIDDENWEIGHTS_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiddenweights"
+
+
+def batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    """The values, `size` at a time."""
+    return (values[start : start + size] for start in range(0, len(values), size))
+
+
+def read_all(source: "Source", wanted: Mapping[str, str], report: Report) -> Raw:
+    """All wanted runs of the source, as frames, a batch at a time: records as objects need much memory."""
+    return _join([*_read(source, wanted, report)])
+
+
+def read_cached(source: "Source", cache: Path, report: Report) -> Raw:
+    """Every run of the source; those whose version is in the cache come from there."""
+    listing = source.listing()
+    folder = cache / _folder_name(source.identity)
+    parts = _load(folder, report)
+    known = {key: place for place, part in enumerate(parts) for key in part.runs["key"]}  # the last counts
+    fresh = [
+        _only(part, {key for key in part.runs["key"][_current(part, listing)] if known[key] == place})
+        for place, part in enumerate(parts)
+    ]
+    cached = {key for part in fresh for key in part.runs["key"]}
+    missing = {key: version for key, version in listing.items() if key not in cached}
+    stale = len(cached) < sum(len(part.runs) for part in parts)
+    number = max((int(path.stem.partition("-")[0]) for path in folder.glob("*-runs.parquet")), default=-1) + 1
+    for part in _read(source, missing, report):
+        _write(folder, number, part)
+        fresh.append(part)
+        number += 1
+    found = _join(fresh)
+    if len(fresh) > PARTS or stale:
+        old = [*folder.glob("*.parquet")]
+        _write(folder, number, found)
+        for path in old:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _folder_name(identity: str) -> str:
+    """One folder a source; another one once the columns of a row are others."""
+    columns = [FORMAT, *flatten(TrialConfig())]
+    digest = hashlib.sha256(json.dumps([identity, columns]).encode()).hexdigest()
+    return digest[:24]
+
+
+def _read(source: "Source", wanted: Mapping[str, str], report: Report) -> Iterator[Raw]:
+    runs = _counted(source.read(wanted), len(wanted), report)
+    while batch := [*islice(runs, BATCH)]:
+        yield frame(batch, source.name)
+
+
+def _counted(runs: Iterator[Run], total: int, report: Report) -> Iterator[Run]:
+    for done, run in enumerate(runs, start=1):
+        report("", done, total)
+        yield run
+
+
+def _join(parts: Sequence[Raw]) -> Raw:
+    runs = [part.runs for part in parts if len(part.runs)]
+    epochs = [part.epochs for part in parts if len(part.epochs)]
+    return Raw(
+        pd.concat(runs, ignore_index=True) if runs else pd.DataFrame(),
+        pd.concat(epochs, ignore_index=True) if len(epochs) > 1 else next(iter(epochs), EMPTY),
+    )
+
+
+EMPTY = pd.DataFrame({name: pd.Series(dtype="str") for name in ("cell", "key")} | {"epoch": []})
+
+
+def _current(part: Raw, listing: Mapping[str, str]) -> list[bool]:
+    rows = zip(part.runs["key"], part.runs["version"], strict=True)
+    return [listing.get(key) == version for key, version in rows]
+
+
+def _only(part: Raw, keys: set[str]) -> Raw:
+    if len(keys) == len(part.runs):
+        return part
+    return Raw(part.runs[part.runs["key"].isin(keys)], part.epochs[part.epochs["key"].isin(keys)])
+
+
+def _load(folder: Path, report: Report) -> list[Raw]:
+    parts = []
+    for path in sorted(folder.glob("*-runs.parquet")):
+        epochs = path.with_name(path.name.replace("runs", "epochs"))
+        try:
+            parts.append(Raw(_frame(path), _frame(epochs)))
+        except (OSError, pa.ArrowException) as error:
+            lost = str(error).splitlines()[0]
+            report(f"cache: {path} is damaged and read anew from the source ({lost})", 0, 0)
+            path.unlink(missing_ok=True)
+            epochs.unlink(missing_ok=True)
+    return parts
+
+
+def _frame(path: Path) -> pd.DataFrame:
+    found: pd.DataFrame = pq.read_table(path, memory_map=True).to_pandas(
+        split_blocks=True, self_destruct=True
+    )
+    return found
+
+
+def _write(folder: Path, number: int, part: Raw) -> None:
+    """Epochs first: a part exists once its `runs` do."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in (("epochs", part.epochs), ("runs", part.runs)):
+        path = folder / f"{number:06d}-{name}.parquet"
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        found = pa.Table.from_pandas(rows, preserve_index=False)
+        # Read a quarter as long as with the defaults, and 15% larger.
+        pq.write_table(
+            found, temporary, compression="lz4", use_dictionary=["cell", "key", "weights_checksum"]
+        )
+        os.replace(temporary, path)
