@@ -86,8 +86,10 @@ class Store:
 
     def check(self) -> None:
         """Raise `UserError` when a newer version wrote this store, or it is not a store's place."""
-        if self.local and self.local.exists() and not self.local.is_dir():
-            raise UserError(f"store: {self.uri!r} is not a folder")
+        if self.local:
+            there = next(path for path in (self.local, *self.local.parents) if path.exists())
+            if not there.is_dir():
+                raise UserError(f"store: {self.uri!r} cannot be a folder: {there} is a file")
         try:
             header = self._read("store.json")
         except OSError as error:
@@ -168,9 +170,10 @@ class Store:
         """For each cell with a folder, the names in it: one listing, however many cells there are."""
         names: dict[str, set[str]] = {}
         if self.local:
-            with contextlib.suppress(FileNotFoundError), os.scandir(self.local / "cells") as cells:
+            nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+            with nothing, os.scandir(self.local / "cells") as cells:
                 for cell in cells:
-                    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                    with nothing:
                         names[cell.name] = set(os.listdir(cell.path))
             return names
         start = len(self._path("cells")) + 1

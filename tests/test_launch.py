@@ -1,0 +1,246 @@
+"""Launching sweeps: what is missing is trained, once; what failed is said; the exit status tells."""
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hiddenweights import cli
+from hiddenweights.cell import run_cell
+from hiddenweights.store import Store
+from hiddenweights.train import Trainer
+from sweeps import __main__ as main
+from sweeps import experiments, tracking
+from sweeps.grid import Arm, arm
+from sweeps.progress import Curves, clock
+
+TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2, "data.subset": 200}
+
+
+def tiny() -> list[Arm]:
+    """A sweep for tests."""
+    return [
+        arm(TINY, {"model.k": (0.3, 0.5), "seed": (0, 1)}),
+        arm({**TINY, "model.method": "dense"}, {"seed": (0, 1)}),
+    ]
+
+
+def wide() -> list[Arm]:
+    """Another, which shares two cells with it."""
+    return [arm({**TINY, "model.k": 0.5}, {"seed": (0, 1, 2)})]
+
+
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.setattr(experiments, "SWEEPS", {**experiments.SWEEPS, "tiny": tiny, "wide": wide})
+    monkeypatch.chdir(tmp_path)
+    tracking.tracking_mode.cache_clear()
+    yield
+    tracking.tracking_mode.cache_clear()
+
+
+def sweeps(*args: str) -> int:
+    return cli.run(main.COMMANDS, "sweeps", args)
+
+
+def launch(name: str, *args: str) -> int:
+    return sweeps("launch", name, "--executor", "inline", "--store", "runs", *args)
+
+
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """From now on, the configs that are really trained."""
+    configs: list[Any] = []
+    real = Trainer.__init__
+
+    def spy(self: Trainer, config: Any, checkpoint: Path | None = None) -> None:
+        configs.append(config)
+        real(self, config, checkpoint)
+
+    monkeypatch.setattr(Trainer, "__init__", spy)
+    return configs
+
+
+def test_a_launch_trains_every_cell_and_a_second_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = trained(monkeypatch)
+    assert launch("tiny") == 0
+    assert len(configs) == 6
+    assert launch("tiny") == 0
+    assert len(configs) == 6
+    plan = Store("runs").plan("tiny")
+    assert plan is not None
+    assert set(Store("runs").states(plan["cells"]).values()) == {"finished"}
+
+
+def test_an_axis_made_longer_trains_only_what_is_new(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch("tiny", "--axis", "seed=0") == 0
+    configs = trained(monkeypatch)
+    assert launch("tiny", "--axis", "seed=0,1") == 0
+    assert [config.seed for config in configs] == [1, 1, 1]
+
+
+def test_a_cell_of_two_sweeps_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert launch("tiny") == 0
+    configs = trained(monkeypatch)
+    assert launch("wide") == 0
+    assert [config.seed for config in configs] == [2]
+
+
+def test_the_sweep_and_train_give_the_same_masks(tmp_path: Path) -> None:
+    assert launch("wide", "--set", "seed=0") == 0
+    (config,) = experiments.sweep("wide").override({"seed": 0}, {}).cells().values()
+    alone = run_cell(config, Store(tmp_path / "alone"))
+    swept = Store("runs").result(alone["cell"])
+    assert swept is not None
+    assert [r["mask_checksum"] for r in swept["history"]] == [r["mask_checksum"] for r in alone["history"]]
+
+
+def test_two_launches_at_once_train_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = trained(monkeypatch)
+    statuses: list[int] = []
+
+    def go() -> None:
+        statuses.append(
+            subprocess.run(  # a process each, as from two terminals
+                [sys.executable, "-c", LAUNCH_TINY, "runs"], check=False, capture_output=True, text=True
+            ).returncode
+        )
+
+    threads = [threading.Thread(target=go) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert statuses == [0, 0]
+    assert configs == []
+    results = [json.loads(path.read_text()) for path in Path("runs/cells").glob("*/result.json")]
+    assert len(results) == 6
+    assert [result["attempts"] for result in results] == [1] * 6
+
+
+# A launch in a process of its own, with this module's sweeps.
+LAUNCH_TINY = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_launch import experiments, launch, tiny
+experiments.SWEEPS = {{**experiments.SWEEPS, "tiny": tiny}}
+sys.exit(launch("tiny"))
+"""
+
+
+def test_a_failing_cell_does_not_stop_the_others(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = Trainer.epochs
+
+    def moody(self: Trainer) -> Iterator[Any]:
+        if self.config.model.k == 0.3:
+            raise ArithmeticError("three is an unlucky number")
+        return real(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "epochs", moody)
+        assert launch("tiny") == 1
+    printed = capsys.readouterr().out
+    assert "ArithmeticError: three is an unlucky number" in printed
+    assert "4/6 cells" in printed
+    assert sweeps("status", "tiny", "--store", "runs") == 1
+    assert printed.count("unlucky") >= 2
+    assert "ArithmeticError: three is an unlucky number" in capsys.readouterr().out
+    configs = trained(monkeypatch)
+    assert launch("tiny") == 1  # they are not tried again
+    assert configs == []
+    assert launch("tiny", "--rerun", "failed") == 0
+    assert len(configs) == 2
+    assert sweeps("status", "tiny", "--store", "runs") == 0
+
+
+def test_nan_is_a_failure_with_its_epoch() -> None:
+    wild = ("--set", "optim.lr=1e30", "--set", "optim.momentum=0", "--set", "seed=0")
+    assert launch("tiny", *wild) == 1
+    failures = [json.loads(path.read_text()) for path in Path("runs/cells").glob("*/failure.json")]
+    assert failures
+    assert {failure["error"] for failure in failures} == {"Diverged"}
+
+
+def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("tiny", "--dry-run") == 0
+    assert capsys.readouterr().out.count("missing ") == 6
+    assert sweeps("status", "tiny") == 1
+    assert not Path("runs").exists()
+    assert launch("tiny", "--axis", "seed=0") == 0
+    capsys.readouterr()
+    assert launch("tiny", "--dry-run", "--price", "2") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("missing ") == 3
+    assert printed.count("finished ") >= 3
+    assert "$" in printed
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        (["dept"], ["dept", "depth"]),
+        (["tiny", "--set", "model.kk=0.5"], ["model.kk", "model.k"]),
+        (["tiny", "--set", "model.k=2"], ["model.k", "2"]),
+        (["tiny", "--axis", "model.k="], ["model.k"]),
+        (["tiny", "--axis", "modle.k=0.5"], ["modle.k", "model.k"]),
+        (["tiny", "--set", "seed=0", "--axis", "seed=1,2"], ["seed"]),
+        (["tiny", "--set", "seed=0", "--set", "seed=1"], ["seed"]),
+        (["tiny", "--set", "data.name=cifar10", "--set", "data.root=nowhere"], ["data.root", "nowhere"]),
+        (["tiny", "--store", "file/below"], ["store", "below"]),
+        (["tiny", "--store", "newer"], ["store", "newer", "format"]),
+        (["tiny", "--executor", "rya"], ["executor", "rya", "ray"]),
+        (["tiny", "--time-limit", "0"], ["--time-limit", "0"]),
+        (["tiny", "--time-limti", "5"], ["--time-limti", "--time-limit"]),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    args: list[str], names: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Path("file").write_text("")
+    Path("newer").mkdir()
+    Path("newer/store.json").write_text('{"format": 2}')
+    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert sweeps("launch", *args) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    for name in names:
+        assert name in err
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert not sys.modules.get("ray") or not sys.modules["ray"].is_initialized()
+
+
+def test_axes_that_name_a_cell_twice_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("tiny", "--axis", "model.k=0.5,0.5", "--dry-run") == 0
+    assert "twice" in capsys.readouterr().out.partition("\n")[0]
+
+
+def test_list_and_show_need_no_store(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweeps("list") == 0
+    printed = capsys.readouterr().out
+    for name in experiments.SWEEPS:
+        assert name in printed
+    assert sweeps("show", "depth", "--axis", "seed=0") == 0
+    assert "Claim:" in (printed := capsys.readouterr().out)
+    assert "48 cells" in printed
+
+
+def test_curves_place_cells_and_average_seeds() -> None:
+    cells = experiments.sweep("tiny").cells()
+    curves = Curves(cells)
+    accuracies = {cell: 0.5 + config.seed / 10 for cell, config in cells.items()}
+    means = curves.means(accuracies)
+    assert len(means) == 2
+    edge, dense = means.values()
+    assert edge == {0.3: pytest.approx(0.55), 0.5: pytest.approx(0.55)}
+    assert dense == {1.0: pytest.approx(0.55)}
+
+
+def test_the_clock() -> None:
+    assert [clock(8), clock(65), clock(3723)] == ["0:08", "1:05", "1:02:03"]
