@@ -1,0 +1,58 @@
+"""Mask and masked weight of a layer: a full sort against `keep_largest`. `python -m benchmarks.selection`
+
+About a minute on one CPU thread. Also the guard of tests/test_fast_guard.py.
+"""
+
+import sys
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Row, compare, race, report
+from benchmarks.straightforward import SortAndIndex
+from hiddenweights.models import build_network
+from hiddenweights.selection import keep_largest
+from hiddenweights.subnetwork import weight_layers
+
+CONV4 = [
+    tuple(getattr(owner, name).shape)
+    for owner, name, _ in weight_layers(build_network("conv4", channels=3, image_size=32, classes=10))
+]
+
+
+def sort_against_ours(
+    what: str, shapes: list[tuple[int, ...]], *, k: float = 0.5, rounds: int, goal: str, device: str = "cpu"
+) -> Row:
+    """All layers of `shapes`: the mask of the top k by |score|, and the weight times it."""
+    layers: list[tuple[Tensor, Tensor, int]] = []
+    for shape in shapes:
+        scores = torch.randn(shape, device=device)
+        layers.append((torch.randn(shape, device=device).sign(), scores, round(k * scores.numel())))
+
+    def sort_and_index() -> list[Tensor]:
+        return [w * SortAndIndex.apply(s.abs(), kept) for w, s, kept in layers]
+
+    def ours() -> list[Tensor]:
+        return [keep_largest(w, s, kept) for w, s, kept in layers]
+
+    for a, b in zip(sort_and_index(), ours(), strict=True):
+        assert torch.equal(a, b)
+    times = race({"sort": sort_and_index, "ours": ours}, rounds=rounds, device=device)
+    return compare(what, times, "sort", "ours", goal)
+
+
+def run(device: str = "cpu") -> list[Row]:
+    goal = "20x, aim 60x" if device == "cpu" else "10x, aim 25x"
+    rows = [
+        sort_against_ours("Conv4, 7 layers, k = 0.5", CONV4, rounds=9, goal=goal, device=device),
+        sort_against_ours("10^6 scores, k = 0.5", [(10**6,)], rounds=15, goal=goal, device=device),
+        sort_against_ours("10^6 scores, k = 0.1", [(10**6,)], k=0.1, rounds=15, goal=goal, device=device),
+        sort_against_ours("10^7 scores, k = 0.5", [(10**7,)], rounds=5, goal=goal, device=device),
+    ]
+    report("selection" if device == "cpu" else "selection_gpu", rows, device)
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    run(*sys.argv[1:])

@@ -1,0 +1,90 @@
+"""A whole training step: supermask against dense, and against the straightforward way.
+
+`python -m benchmarks.step [conv4|resnet18|digits]`: about 2, 10 and 1 minutes on one CPU thread.
+Images are random, of CIFAR-10's shape, or of digits'.
+"""
+
+import sys
+from collections.abc import Callable
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from benchmarks import straightforward
+from benchmarks.measure import Row, compare, race, report
+from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig, TrialConfig
+from hiddenweights.data import Dataset, Images
+from hiddenweights.train import Trainer
+
+# Name: architecture, width, (channels, side) of the images, batch, rounds, goal against dense.
+CASES = {
+    "conv4": ("conv4", 1.0, (3, 32), 128, 7, "<= 1.10"),
+    "resnet18": ("resnet18", 1.0, (3, 32), 128, 3, "<= 1.05"),
+    "digits": ("conv2", 0.25, (1, 8), 64, 200, ""),
+}
+
+
+def random_images(channels: int, side: int, n: int = 512) -> Dataset:
+    """A data set of random pixels in CIFAR-10's or digits' shape."""
+    pixels = torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8)
+    images = Images(pixels.contiguous(memory_format=torch.channels_last), torch.randint(0, 10, (n,)))
+    return Dataset(images, images, 10, (0.5,) * channels, (0.25,) * channels)
+
+
+def our_step(config: TrialConfig, dataset: Dataset) -> Callable[[], Tensor]:
+    """The trainer's own step on one batch, as it comes out of the input pipeline."""
+    trainer = Trainer(config)
+    with mock.patch("hiddenweights.train.load_dataset", return_value=dataset):
+        trainer._build()
+    trainer.network.train()
+    batch = trainer.config.optim.batch_size
+    assert batch is not None
+    images, labels = next(iter(trainer.train_batches.shuffled(batch, seed=0, epoch=0, augment=False)))
+    return lambda: trainer._step(images, labels)
+
+
+def steps(case: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
+    """The contestants of `case` by name, each doing one step on one batch."""
+    arch, width, (channels, side), batch, _, _ = CASES[case]
+    dataset = random_images(channels, side)
+    contestants: dict[str, Callable[[], object]] = {}
+    precisions: tuple[Precision, ...] = ("float32", "bfloat16")
+    for precision in precisions:
+        for method in ("dense", "edge_popup"):
+            config = TrialConfig(
+                model=ModelConfig(arch=arch, width=width, method=method),  # type: ignore[arg-type]
+                data=DataConfig(name="cifar10"),
+                optim=OptimConfig(batch_size=batch),
+                train=TrainConfig(precision=precision, device=device),
+            )
+            name = f"{'dense' if method == 'dense' else 'supermask'} {precision}"
+            contestants[name] = our_step(config, dataset)
+    model = straightforward.network(
+        arch, channels=channels, image_size=side, classes=10, width=width, k=0.5
+    ).to(device)
+    step = straightforward.trainer(model)
+    images, labels = torch.randn(batch, channels, side, side, device=device), torch.randint(0, 10, (batch,))
+    labels = labels.to(device)
+    return {"straightforward": lambda: step(images, labels)} | contestants
+
+
+def run(case: str, device: str = "cpu") -> list[Row]:
+    *_, rounds, goal = CASES[case]
+    times = race(steps(case, device), rounds=rounds if device == "cpu" else 100, device=device)
+    rows = [
+        compare(f"{case}: supermask / dense, {p}", times, f"supermask {p}", f"dense {p}", goal)
+        for p in ("float32", "bfloat16")
+    ]
+    rows += [
+        compare(f"{case}: straightforward / ours, {p}", times, "straightforward", f"supermask {p}", aim)
+        for p, aim in (("float32", ""), ("bfloat16", "2.0x, aim 2.8x" if case != "digits" else ""))
+    ]
+    report(f"step_{case}" if device == "cpu" else f"step_{case}_gpu", rows, device)
+    return rows
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    for case in sys.argv[1:] or CASES:
+        run(case)

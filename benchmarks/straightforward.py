@@ -1,0 +1,100 @@
+"""The straightforward way, as one writes it first: what the fast paths are measured against."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms.functional import to_pil_image
+
+from hiddenweights.init import draw_scores
+from hiddenweights.models import build_network
+from hiddenweights.streams import stream
+from hiddenweights.subnetwork import set_weights, weight_layers
+
+
+class SortAndIndex(torch.autograd.Function):
+    """The mask of the largest scores by a full sort and two indexed assignments."""
+
+    @staticmethod
+    def forward(ctx: object, magnitudes: Tensor, kept: int) -> Tensor:
+        mask = torch.empty_like(magnitudes)
+        order = magnitudes.flatten().sort().indices
+        flat = mask.view(-1)
+        flat[order[:-kept]] = 0
+        flat[order[-kept:]] = 1
+        return mask
+
+    @staticmethod
+    def backward(ctx: object, grad: Tensor) -> tuple[Tensor, None]:
+        return grad, None
+
+
+class SortedMask(nn.Module):
+    """A parametrization like `hiddenweights.masks.EdgePopup`, by `SortAndIndex`."""
+
+    def __init__(self, scores: Tensor, k: float) -> None:
+        super().__init__()
+        self.scores, self.kept = nn.Parameter(scores), round(k * scores.numel())
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * SortAndIndex.apply(self.scores.abs(), self.kept)
+
+
+def network(arch: str, *, channels: int, image_size: int, classes: int, width: float, k: float) -> nn.Module:
+    """A supermask network with weights and scores as ours, masked by sorting."""
+    model = build_network(arch, channels=channels, image_size=image_size, classes=classes, width=width)
+    model.requires_grad_(False)
+    for owner, attribute, name in weight_layers(model):
+        weight = getattr(owner, attribute)
+        set_weights(weight, name, "signed_constant", 0)
+        scores = draw_scores(weight.shape, stream(0, "scores", name))
+        parametrize.register_parametrization(owner, attribute, SortedMask(scores, k))
+    return model
+
+
+def trainer(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
+    """One float32 step of SGD with its metrics read at every step."""
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=1e-4
+    )
+    sums = [0.0, 0.0, 0.0]
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        logits = model(images)
+        loss = F.cross_entropy(logits, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        best = logits.topk(5).indices == labels[:, None]
+        for i, value in enumerate((loss, best[:, 0].float().mean(), best.any(1).float().mean())):
+            sums[i] += value.item()
+
+    return step
+
+
+class PilImages(Dataset[tuple[Tensor, int]]):
+    """Images one by one through torchvision's transforms, as its own data sets give them."""
+
+    def __init__(
+        self, pixels: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], augment: bool
+    ) -> None:
+        self.images, self.labels = [to_pil_image(image) for image in pixels], labels.tolist()
+        augmentation = [transforms.RandomCrop(pixels.shape[-1], 4), transforms.RandomHorizontalFlip()]
+        self.transform = transforms.Compose(
+            [*(augmentation if augment else []), transforms.ToTensor(), transforms.Normalize(mean, std)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), self.labels[index]
+
+
+def loader(images: PilImages, batch: int, workers: int = 0) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Shuffled batches."""
+    return DataLoader(images, batch, shuffle=True, num_workers=workers)
