@@ -203,21 +203,26 @@ class Ticket:
         return network.to(memory_format=torch.channels_last).eval()
 
     def _plain(self, arch: str | None) -> nn.Module:
-        """The network without values (on torch's meta device), but for one made by the caller's code."""
+        """The network without values (on torch's meta device), where its constructor can do without."""
         model, inputs = self.config.model, self.inputs
         if (own := ":" in model.arch) != (arch is not None):
             hint = f"needs your code: arch={model.arch!r}" if own else f"takes no arch, but got {arch!r}"
             raise UserError(f"model.arch: the ticket of {model.arch!r} {hint}")
-        with torch.device("cpu" if own else "meta"):
+        # RegNets compute their shapes with tensors. These do not depend on the images' size, and an
+        # absurd one would take memory here.
+        regnet = model.arch.startswith("torchvision/regnet")
+        with torch.device("cpu" if own or regnet else "meta"):
             try:
                 return build_network(
                     arch or model.arch,
                     channels=inputs.channels,
-                    image_size=inputs.image_size,
+                    image_size=min(inputs.image_size, 224) if regnet else inputs.image_size,
                     classes=inputs.classes,
                     width=model.width,
                     seed=self.config.seed_of("weights"),
                 )
+            except UserError as error:
+                raise UserError(_first_line(error)) from error
             except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond torch's
                 raise UserError(f"model.arch: {model.arch!r} cannot be built: {_first_line(error)}") from None
 
