@@ -92,7 +92,8 @@ def supermask(
             set_weights(weight, name, distribution, weight_seed, scaled_for_k)
         scores = draw_scores(weight.shape, stream(score_seed, "scores", name)).to(weight.device)
         layer = Layer(name, weight_seed, distribution, scaled_for_k)
-        parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer))
+        # unsafe: without torch's trial run of the mask, which costs time and, for `sampled`, random numbers
+        parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer), unsafe=True)
     _warn_of_single_weights(model, selection)
     if selection == "global":
         masks = [*masks_of(model).values()]
