@@ -201,7 +201,8 @@ def _record_failure(
         "attempt": attempt,
         "time": datetime.now(UTC).isoformat(),
         # The host's fault and not the cell's: the next launch tries again.
-        "transient": isinstance(error, (OSError, MemoryError, UserError)),
+        "transient": isinstance(error, (OSError, MemoryError, UserError))
+        or type(error).__name__ == "OutOfMemoryError",  # of the GPU, which others may have shared
     }
     try:
         store.fail(cell, failure)

@@ -81,7 +81,7 @@ def launch_(
         dry_run: Only say which cells there are, how many exist, and what the rest would cost.
         executor: `inline` trains one cell after the other in this process, without Ray.
         address: A running Ray cluster (`auto`, or host:port). Unset: Ray on this machine, for the launch.
-        gpus: GPUs a cell; a fraction shares a card. Unset: one where there are any.
+        gpus: GPUs a cell; a fraction shares a card. Unset: by the network's size, where there are any.
         rerun: `failed` tries cells again that failed before.
         time_limit: Seconds that one attempt at a cell may take (with Ray).
         retries: How often a cell is taken up again whose worker died (with Ray).

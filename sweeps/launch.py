@@ -131,7 +131,8 @@ def _executor(name: str, store: Store, options: Options, todo: Mapping[str, Tria
     from sweeps import ray_executor  # only now: Ray reads its environment when imported
 
     with ray_executor.cluster(options.address):
-        ray_executor.check(todo, options.gpus)
+        largest = ray_executor.capacity()
+        ray_executor.check(todo, options.gpus, largest)
         jobs = {
             cell: {
                 "cell": cell,
@@ -144,7 +145,12 @@ def _executor(name: str, store: Store, options: Options, todo: Mapping[str, Tria
             for cell, config in todo.items()
         }
         yield lambda cells, progress: ray_executor.run(
-            [jobs[cell] for cell in cells], store, progress, gpus=options.gpus, retries=options.retries
+            [jobs[cell] for cell in cells],
+            store,
+            progress,
+            gpus=options.gpus,
+            largest=largest,
+            retries=options.retries,
         )
 
 

@@ -16,6 +16,7 @@ from hiddenweights.store import Json, Store
 from sweeps.progress import Progress
 from sweeps.trial import REPORT_EVERY, CellTrial
 
+Resources = dict[str, float]
 MIB = 2**20
 
 
@@ -42,34 +43,66 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def check(cells: Mapping[str, TrialConfig], gpus: float | None) -> None:
-    """Raise `UserError` when a cell wants more of a kind than any node has: it would wait for ever."""
-    for kind in ("CPU", "GPU"):
-        most = max((node["Resources"].get(kind, 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
-        for config in cells.values():
-            wanted = resources(config, gpus)[kind.lower()]
-            if wanted > most:
-                name = "train.threads" if kind == "CPU" else "--gpus"
-                raise UserError(f"{name}: a cell wants {wanted:g} {kind}s; the largest node has {most:g}")
+def capacity() -> Resources:
+    """CPUs and GPUs of the largest node that there is, or that the cluster would start when asked."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    # The only look inside Ray: what an autoscaling cluster may grow to has no public name.
+    config = ray._private.state.state.get_cluster_config()
+    nodes += [dict(group.resources) for group in config.node_group_configs] if config else []
+    return {kind: max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
 
 
-def resources(config: TrialConfig, gpus: float | None) -> dict[str, float]:
-    """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: 1 where the cluster has any)."""
-    if config.train.device == "cpu":
+def check(cells: Mapping[str, TrialConfig], gpus: float | None, largest: Resources) -> None:
+    """Raise `UserError` when a cell wants more than any node will have: it would wait for ever."""
+    for config in cells.values():
+        for kind, wanted in wanted_by(config, gpus, largest).items():
+            if wanted > largest[kind]:
+                name = "train.threads" if kind == "CPU" else "--gpus" if gpus else "train.device"
+                raise UserError(
+                    f"{name}: a cell wants {wanted:g} {kind}; the largest node has {largest[kind]:g}"
+                )
+
+
+def wanted_by(config: TrialConfig, gpus: float | None, largest: Resources) -> Resources:
+    """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: by size, where there are any)."""
+    share = gpu_share(config) if gpus is None else gpus
+    if config.train.device == "cpu" or (
+        config.train.device == "auto" and gpus is None and not largest["GPU"]
+    ):
         share = 0.0
-    elif gpus is not None:
-        share = gpus
-    else:
-        wants = config.train.device.startswith("cuda")
-        share = 1.0 if wants or ray.cluster_resources().get("GPU", 0) else 0.0
-    return {"cpu": float(config.train.threads), "gpu": share}
+    return {"CPU": float(config.train.threads), "GPU": share}
 
 
-def run(jobs: Sequence[Json], store: Store, progress: Progress, *, gpus: float | None, retries: int) -> None:
+def gpu_share(config: TrialConfig) -> float:
+    """The part of a card for a cell of this size: small networks leave most of one idle.
+
+    Ray keeps the books and nobody keeps the peace: what shares a card must fit on it together.
+    """
+    model = config.model
+    if model.width <= 2 and model.arch.startswith(("linear", "fc", "conv")):
+        return 0.25
+    if model.width <= 1 and model.arch.startswith("resnet"):
+        return 0.5
+    return 1.0
+
+
+def run(
+    jobs: Sequence[Json],
+    store: Store,
+    progress: Progress,
+    *,
+    gpus: float | None,
+    largest: Resources,
+    retries: int,
+) -> None:
     """Hand every job to a worker, once (more often where workers die), and return when all have ended."""
+
+    def request(job: Json) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([wanted_by(from_dict(job["config"]), gpus, largest)])
+
     with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
         tuner = tune.Tuner(
-            tune.with_resources(CellTrial, lambda job: resources(from_dict(job["config"]), gpus)),
+            tune.with_resources(CellTrial, request),
             param_space=tune.grid_search([{**job, "report_every": REPORT_EVERY} for job in jobs]),
             tune_config=tune.TuneConfig(reuse_actors=True),
             run_config=tune.RunConfig(

@@ -1,0 +1,92 @@
+"""The cluster files, checked by Ray's own validation as far as that goes without an account."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hiddenweights import cli
+from sweeps import __main__ as main
+
+TOP = Path(__file__).parents[1]
+CLOUDS = ["cluster.yaml", "deploy/gcp.yaml"]
+RAY_UP = [*CLOUDS, "deploy/onprem.yaml"]
+
+
+def load(name: str) -> dict[str, Any]:
+    config: dict[str, Any] = yaml.safe_load((TOP / name).read_text())
+    return config
+
+
+def pinned(package: str) -> str:
+    (found,) = re.findall(rf"^{package}==(.+)$", (TOP / "constraints.txt").read_text(), re.MULTILINE)
+    return str(found)
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_ray_accepts_the_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    monkeypatch.chdir(TOP)
+    config = prepare_config(load(name))
+    validate_config(config)
+    with pytest.raises(Exception, match="max_worker"):
+        validate_config({**config, "max_wokers": 1} | {"max_workers": "many"})
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_workers_are_spot_scale_from_zero_and_the_head_trains_nothing(name: str) -> None:
+    config = load(name)
+    head, worker = (config["available_node_types"][node] for node in ("head", "worker"))
+    assert config["head_node_type"] == "head"
+    assert head["resources"] == {"CPU": 0, "GPU": 0}
+    assert worker["min_workers"] == 0 < worker["max_workers"] <= config["max_workers"]
+    assert worker["resources"]["GPU"] >= 1
+    assert "spot" in str(worker["node_config"]).lower()
+    assert "spot" not in str(head["node_config"]).lower()
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_the_set_up_is_the_pinned_one_and_the_dashboard_stays_inside(name: str) -> None:
+    config = load(name)
+    assert any("--constraint constraints.txt" in command for command in config["setup_commands"])
+    (start,) = (command for command in config["head_start_ray_commands"] if "ray start" in command)
+    assert "--dashboard-host=127.0.0.1" in start
+    for image in ("head_image", "worker_image"):
+        if "docker" in config:
+            assert f":{pinned('ray')}-py311" in config["docker"][image]
+
+
+@pytest.mark.parametrize("name", RAY_UP)
+def test_the_place_of_the_results_is_set_once(name: str) -> None:
+    assert (TOP / name).read_text().count("HIDDENWEIGHTS_STORE=") == 1
+
+
+@pytest.mark.parametrize("name", [*RAY_UP, "deploy/kuberay.yaml"])
+def test_the_launch_command_parses(name: str) -> None:
+    text = (TOP / name).read_text()
+    commands = re.findall(r"python -m sweeps (launch [^'#\n]+)", text)
+    assert commands
+    for command in commands:
+        cli.parse(main.COMMANDS, "sweeps", shlex.split(command))
+
+
+def test_the_kubernetes_job_retries_and_its_head_trains_nothing() -> None:
+    job = load("deploy/kuberay.yaml")
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = job["spec"]["rayClusterSpec"]
+    assert job["spec"]["backoffLimit"] > 0
+    assert cluster["rayVersion"] == pinned("ray")
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    (workers,) = cluster["workerGroupSpecs"]
+    assert workers["minReplicas"] == 0 < workers["maxReplicas"]
+    for group in (cluster["headGroupSpec"], workers):
+        (container,) = group["template"]["spec"]["containers"]
+        names = [variable["name"] for variable in container["env"]]
+        assert "HIDDENWEIGHTS_STORE" in names
+        (key,) = (variable for variable in container["env"] if variable["name"] == "WANDB_API_KEY")
+        assert "value" not in key  # a secret's, never the file's
+    assert pinned("ray") in (TOP / "deploy/Dockerfile").read_text()
