@@ -48,6 +48,26 @@ def _figure(options: argparse.Namespace) -> None:
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
 
 
+def _report(options: argparse.Namespace) -> None:
+    table = _table(options)
+    from analysis import figures, report  # here, because numbers alone need no matplotlib
+
+    found = report.collect(table, options.source, seed=options.seed, mixed=options.mixed)
+    with _writing(options.out):
+        for drawing in found.drawings:
+            drawn, spec = drawing.drawn, drawing.spec
+            figures.save(figures.render(drawn, spec, drawing.note), options.out, spec.name)
+            drawn.to_csv(options.out / f"{spec.name}.csv", index=False)
+        found.verdicts.to_csv(options.out / "claims.csv", index=False)
+        table.cells.to_csv(options.out / "cells.csv", index=False)
+        (options.out / "report.md").write_text(report.as_markdown(found))
+        (options.out / "report.html").write_text(report.as_html(found))
+    print(found.lead)
+    for name, reason in found.skipped.items():
+        print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")
+    print(f"report: {options.out / 'report.html'}  {options.out / 'report.md'}")
+
+
 def _table(options: argparse.Namespace) -> Table:
     """The source's table, with a bar where somebody watches and runs are many."""
     folder = None if options.no_cache else default_folder()
@@ -108,17 +128,23 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)"
     )
 
-    figure = commands.add_parser(
-        "figure", parents=[common], help="draw a figure: PNG, PDF and its data as CSV"
-    )
-    figure.add_argument("name", metavar="NAME", help=", ".join(specs.FIGURES))
-    figure.add_argument(
+    drawing = argparse.ArgumentParser(add_help=False)
+    drawing.add_argument(
         "--mixed", action="store_true", help="let cells of different epochs or protocols share a curve"
     )
+    figure = commands.add_parser(
+        "figure", parents=[common, drawing], help="draw a figure: PNG, PDF and its data as CSV"
+    )
+    figure.add_argument("name", metavar="NAME", help=", ".join(specs.FIGURES))
     figure.set_defaults(run=_figure)
 
     claim = commands.add_parser("claims", parents=[common], help="a verdict on each claim of the paper")
     claim.set_defaults(run=_claims)
+
+    page = commands.add_parser(
+        "report", parents=[common, drawing], help="figures, claims and cells as one HTML page and as Markdown"
+    )
+    page.set_defaults(run=_report)
     return parser
 
 

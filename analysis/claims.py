@@ -415,7 +415,7 @@ def verdicts(table: Table, which: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     cells = table.cells[table.cells["state"] == FINISHED]
     logged = table.epochs.drop_duplicates(["cell", "weights_checksum"]).groupby("cell").size()
     cells = cells.assign(steady=cells["cell"].map(logged).fillna(1) <= 1)
-    settings = [(_setting(group), group) for _, group in cells.groupby(list(SETTING), dropna=False)]
+    settings = [(setting(group), group) for _, group in cells.groupby(list(SETTING), dropna=False)]
     rows = []
     for claim in which:
         measured = [(name, [*claim.measure(group)]) for name, group in settings]
@@ -424,18 +424,19 @@ def verdicts(table: Table, which: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _setting(cells: pd.DataFrame) -> str:
+def setting(cells: pd.DataFrame) -> str:
+    """The setting of cells that share one, in words."""
     first = cells.iloc[0]
     subset = "" if pd.isna(first["data.subset"]) else f", {first['data.subset']:g} images"
     return f"{first['data.name']}, {first['train.epochs']} epochs{subset}, {first['data.protocol']}"
 
 
-def _row(claim: Claim, setting: str, effects: Sequence[Effect]) -> dict[str, Any]:
+def _row(claim: Claim, where: str, effects: Sequence[Effect]) -> dict[str, Any]:
     shown = worst(effects) if effects else Effect("", np.nan, np.nan, 0, np.nan, np.nan, np.nan, ())
     return {
         "claim": claim.name,
         "says": claim.says,
-        "setting": setting,
+        "setting": where,
         "verdict": judge(effects),
         "effect": shown.words,
         "mean": shown.mean,
