@@ -23,9 +23,9 @@ from hiddenweights.config import TrialConfig, trial_id, unflatten
 from hiddenweights.errors import UserError
 from hiddenweights.models import build_network
 from hiddenweights.store import Store
-from hiddenweights.subnetwork import current_masks, supermask
+from hiddenweights.subnetwork import current_masks, frozen_weights, supermask
 from hiddenweights.ticket import MAGIC, Inputs, Ticket, load_ticket, read_ticket, save_ticket
-from hiddenweights.train import Record, Trainer, evaluate
+from hiddenweights.train import Record, Trainer, checksum, evaluate
 
 HEADER = len(MAGIC) + 32
 SMALL = {"model.arch": "fc", "data.subset": 300, "train.epochs": 2}
@@ -210,21 +210,38 @@ GOLDEN = "7d4c0b51083b06c820a4a93d76228d8792de9af503d686ce275a4fa2d4a50f3d"
 # --- size --------------------------------------------------------------------------------------------------
 
 
+def untrained(network: nn.Module, arch: str, size: int, k: float) -> Ticket:
+    """A ticket of `network`, masked here at random weights and scores, with made-up running statistics."""
+    supermask(network, k=k)
+    state = {n: t for n, t in network.state_dict().items() if "parametrizations" not in n.split(".")}
+    for name, value in state.items():
+        if name.endswith(("_mean", "_var")):
+            value.uniform_(0.5, 1.5)
+    inputs = Inputs(3, size, 10, (0.5,) * 3, (0.5,) * 3)
+    config = unflatten({"model.arch": arch, "model.k": k, "data.name": "cifar10"})
+    weights = checksum({name: weight.numpy() for name, weight in frozen_weights(network).items()})
+    return Ticket(config, inputs, current_masks(network), {}, state, weights, {"epoch": 1}, {})
+
+
 @pytest.mark.parametrize(
     ("arch", "k", "times"), [("conv4", 0.5, 30), ("conv4", 0.1, 60), ("resnet18", 0.3, 33)]
 )
 def test_a_ticket_is_a_small_fraction_of_the_state_dict(arch, k, times):
-    config = unflatten({"model.arch": arch, "model.k": k, "data.name": "cifar10"})
     network = build_network(arch, channels=3, image_size=32, classes=10)
     dense = io.BytesIO()
     torch.save(network.state_dict(), dense)
-    masks = current_masks(supermask(network, k=k))
-    state = {n: t.detach() for n, t in network.state_dict().items() if "parametrizations" not in n}
-    state = {n: torch.rand_like(t) if n.endswith(("_mean", "_var")) else t for n, t in state.items()}
-    ticket = Ticket(
-        config, Inputs(3, 32, 10, (0.5,) * 3, (0.5,) * 3), masks, {}, state, "0" * 32, {"epoch": 1}, {}
-    )
-    assert times * len(ticket.to_bytes()) < len(dense.getvalue())
+    assert times * len(untrained(network, arch, 32, k).to_bytes()) < len(dense.getvalue())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "regnet_y_400mf", "squeezenet1_0"])
+def test_a_network_of_torchvision_comes_back_whole(name):
+    arch = f"torchvision/{name}"
+    network = build_network(arch, channels=3, image_size=64, classes=10)
+    content = untrained(network, arch, 64, 0.5).to_bytes()
+    network.to(memory_format=torch.channels_last).eval()
+    with torch.no_grad():
+        images = torch.rand(4, 3, 64, 64).to(memory_format=torch.channels_last)
+        assert torch.equal(Ticket.from_bytes(content).network()(images), network(images))
 
 
 # --- bad input -------------------------------------------------------------------------------------------
