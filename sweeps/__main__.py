@@ -229,7 +229,10 @@ def _check_numbers(**options: float | None) -> None:
 
 
 def _console() -> Console:
-    return Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120  # a log has no edge
+    return console
 
 
 COMMANDS: dict[str, cli.Command] = {

@@ -14,6 +14,7 @@ from rich.text import Text
 from hiddenweights.config import TrialConfig, flatten, resolve, short_name
 from hiddenweights.store import Json
 
+MOST_COLUMNS = 12  # what fits beside the curves' names
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
@@ -47,11 +48,13 @@ class Curves:
             points[curve][x].append(accuracy)
         return {curve: {x: mean(values) for x, values in xs.items()} for curve, xs in points.items()}
 
-    def table(self, accuracies: Mapping[str, float]) -> Table:
-        """Mean test accuracy in percent, a row a curve, a column an x."""
+    def table(self, accuracies: Mapping[str, float]) -> Table | Text:
+        """Mean test accuracy in percent, a row a curve, a column an x; only the best of each if many."""
         xs = sorted({x for _, x in self._places.values() if x is not None})
         if any(x is None for _, x in self._places.values()):
             xs.append(None)  # type: ignore[arg-type]
+        if len(xs) > MOST_COLUMNS:
+            return Text("\n".join(self.best(accuracies)))
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("test accuracy, %", no_wrap=True)
         for x in xs:
