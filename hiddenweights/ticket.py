@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from hiddenweights.config import DataConfig, TrialConfig, from_dict, resolve, to_dict
+from hiddenweights.config import DataConfig, TrialConfig, flatten, from_dict, resolve, to_dict
 from hiddenweights.data import load_dataset
 from hiddenweights.errors import UserError
 from hiddenweights.maskcode import decode_mask, encode_mask
@@ -293,6 +293,9 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
     config = resolve(from_dict(header["config"]))
     if not has_ticket(config):
         raise UserError(f"model.method: {config.model.method!r} has no tickets")
+    for value in flatten(config).values():
+        if isinstance(value, str):
+            _text(value)
     gained = shapes if METHODS[config.model.method] is Biprop else {}
     _same_tensors(
         {name: (torch.Size(), torch.float32) for name in gained},

@@ -64,7 +64,8 @@ def evaluate(
     images = getattr(split_dataset(dataset, chosen, config.seed_of("data")), split)
     if images is None:
         raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
-    torch.set_num_threads(config.train.threads)  # as in training, for the same bits
+    # As in training, for the same bits; but a file is not to start any number of threads.
+    torch.set_num_threads(min(config.train.threads, os.cpu_count() or 1))
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     batches = Batches(images.to(place), ticket.inputs.mean, ticket.inputs.std)
     loss, accuracy = measure(network.to(place), batches, config.train.precision)
@@ -129,11 +130,14 @@ def export(
     """
     if to == "onnx":
         _need_onnx()
+    import torch
+
     from hiddenweights.ticket import read_ticket
 
     path = output or file.with_suffix(SUFFIXES[to])
     ticket = read_ticket(file)
-    network = ticket.network(arch)
+    # In torch's default memory format, as whoever loads the file builds the network.
+    network = ticket.network(arch).to(memory_format=torch.contiguous_format)
     partial = path.with_name(f".{uuid.uuid4().hex}{SUFFIXES[to]}")
     try:
         partial.touch()

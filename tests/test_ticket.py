@@ -279,6 +279,7 @@ def test_every_truncation_is_noticed():
         ("config/model/method", "dense", "dense"),
         ("config/model/method", "biprop", "weight"),
         ("config/model/colour", "red", "colour"),
+        ("config/model/arch", "own:\x1b[2J", "no ticket"),
         ("config/model/distribution", "kaiming_normal", "weights"),
         ("config/seed", 1, "seed 1"),
         ("inputs/channels", 3, "channels"),
