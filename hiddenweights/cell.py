@@ -1,18 +1,18 @@
 """One cell, from claim to result: the same for `train`, for the inline executor and for a Ray worker."""
 
 import contextlib
-import platform
 import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hiddenweights.config import NETWORKS, TrialConfig, resolve, short_name, to_dict, trial_id
 from hiddenweights.errors import UserError
 from hiddenweights.store import Busy, Json, LeaseLost, Store
+from hiddenweights.versions import versions
 
 if TYPE_CHECKING:
     from hiddenweights.train import Trainer
@@ -106,7 +106,7 @@ def cell_epochs(
                 "attempts": lease.attempt,
                 "started": started.isoformat(),
                 "finished": datetime.now(UTC).isoformat(),
-                "versions": _versions(),
+                "versions": versions("hiddenweights", "torch", "ray", "wandb"),
                 "device": _device(trainer),
             }
             store.finish(cell, result, _ticket(trainer, history[-1]))
@@ -208,17 +208,3 @@ def _record_failure(
         store.fail(cell, failure)
     except OSError as unwritable:  # the store itself is what failed
         error.add_note(f"the failure could not be recorded: {unwritable}")
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | dict(
-        _installed(("hiddenweights", "torch", "ray", "wandb"))
-    )
-
-
-def _installed(packages: Iterable[str]) -> Iterable[tuple[str, str]]:
-    for package in packages:
-        try:
-            yield package, version(package)
-        except PackageNotFoundError:
-            continue
