@@ -1,59 +1,127 @@
-"""Read a W&B project through the public API."""
+"""Read a W&B project through the public API.
 
+Pages of runs bring config and summary; histories are scanned, since ``history()`` is a sample. Requests are
+repeated with growing pauses, several runs are read at once, and a history that comes back short is not used.
+"""
+
+import functools
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 from analysis.offline import scalars, wandb_state
 from analysis.table import Run
 from hiddenweights.errors import UserError
 
+T = TypeVar("T")
 TIMEOUT = 300  # seconds; W&B's own 19 s dies under rate limits with a misleading error
+PAUSES = (1, 2, 4, 8, 16, 32, 60)  # seconds between attempts at one request
+AT_ONCE = 8  # runs; the hosted service allows a few hundred requests a minute, a run takes three
 
 
 class Project:
-    """A W&B project. The pages of runs bring config and summary; histories are scanned, never sampled."""
+    """A W&B project, ``entity/project``. Raises `UserError` for a name that cannot be one."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, pause: Callable[[float], None] = time.sleep) -> None:
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", path):
             raise UserError(f"--from: {'wandb:' + path!r} is not of the form wandb:ENTITY/PROJECT")
         self.name = self.identity = f"wandb:{path}"
         self._path = path
+        self._pause = pause
         self._runs: dict[str, Any] = {}
 
     def listing(self) -> dict[str, str]:
-        """Runs by id; the version is the state and the last sign of life."""
+        """Runs by id; the version is the state, the last sign of life and the number of rows.
+
+        Raises `UserError` when the project does not exist or cannot be read.
+        """
         import wandb
 
         try:
-            runs = wandb.Api(timeout=TIMEOUT).runs(self._path, lazy=False)
-            self._runs = {run.id: run for run in runs}
+            api = wandb.Api(timeout=TIMEOUT)
+            self.identity = f"{api.settings['base_url']} {self.name}"
+            pages = iter(api.runs(self._path, lazy=False))
+            while (run := self._patient(lambda: next(pages, None))) is not None:
+                self._runs[run.id] = run
         except (ValueError, wandb.errors.Error) as error:
-            raise UserError(f"--from: {self.name!r} cannot be read: {error}") from error
-        return {key: f"{run.state} {run.heartbeatAt}" for key, run in self._runs.items()}
+            reason = str(error).splitlines()[0]
+            raise UserError(f"--from: {self.name!r} cannot be read: {reason}") from error
+        return {
+            key: f"{run.state} {run.heartbeatAt} {run.historyLineCount}" for key, run in self._runs.items()
+        }
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
-        """Config and summary as listed, history by a full scan."""
-        for key, version in wanted.items():
-            run = self._runs[key]
-            summary = dict(run.summary_metrics)
-            state, reason = wandb_state(summary, None)
-            if state != "finished":
-                state, reason = run.state, f"W&B says {run.state}; its last epoch was never reached"
-            config = dict(run.config)
-            yield Run(
-                key=key,
-                cell=config.pop("cell", None),
-                state=state,
-                reason=reason,
-                config=config,
-                summary=scalars(summary),
-                history=[*run.scan_history()],
-                sweeps=frozenset({*run.tags, run.group or ""} - {""}),
-                started=run.created_at,
-                version=version,
-            )
+        """The runs as they come in; what has come is not lost when a later one fails.
+
+        Raises `UserError` when the server stays unreachable.
+        """
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            futures = [pool.submit(self._read, key, version) for key, version in wanted.items()]
+            try:
+                for future in futures:
+                    yield future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
 
     def plans(self) -> dict[str, tuple[str, ...]]:
         """W&B knows no plans: groups and tags say what a run belongs to."""
         return {}
+
+    def _read(self, key: str, version: str) -> Run:
+        run = self._runs[key]
+        config, summary = dict(run.config), dict(run.summary_metrics)
+        cell = config.pop("cell", None)
+        state, reason = wandb_state(summary, exit_code=None)
+        if state != "finished":
+            state, reason = run.state, f"W&B says {run.state}, and the last epoch was not reached"
+        rows = self._history(run) if cell else []
+        if cell and len(rows) < (run.historyLineCount or 0):
+            state, version = "incomplete", ""  # no version: it is asked for again next time
+            reason = f"its history came back with {len(rows)} of {run.historyLineCount} rows"
+        return Run(
+            key=key,
+            cell=cell,
+            name=run.name or "",
+            state=state,
+            reason=reason,
+            config=config,
+            summary=scalars(summary),
+            history=rows,
+            sweeps=frozenset({*run.tags, run.group or ""} - {""}),
+            started=run.created_at,
+            version=version,
+        )
+
+    def _history(self, run: Any) -> list[dict[str, Any]]:
+        """All rows; a second and third scan where the first comes back short."""
+        if not run.historyLineCount:
+            return []
+        rows: list[dict[str, Any]] = []
+        for fresh in (False, True, True):  # past W&B's own cache
+            rows = self._patient(functools.partial(_scan, run, fresh))
+            if len(rows) >= run.historyLineCount:
+                break
+        return rows
+
+    def _patient(self, ask: Callable[[], T]) -> T:
+        """`ask()`, again after each pause while the network or the server fails."""
+        from wandb.errors import CommError
+
+        for pause in PAUSES:
+            try:
+                return ask()
+            except (CommError, OSError):
+                self._pause(pause)
+        try:
+            return ask()
+        except (CommError, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(
+                f"--from: {self.name!r} does not answer ({reason}); what was read is kept, run this again"
+            ) from error
+
+
+def _scan(run: Any, fresh: bool) -> list[dict[str, Any]]:
+    return [*run.scan_history(use_cache=not fresh)]

@@ -1,0 +1,184 @@
+"""A loopback stand-in for W&B's server, for the tests of the analysis: what `wandb.Api` reads, and no more.
+
+It proves our code against the client's protocol, not against W&B's own sampling and limits.
+"""
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+PROJECT = "someone/hidden-weights"
+
+
+@dataclass
+class Standin:
+    """Runs by id, in W&B's shape, and how the server is to behave."""
+
+    runs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)
+    """Requests by GraphQL operation."""
+    latency: float = 0.0
+    refuse: dict[str, int] = field(default_factory=dict)
+    """How many of the next requests of an operation are answered with 429."""
+    short: set[str] = field(default_factory=set)
+    """Runs whose history comes back without its last rows."""
+    url: str = ""
+
+    def add(self, result: Mapping[str, Any], **changed: Any) -> None:
+        """A finished run as the sweeps log it; `changed` replaces parts of it."""
+        summary = {**result["summary"], "seconds": result["seconds"], "finished": True}
+        summary["initial_weights_checksum"] = result["initial_weights_checksum"]
+        rows = [
+            {**record, "attempt": 1, "_step": i, "_runtime": 1.0}
+            for i, record in enumerate(result["history"])
+        ]
+        run = {
+            "name": result["cell"],
+            "displayName": result["name"],
+            "state": "finished",
+            "config": {**result["config"], "cell": result["cell"]},
+            "summary": summary,
+            "rows": rows,
+            "tags": ["depth"],
+            "group": "quickstart",
+            "heartbeat": "2026-01-01T00:00:00",
+        }
+        self.runs[result["cell"]] = {**run, **changed}
+
+    def answer(self, query: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The `data` of a GraphQL answer."""
+        operation = _operation(query)
+        if operation in ("Viewer", "GetDefaultEntity"):
+            return {"viewer": {"id": "1", "username": "someone", "entity": "someone", "admin": False}}
+        if variables.get("entity") != "someone" or variables.get("project") != "hidden-weights":
+            return {"project": None}
+        if operation == "Runs":
+            return {"project": self._page(variables)}
+        named = (variables[name] for name in ("name", "run", "runName") if name in variables)
+        run = self.runs.get(next(named, ""))
+        if run is None:
+            return {"project": {"run": None}}
+        return {"project": {"run": self._run(operation, run, variables)}}
+
+    def _page(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        names = [*self.runs]
+        start = int(variables.get("cursor") or 0)
+        stop = start + int(variables.get("perPage") or 50)
+        edges = [
+            {"node": _node(self.runs[name]), "cursor": str(start + i + 1)}
+            for i, name in enumerate(names[start:stop])
+        ]
+        return {
+            "internalId": "1",
+            "runCount": len(names),
+            "readOnly": False,
+            "runs": {
+                "edges": edges,
+                "pageInfo": {"endCursor": str(stop), "hasNextPage": stop < len(names)},
+            },
+        }
+
+    def _run(self, operation: str, run: dict[str, Any], variables: Mapping[str, Any]) -> dict[str, Any]:
+        rows = run["rows"][:-2] if run["name"] in self.short else run["rows"]
+        if operation == "RunHistoryKeys":
+            return {"historyKeys": _keys(run)}
+        if operation == "RunParquetHistory":
+            return {
+                "parquetHistory": {"parquetUrls": [], "liveData": [{"_step": row["_step"]} for row in rows]}
+            }
+        if operation in ("HistoryPage", "RunFullHistory"):
+            low, high = int(variables.get("minStep", 0)), int(variables.get("maxStep", 10**9))
+            return {"history": [json.dumps(row) for row in rows if low <= row["_step"] < high]}
+        raise NotImplementedError(operation)
+
+
+def _operation(query: str) -> str:
+    found = re.search(r"\b(?:query|mutation)\s+(\w+)", query)
+    return found.group(1) if found else ""
+
+
+def _keys(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {"lastStep": max((row["_step"] for row in run["rows"]), default=-1), "keys": {}, "sets": []}
+
+
+def _node(run: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": run["name"],
+        "projectId": "1",
+        "name": run["name"],
+        "displayName": run["displayName"],
+        "state": run["state"],
+        "config": json.dumps({name: {"value": value} for name, value in run["config"].items()}),
+        "summaryMetrics": json.dumps(run["summary"]),
+        "systemMetrics": "{}",
+        "historyLineCount": len(run["rows"]),
+        "historyKeys": _keys(run),
+        "tags": run["tags"],
+        "group": run["group"],
+        "jobType": None,
+        "sweepName": None,
+        "commit": None,
+        "readOnly": False,
+        "createdAt": "2026-01-01T00:00:00",
+        "heartbeatAt": run["heartbeat"],
+        "description": None,
+        "notes": None,
+        "user": {"name": "someone", "username": "someone"},
+    }
+
+
+@contextlib.contextmanager
+def serve() -> Iterator[Standin]:
+    """A stand-in on a free port of the loopback interface."""
+    standin = Standin()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            asked = json.loads(body or b"{}")
+            operation = _operation(asked.get("query", ""))
+            standin.asked[operation] += 1
+            time.sleep(standin.latency)
+            if standin.refuse.get(operation, 0) > 0:
+                standin.refuse[operation] -= 1
+                return self._send(429, {"errors": [{"message": "rate limit exceeded"}]})
+            try:
+                return self._send(200, {"data": standin.answer(asked["query"], asked.get("variables") or {})})
+            except NotImplementedError as error:
+                return self._send(400, {"errors": [{"message": f"not in the stand-in: {error}"}]})
+
+        def _send(self, status: int, body: dict[str, Any]) -> None:
+            data = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, *arguments: object) -> None:
+            pass  # a client that hangs up is no news
+
+    server = Server(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    standin.url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        yield standin
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
