@@ -33,6 +33,15 @@ class Curves:
             words += [f"{name.rpartition('.')[2]}={flat[cell][name]}" for name in more]
             x = flat[cell][self.x]
             self._places[cell] = " ".join(words), None if x is None else float(x)
+        self._leave_out_what_all_share()
+
+    def _leave_out_what_all_share(self) -> None:
+        """A word that stands in every curve's name tells none apart, and takes room."""
+        names = {curve for curve, _ in self._places.values()}
+        shared = set.intersection(*(set(name.split()) for name in names)) if len(names) > 1 else set()
+        for cell, (curve, x) in self._places.items():
+            words = [word for word in curve.split() if word not in shared]
+            self._places[cell] = " ".join(words), x
 
     def place(self, cell: str) -> tuple[str, float | None]:
         """The curve's name and the cell's x; None where the method has none."""
@@ -56,9 +65,9 @@ class Curves:
         if len(xs) > MOST_COLUMNS:
             return Text("\n".join(self.best(accuracies)))
         table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("test accuracy, %", no_wrap=True)
+        table.add_column(f"test accuracy (%) by {self.x.rpartition('.')[2]}", no_wrap=True)
         for x in xs:
-            table.add_column("-" if x is None else f"{self.x.rpartition('.')[2]}={x:g}", justify="right")
+            table.add_column("-" if x is None else f"{x:g}", justify="right", min_width=4)
         for curve, points in self.means(accuracies).items():
             best = max(points.values(), default=0.0)
             table.add_row(
@@ -113,6 +122,7 @@ class Progress:
         self._name, self._cells, self._curves, self._console = name, cells, curves, console
         self.accuracies: dict[str, float] = {}
         self.failures: dict[str, str] = {}
+        self.early: set[str] = set()
         self._seconds: dict[tuple[object, ...], list[float]] = defaultdict(list)
         self._running: dict[str, float] = {}  # cell -> fraction of its epochs done
         self._note = ""
@@ -159,6 +169,11 @@ class Progress:
         self.failures[cell] = message
         self._console.print(f"failed: {short_name(self._cells[cell])} ({cell}): {message}")
 
+    def stopped_early(self, cell: str) -> None:
+        """A search gave the cell up."""
+        self._running.pop(cell, None)
+        self.early.add(cell)
+
     def left(self, cell: str) -> None:
         """Nobody here trains the cell any more."""
         self._running.pop(cell, None)
@@ -178,7 +193,7 @@ class Progress:
             return None
         total = 0.0
         for cell, config in self._cells.items():
-            if cell not in self.accuracies and cell not in self.failures:
+            if cell not in self.accuracies and cell not in self.failures and cell not in self.early:
                 seconds = mean(self._seconds.get(kind(config)) or every)
                 total += seconds * (1 - self._running.get(cell, 0.0))
         return total / self._slots
@@ -194,8 +209,9 @@ class Progress:
             f"{len(self._running)} running",
             f"{len(self.failures)} failed",
         ]
+        words += [f"{len(self.early)} stopped early"] if self.early else []
         eta = self.eta()
-        if eta is not None and len(self.accuracies) < len(self._cells):
+        if eta is not None and len(self.accuracies) + len(self.early) < len(self._cells):
             words.append(f"{clock(eta)} left")
         return " · ".join(words)
 
