@@ -80,14 +80,14 @@ def claim_lines(verdicts: pd.DataFrame) -> list[str]:
     """Two lines a claim: verdict and what is said; the comparison that decides."""
     found = []
     for row in verdicts.to_dict("records"):
-        found.append(f"{row['verdict']:<16} {row['claim']}: {row['says']}")
+        found.append(f"{row['verdict']:<26} {row['claim']}: {row['says']}")
         if row["n"]:
             which = f"worst of {row['comparisons']}: " if row["comparisons"] > 1 else ""
             interval = "" if pd.isna(row["low"]) else f"{row['low']:+.1f} to {row['high']:+.1f}, "
             numbers = f"{row['mean']:+.1f} ({interval}n = {row['n']}; must be above {row['margin']:+g})"
-            found.append(f"{'':<16} {row['setting']}; {which}{row['effect']}: {numbers}")
+            found.append(f"{'':<26} {row['setting']}; {which}{row['effect']}: {numbers}")
         else:
-            found.append(f"{'':<16} needs: python -m sweeps launch {row['sweep']}")
+            found.append(f"{'':<26} needs: python -m sweeps launch {row['sweep']}")
     return found
 
 
