@@ -13,7 +13,6 @@ import platform
 import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +31,7 @@ from hiddenweights.masks import METHODS, Biprop, Mask
 from hiddenweights.models import build_network
 from hiddenweights.subnetwork import set_weights, weight_layers
 from hiddenweights.train import Record, Trainer, checksum
+from hiddenweights.versions import versions
 
 FORMAT = 1
 MAGIC = b"\x93ticket\n"
@@ -105,8 +105,7 @@ class Ticket:
             },
             weights_checksum=str(record["weights_checksum"]),
             record={name: value for name, value in record.items() if "/" not in name and name not in _TIMES},
-            versions={name: version(name) for name in ("hiddenweights", "torch", "numpy")}
-            | {"python": platform.python_version(), "machine": platform.machine()},
+            versions=versions("hiddenweights", "torch", "numpy") | {"machine": platform.machine()},
         )
 
     def to_bytes(self) -> bytes:
