@@ -192,19 +192,41 @@ def _record_failure(
     store: Store, cell: str, error: Exception, history: Sequence[Record], attempt: int
 ) -> None:
     lines = traceback.format_exception(error)
-    failure = {
-        "error": type(error).__name__,
-        "message": lines[-1].strip(),
-        "traceback": "".join(lines),
-        "epoch": history[-1]["epoch"] if history else 0,
-        "record": history[-1] if history else None,
-        "attempt": attempt,
-        "time": datetime.now(UTC).isoformat(),
+    failure = failure_record(
+        type(error).__name__,
+        lines[-1].strip(),
+        traceback="".join(lines),
+        epoch=len(history),
+        record=history[-1] if history else None,
+        attempt=attempt,
         # The host's fault and not the cell's: the next launch tries again.
-        "transient": isinstance(error, (OSError, MemoryError, UserError))
+        transient=isinstance(error, (OSError, MemoryError, UserError))
         or type(error).__name__ == "OutOfMemoryError",  # of the GPU, which others may have shared
-    }
+    )
     try:
         store.fail(cell, failure)
     except OSError as unwritable:  # the store itself is what failed
         error.add_note(f"the failure could not be recorded: {unwritable}")
+
+
+def failure_record(
+    error: str,
+    message: str,
+    *,
+    traceback: str = "",
+    epoch: int = 0,
+    record: Record | None = None,
+    attempt: int = 1,
+    transient: bool = False,
+) -> Json:
+    """A failure as the store keeps it. `epoch` and `record` are the last finished ones."""
+    return {
+        "error": error,
+        "message": message,
+        "traceback": traceback,
+        "epoch": epoch,
+        "record": record,
+        "attempt": attempt,
+        "time": datetime.now(UTC).isoformat(),
+        "transient": transient,
+    }

@@ -3,6 +3,7 @@
 import sys
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from statistics import mean
 from typing import Annotated, Literal
@@ -11,11 +12,11 @@ import tyro
 from rich.console import Console
 
 from hiddenweights import cli
-from hiddenweights.config import from_dict, short_name
-from hiddenweights.errors import UserError
+from hiddenweights.config import Scalar, from_dict, short_name
+from hiddenweights.errors import UserError, choices_error
 from hiddenweights.store import Json, Store, default_store
 from sweeps import experiments, launch
-from sweeps.grid import Cells, Sweep, parse_axes, parse_settings
+from sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from sweeps.progress import Curves, Progress, clock, kind
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -50,15 +51,20 @@ def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
     sweep, cells = _sweep(name, set, axis)
     console.print(sweep.about + "\n")
     for arm in sweep.arms:
-        axes = "  ".join(f"{field}={','.join(map(str, values))}" for field, values in arm.axes.items())
-        console.print(f"{arm.base.model.method}: {axes}")
+        console.print(f"{arm.base.model.method}: {'  '.join(_axis(*axis) for axis in arm.axes.items())}")
     console.print(f"{len(cells)} cells{_repeated(cells)}")
+
+
+def _axis(field: str, axis: Axis) -> str:
+    return f"{field}={axis if isinstance(axis, Draw) else ','.join(map(str, axis))}"
 
 
 def launch_(
     name: Name,
     set: Sets = (),
     axis: Axes = (),
+    samples: int = 16,
+    tuned: str | None = None,
     store: str | None = None,
     dry_run: bool = False,
     executor: launch.Executor = "ray",
@@ -76,7 +82,9 @@ def launch_(
     Args:
         name: The sweep.
         set: Set a field in all cells; it takes the place of an axis.
-        axis: Give an axis other values, or add one.
+        axis: Give an axis other values, or add one; FIELD=loguniform(LOW,HIGH), uniform, choice: search it.
+        samples: Points drawn for every combination, where an axis is searched.
+        tuned: A search that was launched before, whose best values to take.
         store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         dry_run: Only say which cells there are, how many exist, and what the rest would cost.
         executor: `inline` trains one cell after the other in this process, without Ray.
@@ -88,10 +96,14 @@ def launch_(
         price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
     """
     console = _console()
-    _check_numbers(gpus=gpus, time_limit=time_limit, retries=retries, price=price)
-    cells = _sweep(name, set, axis)[1]
+    _check_numbers(samples=samples, gpus=gpus, time_limit=time_limit, retries=retries, price=price)
     results = Store(store or default_store())
     results.check()
+    sweep, cells = _sweep(name, set, axis, samples)
+    if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
+        raise UserError("data.protocol: a search selects, and so needs a validation split")
+    if tuned:
+        cells = cells.tuned(_winners(results, tuned))
     planned = launch.plan(name, cells, results, rerun_failed=rerun == "failed")
     known = results.results(cell for cell in cells if cell not in planned.todo)
     console.print(_headline(planned, cells, results) + _cost(planned, known, price))
@@ -107,19 +119,23 @@ def launch_(
         console.print(f"W&B: {tracking.announce()}")
     results.prepare()
     launched = datetime.now(UTC).isoformat()
-    axes = {field: list(values) for field, values in parse_axes(axis).items()}
-    results.write_plan(
-        name,
-        {
-            "name": name,
-            "cells": list(cells),
-            "axes": axes,
-            "overrides": parse_settings(set),
-            "launched": launched,
-        },
-    )
+    axes = parse_axes(axis)
+    plain = {field: str(values) if isinstance(values, Draw) else values for field, values in axes.items()}
+    record = {
+        "name": name,
+        "cells": list(cells),
+        "axes": plain,
+        "overrides": parse_settings(set) | ({"tuned": tuned} if tuned else {}),
+        "launched": launched,
+    }
+    results.write_plan(name, record)
     options = launch.Options(
-        executor=executor, address=address, gpus=gpus, retries=retries, time_limit=time_limit
+        executor=executor,
+        address=address,
+        gpus=gpus,
+        retries=retries,
+        time_limit=time_limit,
+        search=sweep.searched(),
     )
     curves = Curves(cells, axes)
     progress = Progress(name, cells, curves, console)
@@ -127,12 +143,18 @@ def launch_(
         progress.known(cell, result)
     for cell, message in planned.failed.items():
         progress.failed(cell, message)
+    progress.early |= {*planned.early}
     try:
         with launch.stoppable(), progress:
             launch.run(planned, results, options, progress)
     except KeyboardInterrupt:
         console.print(f"stopped: {progress.counts()}; the same command goes on from there")
         return 130
+    if sweep.searched():
+        best = launch.winners(sweep, cells, results)
+        results.write_plan(name, record | {"winners": best})
+        for where, found in best.items():
+            console.print(f"best for {where}: " + ", ".join(f"{field}={v}" for field, v in found.items()))
     return _conclude(progress, curves, results, console)
 
 
@@ -188,13 +210,23 @@ def sync(store: str | None = None) -> int:
     return tracking.sync(Store(store or default_store()), _console())
 
 
-def _sweep(name: str, settings: tuple[str, ...], axes: tuple[str, ...]) -> tuple[Sweep, Cells]:
+def _sweep(
+    name: str, settings: tuple[str, ...], axes: tuple[str, ...], samples: int = 16
+) -> tuple[Sweep, Cells]:
     sweep = experiments.sweep(name).override(parse_settings(settings), parse_axes(axes))
+    sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
     return sweep, sweep.cells()
 
 
+def _winners(store: Store, name: str) -> Mapping[str, Mapping[str, Scalar]]:
+    searches = {plan: (store.plan(plan) or {}).get("winners") for plan in store.plans()}
+    if not searches.get(name):
+        raise choices_error("--tuned", name, [plan for plan, found in searches.items() if found])
+    return searches[name]  # type: ignore[return-value]
+
+
 def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
-    finished = len(cells) - len(planned.todo) - len(planned.failed)
+    finished = len(cells) - len(planned.todo) - len(planned.failed) - len(planned.early)
     failed = f", {len(planned.failed)} failed before" if planned.failed else ""
     return (
         f"{planned.name}: {len(cells)} cells{_repeated(cells)}: {finished} in {store.uri}{failed}, "
@@ -224,7 +256,7 @@ def _cost(planned: launch.Plan, known: Mapping[str, Json], price: float | None) 
 
 def _check_numbers(**options: float | None) -> None:
     for name, value in options.items():
-        if value is not None and (value < 0 or (value == 0 and name == "time_limit")):
+        if value is not None and (value < 0 or (value == 0 and name in ("time_limit", "samples"))):
             raise UserError(f"--{name.replace('_', '-')}: {value!r} must be above 0")
 
 

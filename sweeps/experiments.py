@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hiddenweights.config import Scalar
 from hiddenweights.errors import choices_error
-from sweeps.grid import Arm, Sweep, arm
+from sweeps.grid import Arm, Draw, Sweep, arm
 
 Axes = Mapping[str, Sequence[Scalar]]
 
@@ -235,6 +235,24 @@ def shallow() -> list[Arm]:
     ]
 
 
+def tune_lr() -> list[Arm]:
+    """The learning rate of each side of depth's comparison, found under one budget.
+
+    Claim: edge-popup and the dense networks are compared each at its own best rate.
+    Command: python -m sweeps launch tune_lr --set data.root=DIR
+    Cells: 192 (64 edge-popup, 128 dense), most of them stopped early; about 15 GPU-hours.
+    Expect: edge-popup near 0.1, dense SGD near 0.01, dense Adam near 3e-4. `--tuned tune_lr` applies them.
+    """
+    rates, slow = Draw("loguniform", (0.001, 1.0)), Draw("loguniform", (1e-5, 0.01))
+    archs: Axes = {"model.arch": CONVS}
+    dense: Mapping[str, Scalar] = {**CIFAR, **DENSE}
+    return [
+        arm({**CIFAR, "model.k": 0.5}, {**archs, "optim.lr": rates}),
+        arm({**dense, "optim.optimizer": "sgd"}, {**archs, "optim.lr": rates}),
+        arm({**dense, "optim.optimizer": "adam"}, {**archs, "optim.lr": slow}),
+    ]
+
+
 SWEEPS: Mapping[str, Callable[[], list[Arm]]] = {
     "quickstart": quickstart,
     "depth": depth,
@@ -247,6 +265,7 @@ SWEEPS: Mapping[str, Callable[[], list[Arm]]] = {
     "scaled": scaled,
     "resnet18": resnet18,
     "shallow": shallow,
+    "tune_lr": tune_lr,
 }
 
 

@@ -1,13 +1,43 @@
 """Axes to cells. Pure: no files, no Ray."""
 
 import itertools
+import math
+import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
-from hiddenweights.config import Scalar, TrialConfig, parse_value, trial_id, unflatten
-from hiddenweights.errors import UserError
+from hiddenweights.config import Scalar, TrialConfig, parse_value, resolve, trial_id, unflatten
+from hiddenweights.errors import UserError, choices_error
 
-Axis = tuple[Scalar, ...]
+
+@dataclass(frozen=True)
+class Draw:
+    """An axis that is searched: a distribution, of which sample number i is always the same value.
+
+    So a search is a set of cells, too: launched again it goes on, and more samples extend it.
+    """
+
+    distribution: Literal["uniform", "loguniform", "choice"]
+    values: tuple[Scalar, ...]
+    """The two ends, or the choices."""
+
+    def sample(self, name: str, i: int) -> Scalar:
+        """Sample number `i` of the axis `name`; numbers to three digits, which a person can write."""
+        chance = random.Random(f"{name}/{i}")
+        if self.distribution == "choice":
+            return chance.choice(self.values)
+        low, high = (float(end) for end in self.values if end is not None)
+        if self.distribution == "loguniform":
+            return float(f"{math.exp(chance.uniform(math.log(low), math.log(high))):.3g}")
+        return float(f"{chance.uniform(low, high):.3g}")
+
+    def __str__(self) -> str:
+        return f"{self.distribution}({','.join(map(str, self.values))})"
+
+
+Axis = tuple[Scalar, ...] | Draw
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,11 +46,26 @@ class Arm:
 
     base: TrialConfig = field(default_factory=TrialConfig)
     axes: Mapping[str, Axis] = field(default_factory=dict)
+    samples: int = 16
+    """Points drawn for every combination, where an axis is searched."""
+
+    def searched(self) -> dict[str, Draw]:
+        """The searched axes."""
+        return {name: axis for name, axis in self.axes.items() if isinstance(axis, Draw)}
 
     def cells(self) -> list[TrialConfig]:
         """The last axis varies fastest. Raises `UserError` for fields and values that do not exist."""
-        combinations = itertools.product(*self.axes.values())
-        return [unflatten(dict(zip(self.axes, values, strict=True)), self.base) for values in combinations]
+        grid = {name: axis for name, axis in self.axes.items() if not isinstance(axis, Draw)}
+        drawn = self.searched()
+        points = [
+            {name: axis.sample(name, i) for name, axis in drawn.items()}
+            for i in range(self.samples if drawn else 1)
+        ]
+        return [
+            unflatten(dict(zip(grid, values, strict=True)) | point, self.base)
+            for values in itertools.product(*grid.values())
+            for point in points
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +101,12 @@ class Sweep:
                 for name, values in axes.items()
                 if name in arm.axes or not any(name in other.axes for other in self.arms)
             }
-            arms.append(Arm(base=unflatten(settings, arm.base), axes=kept | new))
+            arms.append(replace(arm, base=unflatten(settings, arm.base), axes=kept | new))
         return replace(self, arms=tuple(arms))
+
+    def searched(self) -> bool:
+        """Whether any axis is a distribution, so that cells compete and the bad ones stop early."""
+        return any(arm.searched() for arm in self.arms)
 
 
 class Cells(dict[str, TrialConfig]):
@@ -67,10 +116,23 @@ class Cells(dict[str, TrialConfig]):
         super().__init__(cells)
         self.repeated = repeated
 
+    def tuned(self, winners: Mapping[str, Mapping[str, Scalar]]) -> "Cells":
+        """The cells with what was found best for the side each is on; all others as they are."""
+        configs = [unflatten(winners.get(side(config), {}), config) for config in self.values()]
+        return Cells({trial_id(config): config for config in configs}, self.repeated)
 
-def arm(base: Mapping[str, Scalar], axes: Mapping[str, Sequence[Scalar]]) -> Arm:
+
+def side(config: TrialConfig) -> str:
+    """The side of a comparison that a cell is on: its network, its method, its optimiser."""
+    config = resolve(config)
+    width = "" if config.model.width == 1 else f" width={config.model.width:g}"
+    return f"{config.model.arch}{width} {config.model.method} {config.optim.optimizer} {config.data.name}"
+
+
+def arm(base: Mapping[str, Scalar], axes: Mapping[str, Sequence[Scalar] | Draw]) -> Arm:
     """An arm from flat fields: ``arm({"model.arch": "conv4"}, {"model.k": (0.3, 0.5), "seed": SEEDS})``."""
-    return Arm(base=unflatten(base), axes={name: tuple(values) for name, values in axes.items()})
+    fixed = {name: axis if isinstance(axis, Draw) else tuple(axis) for name, axis in axes.items()}
+    return Arm(base=unflatten(base), axes=fixed)
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Scalar]:
@@ -85,14 +147,38 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Scalar]:
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
-    """``["model.k=0.3,0.5"]`` as ``{"model.k": (0.3, 0.5)}``; an axis named twice has all the values."""
+    """``["model.k=0.3,0.5"]`` as ``{"model.k": (0.3, 0.5)}``; an axis named twice has all the values.
+
+    ``optim.lr=loguniform(0.001,1)``, ``uniform(...)`` and ``choice(...)`` are searched.
+    """
     axes: dict[str, Axis] = {}
     for name, text in _pairs("--axis", texts):
-        values = tuple(parse_value(name, value) for value in text.split(",") if value)
+        search = re.fullmatch(r"(\w+)\((.*)\)", text)
+        values = tuple(
+            parse_value(name, value) for value in (search[2] if search else text).split(",") if value
+        )
         if not values:
             raise UserError(f"--axis {name}: has no values; write --axis {name}=VALUE,VALUE")
-        axes[name] = axes.get(name, ()) + values
+        before = axes.get(name, ())
+        if search is None and not isinstance(before, Draw):
+            axes[name] = before + values
+        elif search and not before:
+            axes[name] = _draw(name, search[1], values)
+        else:
+            raise UserError(f"--axis {name}: is a list of values or one distribution, and was given twice")
     return axes
+
+
+def _draw(name: str, distribution: str, values: tuple[Scalar, ...]) -> Draw:
+    if distribution == "choice":
+        return Draw("choice", values)
+    if distribution not in ("uniform", "loguniform"):
+        raise choices_error(f"--axis {name}", distribution, ("uniform", "loguniform", "choice"))
+    low, high = values if len(values) == 2 else (None, None)
+    numbers = type(low) is float and type(high) is float and low < high
+    if not numbers or (distribution == "loguniform" and not low):
+        raise UserError(f"--axis {name}: {distribution} takes two numbers, the lower one first")
+    return Draw("loguniform" if distribution == "loguniform" else "uniform", values)
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,11 +13,13 @@ from types import FrameType
 from typing import Any, Literal, NoReturn
 
 from hiddenweights.cell import check_inputs, installed_trackers, run_cell
-from hiddenweights.config import NETWORKS, TrialConfig, to_dict
+from hiddenweights.config import NETWORKS, Scalar, TrialConfig, flatten, resolve, to_dict
 from hiddenweights.store import Busy, LeaseLost, Store
+from sweeps.grid import Sweep, side
 from sweeps.progress import Progress
 
 Executor = Literal["ray", "inline"]
+STOPPED_EARLY = "StoppedEarly"  # the error of a cell that a search gave up
 POLL = 2.0  # seconds between looks at cells that another launch trains
 
 # What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
@@ -47,6 +49,8 @@ class Options:
     """How often a cell is taken up again whose worker died."""
     time_limit: float | None = None
     """Seconds that one attempt at a cell may take."""
+    search: bool = False
+    """Stop cells early that are behind the others of their side (with Ray)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,21 +62,27 @@ class Plan:
     todo: Mapping[str, TrialConfig]
     failed: Mapping[str, str]
     """Cells that failed before and are left alone, with the reason."""
+    early: Collection[str]
+    """Cells that a search has stopped early."""
 
 
 def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_failed: bool) -> Plan:
     """Sort the cells by what the store says of them. Reads only."""
     states = store.states(cells)
     failed: dict[str, str] = {}
+    early: set[str] = set()
     for cell, state in states.items():
-        if state == "failed" and not rerun_failed:
-            failure = store.failure(cell)
-            if failure and not failure["transient"]:
-                failed[cell] = failure["message"]
+        failure = store.failure(cell) if state == "failed" else None
+        if failure and failure["error"] == STOPPED_EARLY:
+            early.add(cell)
+        elif failure and not failure["transient"] and not rerun_failed:
+            failed[cell] = failure["message"]
     todo = {
-        cell: config for cell, config in cells.items() if states[cell] != "finished" and cell not in failed
+        cell: config
+        for cell, config in cells.items()
+        if states[cell] != "finished" and cell not in failed and cell not in early
     }
-    return Plan(name=name, cells=cells, todo=todo, failed=failed)
+    return Plan(name=name, cells=cells, todo=todo, failed=failed, early=early)
 
 
 def preflight(configs: Iterable[TrialConfig], address: str | None) -> None:
@@ -99,16 +109,37 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
     todo = dict(planned.todo)
     with _executor(planned.name, store, options, todo) as execute:
         while todo:
-            execute(todo, progress)
+            for group in _groups(todo, options.search):
+                execute(group, progress)
             states = store.states(todo)
             for cell in [cell for cell, state in states.items() if state == "finished"]:
                 if cell not in progress.accuracies:  # trained by another launch
                     progress.known(cell, store.result(cell) or {})
                 del todo[cell]
-            for cell in progress.failures.keys() & todo.keys():
+            for cell in (progress.failures.keys() | progress.early) & todo.keys():
                 del todo[cell]
             if todo:
                 _wait_for_others(todo, store, progress)
+
+
+def _groups(todo: Mapping[str, TrialConfig], search: bool) -> Iterable[dict[str, TrialConfig]]:
+    """All cells at once; of a search, one side of the comparison after the other: only its cells compete."""
+    groups: dict[str, dict[str, TrialConfig]] = {}
+    for cell, config in todo.items():
+        groups.setdefault(side(config) if search else "", {})[cell] = config
+    return groups.values()
+
+
+def winners(sweep: Sweep, cells: Mapping[str, TrialConfig], store: Store) -> dict[str, dict[str, Scalar]]:
+    """For each side of a search, the searched fields' values of the cell that validated best."""
+    searched = sorted({name for arm in sweep.arms for name in arm.searched()})
+    best: dict[str, tuple[float, dict[str, Scalar]]] = {}
+    for cell, result in store.results(cells).items():
+        flat = flatten(resolve(cells[cell]))
+        accuracy = float(result["summary"]["best_validation_accuracy"])
+        if accuracy > best.get(side(cells[cell]), (-1.0, {}))[0]:
+            best[side(cells[cell])] = accuracy, {name: flat[name] for name in searched}
+    return {name: settings for name, (_, settings) in best.items()}
 
 
 def _wait_for_others(todo: Mapping[str, TrialConfig], store: Store, progress: Progress) -> None:
@@ -151,6 +182,7 @@ def _executor(name: str, store: Store, options: Options, todo: Mapping[str, Tria
             gpus=options.gpus,
             largest=largest,
             retries=options.retries,
+            search=options.search,
         )
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 
+from hiddenweights.cell import failure_record
 from hiddenweights.config import TrialConfig, from_dict
 from hiddenweights.errors import UserError
 from hiddenweights.store import Json, Store
+from sweeps.launch import STOPPED_EARLY
 from sweeps.progress import Progress
 from sweeps.trial import REPORT_EVERY, CellTrial
 
@@ -94,17 +97,31 @@ def run(
     gpus: float | None,
     largest: Resources,
     retries: int,
+    search: bool,
 ) -> None:
-    """Hand every job to a worker, once (more often where workers die), and return when all have ended."""
+    """Hand every job to a worker, once (more often where workers die), and return when all have ended.
+
+    In a `search` ASHA compares the jobs' validation accuracy after every epoch and stops the worse ones.
+    """
+    epochs = max(job["config"]["train"]["epochs"] for job in jobs)
+    asha = ASHAScheduler(
+        time_attr="epoch",
+        metric="validation_accuracy",
+        mode="max",
+        max_t=epochs + 1,  # at its last epoch a cell has still to be written down
+        grace_period=max(1, epochs // 8),
+        reduction_factor=3,
+    )
 
     def request(job: Json) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([wanted_by(from_dict(job["config"]), gpus, largest)])
 
+    report_every = 0.0 if search else REPORT_EVERY
     with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
         tuner = tune.Tuner(
             tune.with_resources(CellTrial, request),
-            param_space=tune.grid_search([{**job, "report_every": REPORT_EVERY} for job in jobs]),
-            tune_config=tune.TuneConfig(reuse_actors=True),
+            param_space=tune.grid_search([{**job, "report_every": report_every} for job in jobs]),
+            tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Tune's own notes, which nobody reads
                 verbose=0,
@@ -141,6 +158,14 @@ class _Watch(tune.Callback):  # type: ignore[misc]
                 self._progress.failed(cell, result["message"])
             case "busy":
                 self._progress.left(cell)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        if trial.last_result["state"] != "running":
+            return
+        cell, epoch = trial.last_result["cell"], trial.last_result["epoch"]
+        message = f"behind the others of its side after epoch {epoch}"
+        self._store.fail(cell, failure_record(STOPPED_EARLY, message, epoch=epoch))
+        self._progress.stopped_early(cell)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cell = trial.config["cell"]

@@ -4,12 +4,11 @@ import os
 import threading
 import time
 from collections.abc import Generator
-from datetime import UTC, datetime
 from typing import Any
 
 from ray import tune
 
-from hiddenweights.cell import Record, cell_epochs, installed_trackers
+from hiddenweights.cell import Record, cell_epochs, failure_record, installed_trackers
 from hiddenweights.config import from_dict
 from hiddenweights.store import Busy, Json, LeaseLost, Store
 
@@ -92,16 +91,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         cell = self._job["cell"]
 
         def kill() -> None:
-            failure = {
-                "error": "TimeLimit",
-                "message": f"TimeLimit: not finished after {limit:g} s",
-                "traceback": "",
-                "epoch": 0,
-                "record": None,
-                "attempt": 1,
-                "time": datetime.now(UTC).isoformat(),
-                "transient": False,
-            }
+            failure = failure_record("TimeLimit", f"TimeLimit: not finished after {limit:g} s")
             try:
                 store.fail(cell, failure)
             finally:

@@ -90,6 +90,10 @@ def test_settings_and_axes_have_the_types_of_their_fields() -> None:
         (parse_axes, ["model.k="]),
         (parse_axes, ["depth=2,3"]),
         (parse_axes, ["seed=0,x"]),
+        (parse_axes, ["optim.lr=loguniform(0,1)"]),
+        (parse_axes, ["optim.lr=uniform(1)"]),
+        (parse_axes, ["optim.lr=normal(0,1)"]),
+        (parse_axes, ["optim.lr=0.1", "optim.lr=uniform(0,1)"]),
     ],
 )
 def test_what_does_not_parse_is_bad_input(parse: Any, texts: list[str]) -> None:
@@ -119,6 +123,19 @@ def test_planning_is_fast() -> None:
     assert time.process_time() - began < 5  # 100,000 in 50 s at the very worst; 7 s where it was measured
 
 
+def test_a_searched_axis_is_a_set_of_cells_that_more_samples_extend() -> None:
+    axes = parse_axes(["optim.lr=loguniform(0.001,1)", "model.k=choice(0.3,0.5)", "seed=0,1"])
+    few = Arm(axes=axes, samples=5)
+    rates = [config.optim.lr for config in few.cells()]
+    assert len(rates) == 10
+    assert rates[:5] == rates[5:]  # every combination is tried at the same points
+    assert len(set(rates)) == 5
+    assert all(0.001 <= (rate or 0) <= 1 for rate in rates)
+    assert {config.model.k for config in Arm(axes=axes, samples=40).cells()} == {0.3, 0.5}
+    more = {trial_id(config) for config in Arm(axes=axes, samples=8).cells()}
+    assert {trial_id(config) for config in few.cells()} < more
+
+
 # --- the registered sweeps -------------------------------------------------------------------------------
 
 
@@ -140,7 +157,7 @@ def test_no_sweep_names_a_cell_twice() -> None:
 
 def test_every_comparison_has_five_seeds() -> None:
     for name in experiments.SWEEPS:
-        if name != "quickstart":
+        if name not in ("quickstart", "tune_lr"):
             assert set(values(experiments.sweep(name), "seed")) == set(range(5))
 
 
