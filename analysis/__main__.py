@@ -65,6 +65,10 @@ def _report(options: argparse.Namespace) -> None:
     print(found.lead)
     for name, reason in found.skipped.items():
         print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")
+    if options.wandb:
+        from analysis.wandb_report import publish
+
+        print(f"W&B report: {publish(found, options.wandb)}")
     print(f"report: {options.out / 'report.html'}  {options.out / 'report.md'}")
 
 
@@ -144,6 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     page = commands.add_parser(
         "report", parents=[common, drawing], help="figures, claims and cells as one HTML page and as Markdown"
     )
+    page.add_argument("--wandb", metavar="ENTITY/PROJECT", help="also save it as a draft of a W&B Report")
     page.set_defaults(run=_report)
     return parser
 

@@ -1,5 +1,6 @@
 """A W&B project through the real client, against a loopback stand-in of the server."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from analysis_stores import config, made_store, result
 from wandb_standin import PROJECT, Standin, serve
 
-from analysis import project
+from analysis import claims, project
 from analysis.__main__ import main
 from analysis.cache import read_cached
 from analysis.fetch import fetch
@@ -188,3 +189,23 @@ def test_tidy_orders_what_came_in_any_order(standin: Standin) -> None:
         one.epochs.sort_values(["cell", "epoch"]).reset_index(drop=True)[list(other.epochs)],
         other.epochs.sort_values(["cell", "epoch"]).reset_index(drop=True),
     )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # wandb-workspaces uses pydantic's old names
+def test_the_report_as_a_wandb_report(
+    standin: Standin, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb_workspaces", reason="wandb-workspaces is optional")
+    for cell in CELLS:
+        standin.add(result(cell))
+    command = ["report", "--no-cache", "--from", SOURCE, "--out", str(tmp_path), "--wandb"]
+    assert main([*command, PROJECT]) == 0
+    assert "r1" in capsys.readouterr().out
+    (saved,) = standin.reports
+    assert saved["type"] == "runs/draft"
+    spec = json.loads(saved["spec"])
+    text = json.dumps(spec, ensure_ascii=False)
+    assert all(claim.says in text for claim in claims.CLAIMS)
+    assert {block["type"] for block in spec["blocks"]} >= {"heading", "markdown-block", "panel-grid"}
+    assert main([*command, "someone"]) == 2
+    assert main([*command, "someone/elsewhere"]) == 2

@@ -29,6 +29,8 @@ class Standin:
     """How many of the next requests of an operation are answered with 429."""
     short: set[str] = field(default_factory=set)
     """Runs whose history comes back without its last rows."""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """What was saved as W&B Reports."""
     url: str = ""
 
     def add(self, result: Mapping[str, Any], **changed: Any) -> None:
@@ -57,6 +59,14 @@ class Standin:
         operation = _operation(query)
         if operation in ("Viewer", "GetDefaultEntity"):
             return {"viewer": {"id": "1", "username": "someone", "entity": "someone", "admin": False}}
+        if operation == "upsertView" and variables.get("projectName") == "hidden-weights":
+            self.reports.append(dict(variables))
+            project = {"id": "1", "name": variables["projectName"], "entityName": variables["entityName"]}
+            view = {name: variables[name] for name in ("type", "name", "displayName", "description", "spec")}
+            stamp = "2026-01-01T00:00:00"
+            return {"upsertView": {"view": {**view, "id": "r1", "project": project, "updatedAt": stamp}}}
+        if operation in ("ProjectInternalId", "Project", "UserProjects", "GetProjects"):
+            return self._project(operation, variables)
         if variables.get("entity") != "someone" or variables.get("project") != "hidden-weights":
             return {"project": None}
         if operation == "Runs":
@@ -66,6 +76,20 @@ class Standin:
         if run is None:
             return {"project": {"run": None}}
         return {"project": {"run": self._run(operation, run, variables)}}
+
+    def _project(self, operation: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        if operation == "ProjectInternalId":
+            known = variables["projectName"] == "hidden-weights"
+            return {"project": {"id": "1", "internalId": "1"} if known else None}
+        node = {
+            "id": "1",
+            "name": "hidden-weights",
+            "entityName": "someone",
+            "createdAt": "2026-01-01T00:00:00",
+        }
+        node |= {"isBenchmark": False, "user": None}
+        page = {"endCursor": None, "hasNextPage": False}
+        return {"models": {"edges": [{"node": node, "cursor": "1"}], "pageInfo": page}}
 
     def _page(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         names = [*self.runs]
