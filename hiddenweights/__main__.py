@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hiddenweights import cli, ticket_commands
 from hiddenweights.cell import Record, check_inputs, installed_trackers, run_cell
 from hiddenweights.config import TrialConfig, resolve, short_name, trial_id
+from hiddenweights.errors import UserError
 from hiddenweights.store import Busy, Store, default_store
 
 
@@ -56,6 +57,12 @@ def train(
             return 130
         except Busy as error:
             console.print(f"{error}; nothing to do")
+            return 1
+        except UserError:
+            raise
+        except Exception as error:
+            console.print(f"failed after epoch {done}: {type(error).__name__}: {error}")
+            console.print(f"the traceback is in {results.uri}/cells/{cell}/failure.json")
             return 1
     return 0
 

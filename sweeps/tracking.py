@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -46,8 +47,9 @@ class WandbTracker:
                 shutil.rmtree(earlier, ignore_errors=True)
         try:
             self._run = _start(run, mode, folder)
-        except (wandb.Error, TimeoutError, OSError) as error:
+        except Exception as error:  # of many types; none may cost a cell
             # The server went away after the launch. The rest of this process's runs are offline too.
+            wandb.teardown()  # which still holds the run that did not start
             os.environ["WANDB_MODE"] = "offline"
             tracking_mode.cache_clear()
             logging.getLogger(__name__).warning("W&B: %s; going on offline", error)
@@ -72,7 +74,11 @@ class WandbTracker:
                 }
             )
             self._log_ticket(self._run)
+        file = Path(self._run.settings.sync_file)
+        size = file.stat().st_size if file.exists() else None
         self._run.finish(exit_code=0 if result else 1)
+        if size is not None:
+            _wait_until_written(file, size)
 
     def _log_ticket(self, run: wandb.Run) -> None:
         """The cell's ticket as an artifact, where it has one."""
@@ -118,6 +124,20 @@ def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
     started.define_metric("epoch")
     started.define_metric("*", step_metric="epoch")
     return started
+
+
+def _wait_until_written(file: Path, size: int) -> None:
+    """Wait for the end of an offline run, which W&B's service writes 0.1 s after `finish` has returned.
+
+    A worker that is done may be killed at once, and the service with it.
+    """
+    deadline, before = time.monotonic() + 2, size
+    while time.monotonic() < deadline:
+        time.sleep(0.03)
+        now = file.stat().st_size
+        if now == before > size:
+            return
+        before = now
 
 
 def wandb_folder(store: Store) -> Path:

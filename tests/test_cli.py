@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -140,6 +141,23 @@ def test_a_cell_in_other_hands_is_left_alone(tmp_path: Path) -> None:
     with store.lease(cell):
         assert train(*TINY, "--store", str(tmp_path), "--no-track") == 1
     assert store.result(cell) is None
+
+
+def test_a_failure_is_a_line_and_a_full_disk_is_not_the_cells_fault(tmp_path: Path) -> None:
+    def small_files() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
+
+    arguments = command(*LONG, "--store", str(tmp_path))
+    failed = subprocess.run(arguments, preexec_fn=small_files, capture_output=True, text=True, check=False)
+    assert failed.returncode == 1
+    assert failed.stderr == ""
+    assert "failed after epoch 0" in failed.stdout
+    (failure,) = tmp_path.glob("cells/*/failure.json")
+    assert json.loads(failure.read_text())["transient"]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert subprocess.run(arguments, check=False).returncode == 0
+    assert not failure.exists()
 
 
 def test_flags_make_the_config_they_name() -> None:
