@@ -15,7 +15,7 @@ from analysis import aggregate, claims, specs, summary
 from analysis.cache import default_folder
 from analysis.fetch import fetch
 from analysis.paper import published
-from analysis.table import Table
+from analysis.table import Table, combine
 from hiddenweights.errors import UserError
 
 
@@ -52,7 +52,7 @@ def _report(options: argparse.Namespace) -> None:
     table = _table(options)
     from analysis import figures, report  # here, because numbers alone need no matplotlib
 
-    found = report.collect(table, options.source, seed=options.seed, mixed=options.mixed)
+    found = report.collect(table, ", ".join(_sources(options)), seed=options.seed, mixed=options.mixed)
     with _writing(options.out):
         for drawing in found.drawings:
             drawn, spec = drawing.drawn, drawing.spec
@@ -84,7 +84,12 @@ def _table(options: argparse.Namespace) -> Table:
                 print(message, file=sys.stderr)
             progress.update(bar, completed=done, total=total, visible=total > 50)
 
-        return summary.where(fetch(options.source, folder, report), options.where)
+        tables = [fetch(source, folder, report) for source in _sources(options)]
+        return summary.where(combine(tables), options.where)
+
+
+def _sources(options: argparse.Namespace) -> list[str]:
+    return options.source or [os.environ.get("HIDDENWEIGHTS_STORE", "runs")]
 
 
 def _claims(options: argparse.Namespace) -> None:
@@ -116,8 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         "--from",
         dest="source",
         metavar="SOURCE",
-        default=os.environ.get("HIDDENWEIGHTS_STORE", "runs"),
-        help="wandb:entity/project, a folder of offline W&B runs, or a result store (default: %(default)s)",
+        action="append",
+        help="wandb:entity/project, a folder of offline W&B runs, or a store; several are put together "
+        "(default: $HIDDENWEIGHTS_STORE, else runs)",
     )
     common.add_argument(
         "--where",

@@ -22,7 +22,7 @@ import pandas as pd
 
 from analysis.aggregate import describe
 from analysis.specs import network
-from analysis.table import FINISHED, METRIC, Table
+from analysis.table import FINISHED, FROZEN, METRIC, Table
 from hiddenweights.config import OptimConfig, TrialConfig, flatten
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
@@ -289,14 +289,12 @@ def _imagenet(cells: pd.DataFrame) -> Iterator[Effect]:
 def _unchanged(cells: pd.DataFrame) -> Iterator[Effect]:
     frozen = cells[cells["model.method"].isin(FROZEN) & cells["initial_weights_checksum"].notna()]
     if len(frozen):
-        same = frozen["steady"] & (frozen["weights_checksum"] == frozen["initial_weights_checksum"])
+        same = frozen["steady"]
         bound = 100.0 if same.all() else 0.0
         shown = frozen["cell"] if same.all() else frozen.loc[~same, "cell"]
         words, share = "% of cells with unchanged weights", 100 * float(same.mean())
         yield Effect(words, share, 0.0, len(frozen), bound, bound, 50.0, tuple(shown), exact=True)
 
-
-FROZEN = ("edge_popup", "sampled", "random", "biprop")  # iterand draws weights anew by design
 
 CLAIMS = (
     Claim(
@@ -412,10 +410,9 @@ def verdicts(table: Table, which: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
 
     A claim that is out of scope in every setting has one row.
     """
-    cells = table.cells[table.cells["state"] == FINISHED]
-    logged = table.epochs.drop_duplicates(["cell", "weights_checksum"]).groupby("cell").size()
-    cells = cells.assign(steady=cells["cell"].map(logged).fillna(1) <= 1)
-    settings = [(setting(group), group) for _, group in cells.groupby(list(SETTING), dropna=False)]
+    cells = table.cells.assign(steady=table.unchanged())
+    cells = cells[cells["state"] == FINISHED]
+    settings = [(setting(group.iloc[0]), group) for _, group in cells.groupby(list(SETTING), dropna=False)]
     rows = []
     for claim in which:
         measured = [(name, [*claim.measure(group)]) for name, group in settings]
@@ -424,9 +421,8 @@ def verdicts(table: Table, which: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def setting(cells: pd.DataFrame) -> str:
-    """The setting of cells that share one, in words."""
-    first = cells.iloc[0]
+def setting(first: "pd.Series[Any]") -> str:
+    """A cell's setting, in words."""
     subset = "" if pd.isna(first["data.subset"]) else f", {first['data.subset']:g} images"
     return f"{first['data.name']}, {first['train.epochs']} epochs{subset}, {first['data.protocol']}"
 

@@ -104,7 +104,7 @@ def facts(table: Table) -> pd.DataFrame:
     versions = [str(name) for name in cells if str(name).startswith("versions.")]
     rows = cells[versions].rename(columns=lambda name: name.removeprefix("versions.")).to_dict("records")
     words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in rows]
-    settings = [claims.setting(cells.loc[[place]]) for place in cells.index]
+    settings = cells[list(claims.SETTING)].apply(claims.setting, axis=1)
     by = {"setting": settings, "device": cells["device"].fillna(""), "versions": words}
     groups = pd.DataFrame({**by, "seconds": cells["seconds"]}).groupby(list(by), sort=True)
     found = groups.agg(cells=("seconds", "size"), hours=("seconds", lambda seconds: seconds.sum() / 3600))

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, Spec
-from analysis.table import Table
+from analysis.table import FROZEN, Table
 from hiddenweights.config import parse_value
 from hiddenweights.errors import UserError
 
@@ -63,14 +63,12 @@ def _interval(row: "pd.Series[float]") -> str:
 
 def unchanged(points: pd.DataFrame, table: Table) -> str:
     """Whether frozen weights stayed as they were, by their checksums, and how much was kept."""
-    frozen = set(points.loc[points["model.method"] != "dense", "cell"])
-    rows = table.cells[table.cells["cell"].isin(frozen)]
+    frozen = set(points.loc[points["model.method"].isin(FROZEN), "cell"])
+    chosen = table.cells["cell"].isin(frozen)
+    rows = table.cells[chosen]
     if rows["initial_weights_checksum"].isna().all():
         return "weights: no checksums logged"
-    steady = rows["initial_weights_checksum"] == rows["weights_checksum"]
-    if "weights_checksum" in table.epochs:
-        logged = table.epochs[table.epochs["cell"].isin(frozen)].groupby("cell")["weights_checksum"]
-        steady &= rows["cell"].map(logged.nunique() == 1).fillna(False).astype(bool)
+    steady = table.unchanged()[chosen]
     kept = 100 * rows["kept"]
     words = f"{int(steady.sum())} of {len(rows)} cells kept every weight unchanged (checksums)"
     return f"weights: {words}; share kept: {kept.min():.1f} to {kept.max():.1f}%"

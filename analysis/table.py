@@ -31,6 +31,7 @@ from hiddenweights.errors import UserError
 Record = Mapping[str, Any]
 FINISHED = "finished"
 METRIC = "test_accuracy"
+FROZEN = ("edge_popup", "sampled", "random", "biprop")  # iterand draws weights anew, by design
 # Summary columns that the analysis uses: there in every table, empty where a source lacks them.
 NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds")
 TEXTS = ("weights_checksum", "initial_weights_checksum", "device")
@@ -77,6 +78,14 @@ class Table:
         """The finished cells of the sweep `name`."""
         member = self.cells["sweeps"].map(lambda sweeps: name in sweeps.split())
         return self.cells[member & (self.cells["state"] == FINISHED)]
+
+    def unchanged(self) -> "pd.Series[bool]":
+        """For each cell: whether the weights' checksum after every epoch is the initial one."""
+        last = self.cells["weights_checksum"] == self.cells["initial_weights_checksum"]
+        if "weights_checksum" not in self.epochs:
+            return last
+        logged = self.epochs[["cell", "weights_checksum"]].dropna().drop_duplicates()
+        return last & (self.cells["cell"].map(logged.groupby("cell").size()).fillna(1) == 1)
 
 
 def frame(runs: Iterable[Run], source: str) -> Raw:
@@ -162,6 +171,42 @@ def _last_rows(epochs: pd.DataFrame, order: "pd.Series[str]") -> pd.DataFrame:
         epochs = epochs.drop_duplicates(["cell", "epoch"], keep="last")
         epochs = epochs.sort_values(["cell", "epoch"], kind="stable")
     return epochs.drop(columns="key").reset_index(drop=True)
+
+
+def combine(tables: Sequence[Table]) -> Table:
+    """One table of several sources'. A cell that more than one has finished must have come out the same.
+
+    Raises `UserError` that names the cells, the sources and their accuracies where it has not.
+    """
+    if len(tables) == 1:
+        return tables[0]
+    cells = pd.concat([table.cells for table in tables], ignore_index=True)
+    finished = cells[cells["state"] == FINISHED]
+    apart = finished.groupby("cell")[METRIC].transform("nunique") > 1
+    if apart.any():
+        groups = [*finished[apart].groupby("cell")]
+        found = "; ".join(
+            f"{cell}: " + ", ".join(f"{row[METRIC]:.4f} in {row['source']}" for _, row in rows.iterrows())
+            for cell, rows in groups[:3]
+        )
+        more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
+        raise UserError(f"--from: the sources disagree on {METRIC} of cell {found}{more}; name one of them")
+    cells = cells.assign(_done=cells["state"] == FINISHED).sort_values(
+        "_done", ascending=False, kind="stable"
+    )
+    kept = cells.drop(columns="_done").drop_duplicates("cell").sort_values("cell").reset_index(drop=True)
+    sweeps = cells.groupby("cell")["sweeps"].agg(lambda names: " ".join(sorted({*" ".join(names).split()})))
+    rows = [
+        table.epochs[table.epochs["cell"].isin(kept.loc[kept["source"].isin(table.cells["source"]), "cell"])]
+        for table in tables
+    ]
+    left_out = pd.concat([table.left_out for table in tables], ignore_index=True)
+    here = left_out["cell"].isin(kept.loc[kept["state"] == FINISHED, "cell"])
+    return Table(
+        kept.assign(sweeps=kept["cell"].map(sweeps)),
+        pd.concat(rows, ignore_index=True),
+        left_out[~here].reset_index(drop=True),
+    )
 
 
 def _replaced(row: Mapping[Any, Any], used: float) -> str:

@@ -15,6 +15,7 @@ from analysis_stores import config, grid, made_store, result, write_store
 
 from analysis.fetch import fetch
 from analysis.offline import chunks, read_run
+from analysis.table import combine
 from hiddenweights.config import TrialConfig, flatten, resolve, to_dict, trial_id
 from hiddenweights.errors import UserError
 
@@ -188,3 +189,34 @@ def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     path.write_text(path.read_text()[:100])
     with pytest.raises(UserError, match=trial_id(config())):
         fetch(str(store))
+
+
+def test_two_sources_are_put_together(tmp_path: Path) -> None:
+    shared, ours, theirs = config(), config(seed=1), config(seed=2)
+    a = fetch(str(made_store(tmp_path / "a", "depth", [shared, ours])))
+    failed = write_store(tmp_path / "b", [result(shared), result(theirs)], {"width": [trial_id(shared)]})
+    (failed / "cells" / trial_id(ours)).mkdir()
+    (failed / "cells" / trial_id(ours) / "failure.json").write_text('{"message": "Diverged"}')
+    table = combine([a, fetch(str(failed))])
+    assert sorted(table.cells["cell"]) == sorted(map(trial_id, (shared, ours, theirs)))
+    assert len(table.epochs) == 9
+    assert table.left_out.empty  # what failed there is finished here
+    assert table.cells.set_index("cell").loc[trial_id(shared), "sweeps"] == "depth width"
+
+
+def test_two_sources_that_disagree_on_a_cell_are_named(tmp_path: Path) -> None:
+    cells = [config(), config(seed=1)]
+    made_store(tmp_path / "a", "depth", cells)
+    write_store(tmp_path / "b", [result(cells[0], accuracy=0.4), result(cells[1])])
+    with pytest.raises(UserError) as error:
+        combine([fetch(str(tmp_path / name)) for name in "ab"])
+    assert all(word in str(error.value) for word in (trial_id(cells[0]), str(tmp_path / "a"), "0.4"))
+    assert trial_id(cells[1]) not in str(error.value)
+
+
+def test_a_golden_file_of_the_wandb_this_was_written_for() -> None:
+    run = read_run(Path(__file__).parent / "golden.wandb")
+    assert (run.cell, run.state, len(run.history)) == (trial_id(config()), "finished", 3)
+    assert run.sweeps == {"depth", "quickstart"}
+    assert run.history[-1] == {**run.history[-1], **result(config())["history"][-1]}
+    assert run.summary["initial_weights_checksum"] == "w0"

@@ -1,5 +1,7 @@
 """Table -> numbers: intervals, pairing, and what is refused in one curve."""
 
+from importlib import resources
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from analysis import aggregate, specs, summary
 from analysis.fetch import fetch
+from analysis.paper import published
 from hiddenweights.config import TrialConfig, trial_id
 from hiddenweights.errors import UserError
 
@@ -113,3 +116,27 @@ def test_changed_weights_are_found(tmp_path: Path) -> None:
     table = fetch(str(store))
     points = specs.points(table, specs.find_spec("depth"))
     assert "2 of 4" in summary.unchanged(points, table)
+
+
+PAPER = [path for path in resources.files("analysis.paper").iterdir() if path.name.endswith(".csv")]
+
+
+@pytest.mark.parametrize("path", PAPER, ids=[path.name for path in PAPER])
+def test_every_published_number_has_its_source(path: Traversable) -> None:
+    assert path.name.removesuffix(".csv") in specs.FIGURES
+    with path.open() as lines:
+        rows = pd.read_csv(lines)
+    assert rows[["data", "curve", "relation", "y", "source", "how"]].notna().all().all()
+    assert rows["y"].between(50, 100).all()  # in per cent
+    assert set(rows["relation"]) <= {"=", "<", ">"}
+
+
+def test_published_numbers_stand_beside_ours_on_the_same_data_only(tmp_path: Path) -> None:
+    cells = grid(archs=("conv8",), ks=(0.5,), data__name="cifar10")
+    points = points_of(tmp_path, cells)
+    rows = published("depth", points)
+    signed = rows[rows["curve"] == "published: signed constant"].set_index("x")["mean"]
+    assert signed.to_dict() == {90: 71.3, 70: 87.5, 50: 89.1, 30: 87.9, 10: 67.7}
+    assert set(rows["panel"]) == {"Conv8"}
+    assert published("depth", points.assign(**{"data.name": "digits"})).empty
+    assert published("quickstart", points).empty
