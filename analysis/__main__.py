@@ -21,7 +21,7 @@ from hiddenweights.errors import UserError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0, or 2 with one line on stderr for bad input."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         options.run(options)
     except UserError as error:
@@ -113,9 +113,10 @@ def _writing(folder: Path) -> Iterator[None]:
         raise UserError(f"--out: {str(folder)!r} cannot be written ({error.strerror})") from error
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+def parser() -> argparse.ArgumentParser:
+    """The command line's parser; the parsed namespace's `run` is the command."""
+    whole = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
+    commands = whole.add_subparsers(required=True, metavar="COMMAND")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument(
         "--from",
@@ -156,7 +157,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     page.add_argument("--wandb", metavar="ENTITY/PROJECT", help="also save it as a draft of a W&B Report")
     page.set_defaults(run=_report)
-    return parser
+    return whole
 
 
 if __name__ == "__main__":

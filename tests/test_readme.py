@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from analysis.__main__ import parser as analysis_parser
 from hiddenweights import cli
 
 ROOT = Path(__file__).parents[1]
@@ -32,9 +33,10 @@ PYTHON_COMMANDS = [words for words in commands() if words[:2] == ["python", "-m"
 @pytest.mark.parametrize("words", PYTHON_COMMANDS, ids=" ".join)
 def test_every_command_parses(words: list[str]) -> None:
     package, args = words[2], words[3:]
-    assert package in ("hiddenweights", "sweeps", "analysis")
-    parsed = cli.parse(import_module(f"{package}.__main__").COMMANDS, package, args)
-    assert callable(parsed)
+    if package == "analysis":
+        assert callable(analysis_parser().parse_args(args).run)
+    else:
+        assert callable(cli.parse(import_module(f"{package}.__main__").COMMANDS, package, args))
 
 
 def test_readme_shows_each_package() -> None:
