@@ -53,9 +53,8 @@ def read_all(source: "Source", wanted: Mapping[str, str], report: Report) -> Raw
     return _join([*_read(source, wanted, report)])
 
 
-def read_cached(source: "Source", cache: Path, report: Report) -> Raw:
-    """Every run of the source; those whose version is in the cache come from there."""
-    listing = source.listing()
+def read_cached(source: "Source", listing: Mapping[str, str], cache: Path, report: Report) -> Raw:
+    """The listed runs of the source; those whose version is in the cache come from there."""
     folder = cache / _folder_name(source.identity)
     parts = _load(folder, report)
     known = {key: place for place, part in enumerate(parts) for key in part.runs["key"]}  # the last counts
@@ -68,15 +67,15 @@ def read_cached(source: "Source", cache: Path, report: Report) -> Raw:
     stale = len(cached) < sum(len(part.runs) for part in parts)
     number = max((int(path.stem.partition("-")[0]) for path in folder.glob("*-runs.parquet")), default=-1) + 1
     for part in _read(source, missing, report):
-        _write(folder, number, part)
+        _write(folder, number, part, report)
         fresh.append(part)
         number += 1
     found = _join(fresh)
     if len(fresh) > PARTS or stale:
         old = [*folder.glob("*.parquet")]
-        _write(folder, number, found)
-        for path in old:
-            path.unlink(missing_ok=True)
+        if _write(folder, number, found, report):
+            for path in old:
+                path.unlink(missing_ok=True)
     return found
 
 
@@ -143,15 +142,19 @@ def _frame(path: Path) -> pd.DataFrame:
     return found
 
 
-def _write(folder: Path, number: int, part: Raw) -> None:
-    """Epochs first: a part exists once its `runs` do."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("epochs", part.epochs), ("runs", part.runs)):
-        path = folder / f"{number:06d}-{name}.parquet"
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        found = pa.Table.from_pandas(rows, preserve_index=False)
-        # Read a quarter as long as with the defaults, and 15% larger.
-        pq.write_table(
-            found, temporary, compression="lz4", use_dictionary=["cell", "key", "weights_checksum"]
-        )
-        os.replace(temporary, path)
+def _write(folder: Path, number: int, part: Raw, report: Report) -> bool:
+    """Write a part, epochs first: it exists once its `runs` do. False, and said, where that is impossible."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, rows in (("epochs", part.epochs), ("runs", part.runs)):
+            path = folder / f"{number:06d}-{name}.parquet"
+            temporary = path.with_suffix(f".{os.getpid()}.tmp")
+            found = pa.Table.from_pandas(rows, preserve_index=False)
+            # Read a quarter as long as with the defaults, and 15% larger.
+            texts = ["cell", "key", "weights_checksum"]
+            pq.write_table(found, temporary, compression="lz4", use_dictionary=texts)
+            os.replace(temporary, path)
+    except OSError as error:
+        report(f"cache: {folder} cannot be written ({error.strerror or error}); going on without", 0, 0)
+        return False
+    return True

@@ -45,7 +45,10 @@ def open_source(text: str) -> Source:
         from analysis.project import Project
 
         return Project(text.removeprefix("wandb:"))
-    filesystem, root = fsspec.url_to_fs(text)
+    try:
+        filesystem, root = fsspec.url_to_fs(text)
+    except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed
+        raise UserError(f"--from: {text!r} cannot be opened: {error}") from error
     if filesystem.exists(f"{root}/store.json"):
         return StoreSource(text)
     if "://" not in text and Path(text).is_dir() and any(Path(text).rglob("*.wandb")):
@@ -61,12 +64,20 @@ def fetch(text: str, cache: Path | None = None, report: Report = ignore) -> Tabl
     With a `cache` folder only what has changed is read; `report` is told of the progress.
     Raises `UserError` where there is no cell of this project.
     """
-    source = open_source(text)
-    raw = read_all(source, source.listing(), report) if cache is None else read_cached(source, cache, report)
-    table = with_plans(tidy(raw), source) if len(raw.runs) else None
+    try:
+        source = open_source(text)
+        listing = source.listing()
+        read = (
+            read_all(source, listing, report)
+            if cache is None
+            else read_cached(source, listing, cache, report)
+        )
+    except OSError as error:
+        raise UserError(f"--from: {text!r} cannot be read: {error}") from error
+    table = with_plans(tidy(read), source) if len(read.runs) else None
     if table is None or table.cells.empty:
         reasons = "" if table is None else "; ".join(table.left_out["reason"].unique()[:3])
-        why = f" ({len(raw.runs)} runs left out: {reasons})" if reasons else ""
+        why = f" ({len(read.runs)} runs left out: {reasons})" if reasons else ""
         train = "train some with: python -m sweeps launch quickstart"
         raise UserError(f"--from: {text!r} holds no cell of this project{why}; {train}")
     return table

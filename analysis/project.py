@@ -7,8 +7,9 @@ repeated with growing pauses, several runs are read at once, and a history that 
 import functools
 import re
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from analysis.offline import scalars, wandb_state
@@ -58,10 +59,14 @@ class Project:
         Raises `UserError` when the server stays unreachable.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            futures = [pool.submit(self._read, key, version) for key, version in wanted.items()]
+            coming: deque[Future[Run]] = deque()  # a few ahead: histories as objects need much memory
             try:
-                for future in futures:
-                    yield future.result()
+                for key, version in wanted.items():
+                    coming.append(pool.submit(self._read, key, version))
+                    if len(coming) > 4 * AT_ONCE:
+                        yield coming.popleft().result()
+                while coming:
+                    yield coming.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -149,7 +149,8 @@ def svg(drawing: Drawing) -> str:
     text = buffer.getvalue()
     label = html.escape(drawing.spec.title, quote=True)
     points = 72 * figure.get_size_inches()[0]  # narrower than this it would be unreadable: it scrolls
-    attributes = f'role="img" aria-label="{label}" style="min-width: {0.8 * points:.0f}pt"'
+    width = f"min-width: {0.8 * points:.0f}pt; max-width: {1.5 * points:.0f}pt"
+    attributes = f'role="img" aria-label="{label}" style="{width}"'
     return text[text.index("<svg") :].replace("<svg", f"<svg {attributes}", 1)
 
 

@@ -100,6 +100,15 @@ def test_half_a_cache_is_said_and_mended(tmp_path: Path, damage: str, name: str)
     same(fetch.fetch(str(store), tmp_path / "cache"), table)
 
 
+def test_a_cache_that_cannot_be_written_is_said_and_done_without(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "store", "depth", CELLS)
+    (tmp_path / "file").write_text("")
+    said: list[str] = []
+    table = fetch.fetch(str(store), tmp_path / "file", lambda message, done, total: said.append(message))
+    same(table, fetch.fetch(str(store)))
+    assert any("cannot be written" in message for message in said)
+
+
 def test_many_parts_become_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = made_store(tmp_path / "store", "depth", CELLS)
     monkeypatch.setattr(cache, "BATCH", 1)

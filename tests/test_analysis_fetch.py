@@ -155,6 +155,8 @@ def test_foreign_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
     (newer / "store.json").write_text('{"format": 99}')
     with pytest.raises(UserError, match="99"):
         fetch(str(newer))
+    with pytest.raises(UserError, match="nosuch"):
+        fetch("nosuch://bucket/runs")
     with pytest.raises(UserError, match="ENTITY/PROJECT"):
         fetch("wandb:only-a-project")
 

@@ -12,7 +12,6 @@ from wandb_standin import PROJECT, Standin, serve
 
 from analysis import claims, project
 from analysis.__main__ import main
-from analysis.cache import read_cached
 from analysis.fetch import fetch
 from analysis.project import Project
 from analysis.table import tidy
@@ -134,7 +133,7 @@ def test_only_what_changed_is_asked_for_and_a_dead_fetch_resumes(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        read_cached(Project(PROJECT), tmp_path, dies)
+        fetch(SOURCE, tmp_path, dies)
     standin.asked.clear()
     assert len(fetch(SOURCE, tmp_path).cells) == 4
     assert standin.asked["HistoryPage"] == 2
