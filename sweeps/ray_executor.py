@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import signal
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ def cluster(address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start one on this machine for the block."""
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker's death is said by `_Watch`
     quiet: Json = {"log_to_driver": False, "logging_level": logging.ERROR}
+    on_stop = signal.getsignal(signal.SIGTERM)
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -40,6 +42,7 @@ def cluster(address: str | None) -> Iterator[None]:
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise UserError(f"--address {address!r}: no Ray cluster answers: {error}") from None
+    signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own in the place
     try:
         yield
     finally:

@@ -44,7 +44,7 @@ def faulty() -> list[Arm]:
     return [arm(fields, {"model.arch": names})]
 
 
-def _network(then: Any) -> Any:
+def _network(then: Any, num_classes: int) -> Any:
     from torch import nn
 
     class Faulty(nn.Sequential):
@@ -53,7 +53,7 @@ def _network(then: Any) -> Any:
                 then()
             return super().forward(x)
 
-    return Faulty(nn.Flatten(), nn.LazyLinear(10, bias=False))
+    return Faulty(nn.Flatten(), nn.Linear(64, num_classes, bias=False))
 
 
 def _unlucky() -> None:
@@ -62,12 +62,12 @@ def _unlucky() -> None:
 
 def raises(num_classes: int) -> Any:
     """A network that cannot be trained."""
-    return _network(_unlucky)
+    return _network(_unlucky, num_classes)
 
 
 def hangs(num_classes: int) -> Any:
     """A network whose training never ends."""
-    return _network(lambda: time.sleep(3600))
+    return _network(lambda: time.sleep(3600), num_classes)
 
 
 SWEEPS = {"fragile": fragile, "faulty": faulty}
