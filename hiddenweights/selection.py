@@ -115,7 +115,7 @@ def _neighbours(scores: NDArray[np.floating], rank: int) -> tuple[float, float]:
             inside = part > low
             below += len(part) - int(np.count_nonzero(inside))
             inside &= part <= high
-            parts.append(part[inside])
+            parts.append(part[np.flatnonzero(inside)])
         bracketed = np.concatenate(parts)
         if 0 < rank - below < len(bracketed):
             return _partition(bracketed, rank - below)
