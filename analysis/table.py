@@ -162,9 +162,10 @@ def tidy(raw: Raw) -> Table:
 
 def _last_rows(epochs: pd.DataFrame, order: "pd.Series[str]") -> pd.DataFrame:
     """One row a (cell, epoch), in that order; the last one in the order of the runs."""
-    place = epochs["key"].map(pd.Series(np.arange(len(order)), index=order.to_numpy()))
-    if not place.is_monotonic_increasing:
-        epochs = epochs.iloc[np.argsort(place.to_numpy(), kind="stable")]
+    runs, keys = pd.factorize(epochs["key"])
+    place = pd.Series(np.arange(len(order)), index=order.to_numpy()).reindex(keys).to_numpy()[runs]
+    if not (np.diff(place) >= 0).all():
+        epochs = epochs.iloc[np.argsort(place, kind="stable")]
     codes = pd.factorize(epochs["cell"])[0]
     step = np.diff(epochs["epoch"].to_numpy(), prepend=-np.inf)
     if not ((np.diff(codes, prepend=-1) > 0) | (step > 0)).all():  # attempts overlap
