@@ -211,7 +211,7 @@ class Progress:
         ]
         words += [f"{len(self.early)} stopped early"] if self.early else []
         eta = self.eta()
-        if eta is not None and len(self.accuracies) + len(self.early) < len(self._cells):
+        if eta:
             words.append(f"{clock(eta)} left")
         return " · ".join(words)
 
