@@ -41,8 +41,10 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(experiments, "SWEEPS", {**experiments.SWEEPS, "tiny": tiny, "wide": wide})
     monkeypatch.chdir(tmp_path)
     tracking.tracking_mode.cache_clear()
+    experiments.memberships.cache_clear()
     yield
     tracking.tracking_mode.cache_clear()
+    experiments.memberships.cache_clear()
 
 
 def sweeps(*args: str) -> int:
@@ -158,6 +160,28 @@ def test_a_failing_cell_does_not_stop_the_others(
     assert launch("tiny", "--rerun", "failed") == 0
     assert len(configs) == 2
     assert sweeps("status", "tiny", "--store", "runs") == 0
+
+
+def test_what_a_search_found_is_what_another_sweep_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    search = ("--set", "seed=0", "--axis", "optim.lr=loguniform(0.001,1)", "--samples", "3")
+    assert launch("wide", *search) == 0
+    plan = Store("runs").plan("wide")
+    assert plan is not None
+    ((_, found),) = plan["winners"].items()
+    results = Store("runs").results(plan["cells"]).values()
+    best = max(results, key=lambda result: result["summary"]["best_validation_accuracy"])
+    assert found == {"optim.lr": best["config"]["optim"]["lr"]}
+    assert launch("tiny", "--axis", "seed=1", "--tuned", "depth") == 2
+    configs = trained(monkeypatch)
+    assert launch("tiny", "--axis", "seed=1", "--tuned", "wide") == 0
+    rates = {config.optim.lr for config in configs if config.model.method == "edge_popup"}
+    assert rates == {found["optim.lr"]}
+    assert {config.optim.lr for config in configs if config.model.method == "dense"} == {0.1}
+
+
+def test_a_search_needs_a_validation_split() -> None:
+    search = ("--axis", "optim.lr=loguniform(0.001,1)", "--set", "data.protocol=paper")
+    assert launch("wide", *search) == 2
 
 
 def test_nan_is_a_failure_with_its_epoch() -> None:
