@@ -11,7 +11,7 @@ demo: $(READY)
 	$(BIN)/python -m analysis figure quickstart --from runs/wandb
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(READY)
 	$(BIN)/ruff check .
