@@ -30,7 +30,7 @@ def keep_largest(values: Tensor, scores: Tensor, kept: int) -> Tensor:
 
 
 class _StraightThrough(torch.autograd.Function):
-    # Not registered with the operator: that costs 50 us a call, and `torch.func` cannot see through it.
+    # Not registered with the operator: that costs more a call, and `torch.func` cannot see through it.
     @staticmethod
     def forward(values: Tensor, scores: Tensor, kept: int) -> Tensor:
         result: Tensor = torch.ops.hiddenweights.keep_largest(values, scores, kept)
@@ -46,7 +46,7 @@ class _StraightThrough(torch.autograd.Function):
         return None, grad * scores.sign().mul_(values), None
 
 
-# Torch asks for the signature at every call, and without this works it out anew: 15 us.
+# Torch asks for the signature at every call, and without this works it out anew: microseconds, for each layer.
 _StraightThrough.forward.__signature__ = inspect.signature(_StraightThrough.forward)  # type: ignore[attr-defined]
 
 
