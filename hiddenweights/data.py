@@ -6,6 +6,7 @@ flip and normalisation there.
 
 import functools
 import math
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,7 @@ def _torchvision(name: str, root: Path) -> Dataset:
 
     source = _SOURCES[name]
     present = (root / source.folder).is_dir()
+    made = not root.exists()  # then torchvision makes it, also for a download that fails
     try:
         parts = [
             getattr(datasets, source.cls)(root=str(root), train=train, download=not present)
@@ -142,6 +144,8 @@ def _torchvision(name: str, root: Path) -> Dataset:
         ]
         train, test = (_from_arrays(part.data, part.targets) for part in parts)
     except Exception as error:  # torchvision raises a different type for every way to fail
+        if made:
+            shutil.rmtree(root, ignore_errors=True)
         state = f"{root / source.folder} does not read" if present else f"no {name} in {root}, no download"
         raise UserError(f"data.root: {state}: {error}") from error
     return Dataset(train, test, source.classes, source.mean, source.std)

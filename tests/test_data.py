@@ -260,7 +260,8 @@ def test_what_is_there_is_not_fetched(data_root, no_network):
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
 def test_missing_data_without_a_network_is_named(name, tmp_path, no_network):
     with pytest.raises(UserError, match=rf"data\.root.*{name}"):
-        load_dataset(DataConfig(name=name, root=str(tmp_path)))
+        load_dataset(DataConfig(name=name, root=str(tmp_path / "data")))
+    assert not (tmp_path / "data").exists()
 
 
 def write_mnist(root, images: int = 4) -> None:

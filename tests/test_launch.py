@@ -230,13 +230,13 @@ def test_bad_input_is_one_line_and_status_2(
     Path("file").write_text("")
     Path("newer").mkdir()
     Path("newer/store.json").write_text('{"format": 2}')
-    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    before = sorted(tmp_path.rglob("*"))
     assert sweeps("launch", *args) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     for name in names:
         assert name in err
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
+    assert sorted(tmp_path.rglob("*")) == before
     assert not sys.modules.get("ray") or not sys.modules["ray"].is_initialized()
 
 
