@@ -223,14 +223,14 @@ def _number(value: Any) -> Any:
 
 
 def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[Record]]]) -> pd.DataFrame:
-    """Histories as columns. Checksums are text, everything else is float64 (foreign text becomes NaN)."""
+    """Histories as columns: checksums and `precision` as text, else float64 (foreign text becomes NaN)."""
     lengths = [len(history) for _, _, history in histories]
     columns: dict[str, Any] = {"epoch": np.full(sum(lengths), np.nan)}
     start = 0
     for (_, _, history), length in zip(histories, lengths, strict=True):
         for name, values in _columns(history):
             if name not in columns:
-                text = name.endswith("_checksum")
+                text = name.endswith("_checksum") or name == "precision"
                 columns[name] = np.full(sum(lengths), None, object) if text else np.full(sum(lengths), np.nan)
             is_text = columns[name].dtype == object
             columns[name][start : start + length] = values if is_text else _floats(values)

@@ -33,7 +33,7 @@ Protocol = Literal["validation", "paper"]
 Augment = Literal["none", "crop_flip"]
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "constant"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["auto", "float32", "bfloat16"]
 
 NETWORKS = (
     "linear",
@@ -179,8 +179,10 @@ class TrainConfig:
 
     epochs: int = 100
     """Passes over the training images."""
-    precision: Precision = "float32"
-    """Arithmetic of the network; scores and selection are always float32."""
+    precision: Precision = "auto"
+    """Arithmetic of the network (scores and selection are always float32). auto: bfloat16 where the device
+    computes it natively, else float32; the records say which. auto is an identity of its own: name one of the
+    two for cells that are to agree between machines of both kinds."""
     device: str = field(default="auto", metadata=RUNTIME)
     """cpu, cuda, cuda:N, or auto: cuda where there is one."""
     threads: int = field(default=1, metadata=RUNTIME)

@@ -30,7 +30,7 @@ from hiddenweights.maskcode import decode_mask, encode_mask
 from hiddenweights.masks import METHODS, Biprop, Mask
 from hiddenweights.models import build_network
 from hiddenweights.subnetwork import set_weights, weight_layers
-from hiddenweights.train import Record, Trainer, checksum
+from hiddenweights.train import Arithmetic, Record, Trainer, checksum
 from hiddenweights.versions import versions
 
 FORMAT = 1
@@ -107,6 +107,12 @@ class Ticket:
             record={name: value for name, value in record.items() if "/" not in name and name not in _TIMES},
             versions=versions("hiddenweights", "torch", "numpy") | {"machine": platform.machine()},
         )
+
+    @property
+    def precision(self) -> Arithmetic:
+        """The arithmetic of training, in which the network gives the logits of its end."""
+        used = self.record.get("precision", self.config.train.precision)
+        return "bfloat16" if used == "bfloat16" else "float32"
 
     def to_bytes(self) -> bytes:
         """The ticket as a file's content."""
@@ -265,7 +271,8 @@ def load_ticket(
 
     Takes float32 (batch, channels, size, size), normalised as `read_ticket(path).inputs` says, and gives
     the logits (batch, classes) of the end of training: bit for bit on the same kind of machine with as
-    many threads (and under the autocast of its `train.precision`). `arch` and errors: `Ticket.network`.
+    many threads, and under autocast where the ticket's `precision` is bfloat16. `arch` and errors:
+    `Ticket.network`.
     """
     ticket = read_ticket(path)
     try:

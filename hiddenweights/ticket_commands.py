@@ -68,7 +68,7 @@ def evaluate(
     torch.set_num_threads(min(config.train.threads, os.cpu_count() or 1))
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     batches = Batches(images.to(place), ticket.inputs.mean, ticket.inputs.std)
-    loss, accuracy = measure(network.to(place), batches, config.train.precision)
+    loss, accuracy = measure(network.to(place), batches, ticket.precision)
     _print(
         f"{short_name(config)}: {split} accuracy {accuracy:.2%}, loss {loss:.4f},"
         f" on {len(images)} images of {chosen.name}"

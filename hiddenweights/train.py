@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from hiddenweights.subnetwork import (
 )
 
 Record = dict[str, float | int | str]
+Arithmetic = Literal["float32", "bfloat16"]
 
 EVALUATION_BATCH = 1000
 
@@ -69,7 +71,8 @@ class Trainer:
         `weights` (how many the masked layers have), `kept` (measured fraction of them kept), `churn`
         (fraction of mask bits changed by the epoch), both also by layer as ``kept/NAME`` and
         ``churn/NAME``, `seconds`, `images_per_second` (training alone), `weights_checksum`,
-        `mask_checksum`. Losses are means over images; accuracies fractions.
+        `mask_checksum`, `precision` (float32 or bfloat16). Losses are means over images; accuracies
+        fractions.
 
         Raises:
             UserError: bad input, before any training.
@@ -115,11 +118,11 @@ class Trainer:
         if not math.isfinite(loss_sum) or (finite and not torch.stack(finite).all()):
             raise Diverged(epoch + 1)
 
-        record: Record = {"epoch": epoch + 1, "lr": lr}
+        record: Record = {"epoch": epoch + 1, "lr": lr, "precision": self.precision}
         record |= {"train_loss": loss_sum / images_seen, "train_accuracy": correct / images_seen}
         with _seeded(self.seed, "evaluate", epoch, device):
             for name, split_batches in self.evaluation_batches.items():
-                loss, accuracy = evaluate(self.network, split_batches, config.train.precision)
+                loss, accuracy = evaluate(self.network, split_batches, self.precision)
                 record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         masks, self.masks = self.masks, self.masks_after(epoch + 1)
         record |= self._mask_record(masks, self.masks)
@@ -131,7 +134,7 @@ class Trainer:
         """One optimiser step; returns (loss * images, correct) without waiting for the device."""
         with torch.set_grad_enabled(self.optimizer is not None):
             smoothing = self.config.optim.label_smoothing or 0.0
-            logits, loss = _forward(self.network, images, labels, self.config.train.precision, smoothing)
+            logits, loss = _forward(self.network, images, labels, self.precision, smoothing)
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -147,6 +150,7 @@ class Trainer:
         self.device = torch.device(automatic if name == "auto" else name)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"train.device: {name!r}, but there is no such device; choices: auto, cpu")
+        self.precision = arithmetic(config.train.precision, self.device)
         dataset = load_dataset(config.data)
         splits = split(dataset, config.data, config.seed_of("data"))
         self.network = build_cell_network(config, dataset).to(self.device)
@@ -176,6 +180,7 @@ class Trainer:
         if self.optimizer is not None:
             self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
+        self.precision = state.get("precision", self.precision)  # as it began, maybe on another machine
         history: list[Record] = json.loads(state["history"])
         return history
 
@@ -186,6 +191,7 @@ class Trainer:
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict() if self.optimizer else {},
                 "steps": self.steps,
+                "precision": self.precision,
                 "history": json.dumps(history),
             }
             save_checkpoint(self.checkpoint, state)
@@ -260,8 +266,24 @@ def build_cell_network(config: TrialConfig, dataset: Dataset) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
+def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
+    """What `precision` means on `device`; `auto` is bfloat16 where that is computed natively.
+
+    Elsewhere it is emulated, in a step ten to twenty times as long. A torch below 2.11 does not say what
+    a CPU computes: that is float32, then.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        native = torch.cuda.get_device_capability(device) >= (8, 0)
+    else:
+        features = getattr(torch.cpu, "get_capabilities", dict)()
+        native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return "bfloat16" if native else "float32"
+
+
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Batches, precision: Precision = "float32") -> tuple[float, float]:
+def evaluate(network: nn.Module, batches: Batches, precision: Arithmetic = "float32") -> tuple[float, float]:
     """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device."""
     network.eval()
     totals = torch.zeros(2, device=batches.images.labels.device)
@@ -273,7 +295,7 @@ def evaluate(network: nn.Module, batches: Batches, precision: Precision = "float
 
 
 def _forward(
-    network: nn.Module, images: Tensor, labels: Tensor, precision: Precision, smoothing: float = 0.0
+    network: nn.Module, images: Tensor, labels: Tensor, precision: Arithmetic, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     """Logits (batch, classes) in the precision asked for, and the batch's mean loss, float32."""
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):

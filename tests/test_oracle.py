@@ -147,7 +147,7 @@ def test_ten_steps_of_conv4_on_cifar10_are_those_written_anew(data_root, monkeyp
             {
                 "model.arch": "conv4", "model.k": K, "data.name": "cifar10", "data.root": str(data_root),
                 "data.subset": USED, "data.validation": HELD_OUT / USED, "optim.batch_size": BATCH,
-                "train.epochs": 100, "train.device": "cpu", "seed": SEED,
+                "train.epochs": 100, "train.device": "cpu", "train.precision": "float32", "seed": SEED,
             }
         )
     )  # fmt: skip

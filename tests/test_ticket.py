@@ -99,6 +99,7 @@ def replaced(path: str, value: object):
         {"model__arch": "resnet18", "model__width": 0.125, "train__epochs": 1},
         {"model__arch": "linear", "seeds__weights": 5, "model__k": 1.0},
         {"model__arch": "conv2", "model__width": 0.1, "train__precision": "bfloat16"},
+        {"train__precision": "float32"},
     ],
     ids=str,
 )
@@ -106,10 +107,11 @@ def test_the_logits_of_a_ticket_are_those_of_the_end_of_training_bit_for_bit(fie
     trainer, record = trained(**fields)
     save_ticket(tmp_path / "a.ticket", trainer, record)
     network = load_ticket(tmp_path / "a.ticket")
-    low = trainer.config.train.precision == "bfloat16"
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=low):
+    precision = read_ticket(tmp_path / "a.ticket").precision
+    assert trainer.config.train.precision in (precision, "auto")
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         assert torch.equal(logits(network, trainer), logits(trainer.network, trainer))
-    loss, accuracy = evaluate(network, trainer.evaluation_batches["test"], trainer.config.train.precision)
+    loss, accuracy = evaluate(network, trainer.evaluation_batches["test"], precision)
     assert (loss, accuracy) == (record["test_loss"], record["test_accuracy"])
     assert set(network.state_dict()) == set(
         build_like(trainer).state_dict()

@@ -42,7 +42,7 @@ def equal(ours: dict, theirs: dict) -> bool:
 
 SCALARS = {
     "epoch", "lr", "train_loss", "train_accuracy", "validation_loss", "validation_accuracy", "test_loss",
-    "test_accuracy", "kept", "weights_checksum", "mask_checksum", "seconds", "images_per_second",
+    "test_accuracy", "kept", "weights_checksum", "mask_checksum", "precision", "seconds", "images_per_second",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_the_papers_protocol_records_no_validation():
 
 
 def test_recorded_losses_and_accuracies_are_means_over_images():
-    trainer = Trainer(cell(data__subset=150))
+    trainer = Trainer(cell(data__subset=150, train__precision="float32"))
     record = [*trainer.epochs()][-1]
     dataset = load_dataset(trainer.config.data)
     parts = split(dataset, trainer.config.data, 0)
@@ -341,6 +341,46 @@ def test_a_tiny_k_trains_and_warns_with_the_layers():
 def test_any_batch_size_trains(batch_size):
     record = next(Trainer(cell(optim__batch_size=batch_size, train__epochs=1)).epochs())
     assert math.isfinite(record["train_loss"])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "features", "expected"),
+    [
+        ("auto", {"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),
+        ("auto", {"avx512_bf16": False, "amx_bf16": True}, "bfloat16"),
+        ("auto", {"avx512_bf16": False, "avx512_f": True}, "float32"),
+        ("auto", {}, "float32"),
+        ("float32", {"avx512_bf16": True}, "float32"),
+        ("bfloat16", {}, "bfloat16"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_computes_it(wanted, features, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    trainer = Trainer(cell(train__precision=wanted, train__epochs=1))
+    record = next(trainer.epochs())
+    assert record["precision"] == trainer.precision == expected
+
+
+def test_a_torch_that_names_no_features_computes_in_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert train.arithmetic("auto", torch.device("cpu")) == "float32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"), [((7, 5), "float32"), ((8, 0), "bfloat16"), ((9, 0), "bfloat16")]
+)
+def test_auto_is_bfloat16_on_gpus_that_compute_it(capability, expected, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert train.arithmetic("auto", torch.device("cuda")) == expected
+
+
+def test_a_resumed_cell_keeps_the_precision_in_which_it_began(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    records = without_clock(Trainer(cell()).epochs())
+    [*itertools.islice(Trainer(cell(), tmp_path).epochs(), 1)]
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    assert without_clock(Trainer(cell(), tmp_path).epochs()) == records
+    assert {record["precision"] for record in records} == {"bfloat16"}
 
 
 def test_bfloat16_keeps_scores_in_single_precision_and_learns_alike():
