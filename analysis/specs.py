@@ -55,17 +55,21 @@ class Spec:
 def label(cells: pd.DataFrame) -> "pd.Series[str]":
     """The curve a cell belongs to: its distribution and whatever is not edge-popup's default.
 
-    Dense networks are told apart by their optimiser.
+    Dense networks are told apart by their optimiser, trained subnetworks by which weights they keep.
     """
-    names = ("method", "distribution", "scaled", "selection")
+    names = ("method", "distribution", "scaled", "selection", "init_mask")
     columns = [cells["optim.optimizer"], *(cells[f"model.{name}"] for name in names)]
     return pd.Series([_curve(*row) for row in zip(*columns, strict=True)], cells.index, dtype="str")
 
 
-def _curve(optimizer: str, method: str, distribution: str, scaled: bool, selection: str) -> str:
+def _curve(
+    optimizer: str, method: str, distribution: str, scaled: bool, selection: str, init_mask: str
+) -> str:
     if method == "dense":
         return "dense, " + {"sgd": "SGD", "adam": "Adam"}[optimizer]
     words = [] if method == "edge_popup" else [method]
+    if method == "finetune":
+        words = [f"{init_mask} and trained"]
     words += [distribution.replace("_", " ")] + ["scaled"] * scaled + ["global"] * (selection == "global")
     return ", ".join(words)
 
@@ -141,6 +145,8 @@ FIGURES: dict[str, Spec] = {
         _kept("scaled", "Scaled against unscaled weights", y_label="top-1 accuracy (%)"),
         _kept("resnet18", "Subnetworks of a random ResNet-18"),
         _kept("shallow", "Where it stops working: shallow networks"),
+        _kept("control", "The choice of the mask matters: edge-popup against random masks"),
+        _kept("lottery", "Subnetworks trained: the found ones against random ones"),
         Spec(
             name="sampled",
             title="Top-k supermasks (edge-popup) against sampled supermasks",

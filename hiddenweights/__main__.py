@@ -2,18 +2,36 @@
 
 import signal
 import sys
+from dataclasses import replace
 from types import FrameType
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hiddenweights import cli, ticket_commands
-from hiddenweights.cell import Record, check_inputs, installed_trackers, run_cell
-from hiddenweights.config import TrialConfig, resolve, short_name, trial_id
+from hiddenweights.cell import (
+    SUBNETWORK,
+    Record,
+    check_inputs,
+    installed_trackers,
+    run_cell,
+    stored_ticket,
+)
+from hiddenweights.config import (
+    TICKET_SUFFIX,
+    ModelConfig,
+    TrialConfig,
+    resolve,
+    short_name,
+    trial_id,
+)
 from hiddenweights.errors import UserError
 from hiddenweights.store import Busy, Store, default_store
+
+if TYPE_CHECKING:
+    from hiddenweights.ticket import Ticket
 
 
 def train(
@@ -27,17 +45,22 @@ def train(
         store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         track: Log to the installed trackers (W&B; offline where there is no key).
     """
-    config = resolve(config)
     results = Store(store or default_store())
     results.check()
+    ticket = None
+    if config.model.init_from:
+        config, ticket = _finetune(config, results)
+    config = resolve(config)
     cell = trial_id(config)
     console = Console(highlight=False, soft_wrap=True)
     if result := results.result(cell):
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
         console.print(_line(result["summary"], config.train.epochs))
         return 0
-    check_inputs(config)  # bad data is said here, before a file is written
+    check_inputs(config, ticket)  # bad data is said here, before a file is written
     results.prepare()
+    if ticket and not results.has_ticket(trial_id(ticket.config)):
+        results.add_ticket(trial_id(ticket.config), ticket.to_bytes())
     signal.signal(signal.SIGTERM, _interrupt)
     console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
     done = 0
@@ -65,6 +88,27 @@ def train(
             console.print(f"the traceback is in {results.uri}/cells/{cell}/failure.json")
             return 1
     return 0
+
+
+def _finetune(config: TrialConfig, store: Store) -> tuple[TrialConfig, "Ticket"]:
+    """The config with its network as in the ticket that `model.init_from` names: a cell's, or a file."""
+    from hiddenweights.ticket import read_ticket
+
+    given = config.model
+    assert given.init_from is not None
+    file = given.init_from.endswith(TICKET_SUFFIX)
+    ticket = read_ticket(given.init_from) if file else stored_ticket(given.init_from, store)
+    cell = trial_id(ticket.config)
+    if file and store.has_ticket(cell) and stored_ticket(cell, store).record != ticket.record:
+        raise UserError(
+            f"model.init_from: {given.init_from!r} is of cell {cell}; {store.uri} has another one"
+        )
+    for name in SUBNETWORK:
+        value, found = getattr(given, name), getattr(ticket.config.model, name)
+        if value not in (getattr(ModelConfig(), name), found):
+            raise UserError(f"model.{name}: {value!r}, but the ticket has {found!r}")
+    settled = {name: getattr(ticket.config.model, name) for name in SUBNETWORK}
+    return replace(config, model=replace(given, **settled, init_from=cell)), ticket
 
 
 def _line(record: Record, epochs: int) -> str:

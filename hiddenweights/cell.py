@@ -15,9 +15,13 @@ from hiddenweights.store import Busy, Json, LeaseLost, Store
 from hiddenweights.versions import versions
 
 if TYPE_CHECKING:
+    from hiddenweights.ticket import Ticket
     from hiddenweights.train import Trainer
 
 Record = dict[str, float | int | str]
+
+# The fields of a subnetwork that its ticket has settled.
+SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +87,7 @@ def cell_epochs(
         result = None
         try:
             with store.checkpoint(cell) as checkpoint:
-                trainer = _trainer(config, checkpoint.folder)
+                trainer = _trainer(config, checkpoint.folder, parent_ticket(config, store))
                 for record in trainer.epochs():
                     lease.check()
                     checkpoint.save()
@@ -140,15 +144,44 @@ def run_cell(
         on_record(record)
 
 
-def check_inputs(config: TrialConfig) -> None:
+def parent_ticket(config: TrialConfig, store: Store) -> "Ticket | None":
+    """The ticket of the cell whose subnetwork this one trains; None for a config without `model.init_from`.
+
+    Imports torch. Raises `UserError` where the store has no such ticket, or the config names another
+    network than the ticket.
+    """
+    model = resolve(config).model
+    if model.init_from is None:
+        return None
+    ticket = stored_ticket(model.init_from, store)
+    for name in SUBNETWORK:
+        own, parents = getattr(model, name), getattr(ticket.config.model, name)
+        if own != parents:
+            raise UserError(f"model.{name}: {own!r}, but cell {model.init_from} has {parents!r}")
+    return ticket
+
+
+def stored_ticket(cell: str, store: Store) -> "Ticket":
+    """The ticket of `cell`. Raises `UserError` where the store has none."""
+    from hiddenweights.ticket import Ticket
+
+    content = store.ticket(cell)
+    if content is None:
+        raise UserError(f"model.init_from: cell {cell} has no ticket in {store.uri}")
+    return Ticket.from_bytes(content, f"the ticket of cell {cell}")
+
+
+def check_inputs(config: TrialConfig, ticket: "Ticket | None" = None) -> None:
     """Raise `UserError` for data that do not load and networks that do not build. Imports torch."""
     from hiddenweights.data import load_dataset, split
     from hiddenweights.train import build_cell_network
 
     dataset = load_dataset(config.data)
     split(dataset, config.data, config.seed_of("data"))
-    if config.model.arch not in NETWORKS:  # torchvision's, or a module of the user's
-        build_cell_network(config, dataset)
+    finetune = resolve(config).model.method == "finetune"
+    # torchvision's, or a module of the user's; and a ticket's
+    if ticket or (config.model.arch not in NETWORKS and not finetune):
+        build_cell_network(config, dataset, ticket)
 
 
 def summary(history: Sequence[Record]) -> Record:
@@ -161,14 +194,14 @@ def summary(history: Sequence[Record]) -> Record:
     return final
 
 
-def _trainer(config: TrialConfig, folder: Path) -> "Trainer":
+def _trainer(config: TrialConfig, folder: Path, ticket: "Ticket | None") -> "Trainer":
     import torch  # here, because planning a sweep needs no torch (3 s, 500 MB)
 
     from hiddenweights.train import Trainer
 
     # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
     torch.set_num_threads(config.train.threads)
-    return Trainer(config, folder)
+    return Trainer(config, folder, ticket)
 
 
 def _ticket(trainer: "Trainer", record: Record) -> bytes | None:

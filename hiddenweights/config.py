@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_type_hints
 
 from hiddenweights.errors import UserError, choices_error
 
-Method = Literal["edge_popup", "sampled", "random", "iterand", "biprop", "dense"]
+Method = Literal["edge_popup", "sampled", "random", "iterand", "biprop", "dense", "finetune"]
 Distribution = Literal[
     "signed_constant",
     "unsigned_constant",
@@ -29,6 +30,7 @@ Distribution = Literal[
     "default",
 ]
 Selection = Literal["layer", "global"]
+InitMask = Literal["found", "shuffled"]
 Protocol = Literal["validation", "paper"]
 Augment = Literal["none", "crop_flip"]
 Optimizer = Literal["sgd", "adam"]
@@ -48,6 +50,8 @@ NETWORKS = (
     "resnet101",
 )
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+
+TICKET_SUFFIX = ".ticket"
 
 Scalar = str | int | float | bool | None
 
@@ -73,7 +77,7 @@ class ModelConfig:
     width: float = 1.0
     """Multiplier of every hidden channel count (never of the input or the classes)."""
     method: Method = "edge_popup"
-    """How the subnetwork is found; `dense` trains the weights themselves."""
+    """How the subnetwork is found; `dense` trains all weights, `finetune` those of a found subnetwork."""
     k: float | None = 0.5
     """Fraction of weights kept, in (0, 1]. Dense keeps all; for `sampled` it is an output, not an input."""
     selection: Selection = "layer"
@@ -82,6 +86,10 @@ class ModelConfig:
     """Weight distribution. Unset: signed_constant, or kaiming_normal for dense and biprop."""
     scaled: bool = False
     """Multiply the weights' standard deviation by sqrt(1/k) (paper, section 4.1)."""
+    init_from: str | None = None
+    """The cell whose found subnetwork is trained (`finetune`); `train` takes a .ticket file, too."""
+    init_mask: InitMask = "found"
+    """`shuffled` trains as many weights of each layer, at random places: the control of `finetune`."""
 
     def __post_init__(self) -> None:
         _check_types(self, "model")
@@ -89,10 +97,22 @@ class ModelConfig:
         _check(0 < self.width < math.inf, "model.width", self.width, "must be above 0")
         if self.method == "sampled":
             _check(not self.scaled, "model.scaled", self.scaled, "needs a given k; sampled has none")
-        elif self.method != "dense":
+        elif self.method not in ("dense", "finetune"):
             _check(self.k is not None, "model.k", self.k, f"is needed by method {self.method}")
         if self.k is not None:
             _check(0 < self.k <= 1, "model.k", self.k, "is the fraction of weights kept, in (0, 1]")
+        self._check_init()
+
+    def _check_init(self) -> None:
+        parent = self.init_from
+        if parent is None:
+            _check(self.method != "finetune", "model.init_from", parent, "is needed by method finetune")
+            _check(self.init_mask == "found", "model.init_mask", self.init_mask, "needs model.init_from")
+            return
+        whole = bool(re.fullmatch("[0-9a-f]{16}", parent)) or parent.endswith(TICKET_SUFFIX)
+        _check(whole, "model.init_from", parent, "is neither a cell's id (16 hex digits) nor a .ticket file")
+        fine = self.method in ("finetune", "edge_popup")  # the default; `resolve` makes it finetune
+        _check(fine, "model.init_from", parent, f"is for method finetune, not {self.method}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +271,7 @@ def recipe(config: TrialConfig) -> OptimConfig:
     """The paper's optimiser settings for the config's (method, architecture, optimiser), complete.
 
     Sources: Ramanujan et al. 2020, section 4 and appendix; Zhou et al. 2019 for `sampled`. Frankle &
-    Carbin 2019 for dense Adam. `iterand`, `biprop` and `random` take edge-popup's.
+    Carbin 2019 for dense Adam. `iterand`, `biprop` and `random` take edge-popup's, `finetune` dense's.
     """
     arch, method = config.model.arch, config.model.method
     base = OptimConfig(
@@ -281,7 +301,7 @@ def recipe(config: TrialConfig) -> OptimConfig:
         )  # fmt: skip
     if arch.startswith("resnet"):
         return replace(base, weight_decay=5e-4, batch_size=256)
-    if method == "dense" and arch.startswith("conv"):
+    if method in ("dense", "finetune") and arch.startswith("conv"):
         return replace(base, lr=0.01)
     return base
 
@@ -291,8 +311,17 @@ def resolve(config: TrialConfig) -> TrialConfig:
 
     Idempotent. Two configs that compute the same thing resolve to equal configs, up to the fields
     that only say where a cell runs.
+
+    Raises `UserError` where `model.init_from` is a file: a cell is trained from what its store holds.
     """
     model, data, optim, seeds = config.model, config.data, config.optim, config.seeds
+    if model.init_from is not None:
+        cell = not model.init_from.endswith(TICKET_SUFFIX)
+        _check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
+        model = replace(model, method="finetune")
+        config = replace(config, model=model)
+        # The weights are the ticket's; the scores' seed shuffles.
+        seeds = replace(seeds, weights=None, scores=seeds.scores if model.init_mask == "shuffled" else None)
     filled = {f.name: getattr(optim, f.name) for f in fields(optim) if getattr(optim, f.name) is not None}
     optim = replace(recipe(config), **filled)
     if optim.optimizer == "adam":
@@ -420,6 +449,7 @@ def short_name(config: TrialConfig) -> str:
         words.append(str(resolve(config).optim.optimizer))
     elif model.k is not None:
         words.append(f"k={model.k:g}")
+    words += ["shuffled"] * (model.init_mask == "shuffled")
     words += ["scaled"] * model.scaled + [str(model.distribution), f"seed={config.seed}"]
     return " ".join(words)
 
@@ -451,7 +481,7 @@ def _check_types(part: object, prefix: str) -> None:
         name = f"{prefix}.{leaf}" if prefix else leaf
         if choices:
             raise choices_error(name, value, choices)
-        if float in kinds and type(value) is int:
+        if float in kinds and type(value) is int and abs(value) < 2**1000:
             object.__setattr__(part, leaf, float(value))
             continue
         expected = " or ".join("none" if kind is type(None) else kind.__name__ for kind in kinds)

@@ -135,6 +135,14 @@ class Store:
         """The content of the finished cell's ticket, or None where it has none."""
         return self._read_bytes(self._of(cell, "ticket.ticket"))
 
+    def has_ticket(self, cell: str) -> bool:
+        """Whether there is a ticket of the cell."""
+        return bool(self._fs.exists(self._path(self._of(cell, "ticket.ticket"))))
+
+    def add_ticket(self, cell: str, content: bytes) -> None:
+        """Keep a ticket of a cell that was trained elsewhere."""
+        self._write_bytes(self._of(cell, "ticket.ticket"), content)
+
     def local_ticket(self, cell: str) -> Path | None:
         """The finished cell's ticket as a file of this machine, or None where there is none."""
         path = self.local / self._of(cell, "ticket.ticket") if self.local else None
@@ -143,7 +151,7 @@ class Store:
     def finish(self, cell: str, result: Mapping[str, Any], ticket: bytes | None = None) -> None:
         """Record the cell as finished, its ticket first, and remove what was only needed on the way."""
         if ticket is not None:
-            self._write_bytes(self._of(cell, "ticket.ticket"), ticket)
+            self.add_ticket(cell, ticket)
         self._write(self._of(cell, "result.json"), result)
         self._remove(self._of(cell, "failure.json"))
         self._remove(self._of(cell, "checkpoint"))

@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from hiddenweights.config import DataConfig, TrialConfig, flatten, from_dict, resolve, to_dict
-from hiddenweights.data import load_dataset
+from hiddenweights.data import Dataset, load_dataset
 from hiddenweights.errors import UserError
 from hiddenweights.maskcode import decode_mask, encode_mask
 from hiddenweights.masks import METHODS, Biprop, Mask
 from hiddenweights.models import build_network
+from hiddenweights.streams import permutation, stream
 from hiddenweights.subnetwork import set_weights, weight_layers
 from hiddenweights.train import Arithmetic, Record, Trainer, checksum
 from hiddenweights.versions import versions
@@ -52,6 +53,15 @@ class Inputs:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `UserError` where the network cannot take these images, or has other classes."""
+        found = (dataset.channels, dataset.image_size, dataset.classes)
+        if found != (self.channels, self.image_size, self.classes):
+            raise UserError(
+                f"data: has {found[0]} channels, {found[1]} pixels and {found[2]} classes; the ticket's"
+                f" network takes {self.channels}, {self.image_size} and {self.classes}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +87,7 @@ class Ticket:
 
         A `sampled` network has no mask of its own, but a chance of each weight: its ticket holds the draw
         whose checksum the record states. Raises `UserError` for methods whose weights are not the seed's
-        (`dense`, `iterand`), `ValueError` for a record that is not that of the network.
+        (`dense`, `finetune`, `iterand`), `ValueError` for a record that is not that of the network.
         """
         config = trainer.config
         if not has_ticket(config):
@@ -154,6 +164,14 @@ class Ticket:
             SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
         ) as error:  # fmt: skip
             raise UserError(f"{source}: holds no ticket: {_first_line(error)}") from error
+
+    def shuffled(self, seed: int) -> "Ticket":
+        """The ticket with as many weights of each layer kept, at random places that `seed` decides."""
+        masks = {}
+        for name, mask in self.masks.items():
+            order = torch.from_numpy(permutation(stream(seed, "shuffle", name), mask.numel()))
+            masks[name] = mask.flatten()[order].view(mask.shape)
+        return replace(self, masks=masks)
 
     def weights(self) -> dict[str, Tensor]:
         """The random weights behind the masks, drawn from the seed: float32, by name.
@@ -235,7 +253,7 @@ class Ticket:
 def has_ticket(config: TrialConfig) -> bool:
     """Whether the method leaves the weights as the seed draws them, so that a mask says it all."""
     method = config.model.method
-    return method != "dense" and not METHODS[method].redraws
+    return method in METHODS and not METHODS[method].redraws
 
 
 def save_ticket(path: str | Path, trainer: Trainer, record: Mapping[str, float | int | str]) -> None:

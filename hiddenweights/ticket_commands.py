@@ -60,7 +60,7 @@ def evaluate(
     chosen = replace(config.data, name=data or config.data.name, root=root)
     network = ticket.network(arch)
     dataset = load_dataset(chosen)
-    _fits(ticket.inputs, dataset.channels, dataset.image_size, dataset.classes)
+    ticket.inputs.check(dataset)
     images = getattr(split_dataset(dataset, chosen, config.seed_of("data")), split)
     if images is None:
         raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
@@ -240,14 +240,6 @@ def _need_onnx() -> None:
 
 
 # --- text --------------------------------------------------------------------------------------------------
-
-
-def _fits(inputs: "Inputs", channels: int, image_size: int, classes: int) -> None:
-    if (channels, image_size, classes) != (inputs.channels, inputs.image_size, inputs.classes):
-        raise UserError(
-            f"data: has {channels} channels, {image_size} pixels and {classes} classes; the ticket's network"
-            f" takes {inputs.channels}, {inputs.image_size} and {inputs.classes}"
-        )
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from hiddenweights.subnetwork import (
     weight_layers,
 )
 
+if TYPE_CHECKING:
+    from hiddenweights.ticket import Ticket
+
 Record = dict[str, float | int | str]
 Arithmetic = Literal["float32", "bfloat16"]
 
@@ -36,7 +39,7 @@ EVALUATION_BATCH = 1000
 
 
 class Diverged(RuntimeError):
-    """The training loss or a learnt score (dense: weight) is no longer finite.
+    """The training loss or a learnt score (dense, finetune: weight) is no longer finite.
 
     `epoch` is the epoch in which that was seen, from 1.
     """
@@ -58,9 +61,15 @@ class Trainer:
     initial_weights_checksum: str
     restored: int
 
-    def __init__(self, config: TrialConfig, checkpoint: Path | None = None) -> None:
+    def __init__(
+        self, config: TrialConfig, checkpoint: Path | None = None, ticket: "Ticket | None" = None
+    ) -> None:
+        """`ticket`: that of the cell `model.init_from`, which method `finetune` needs."""
         self.config = resolve(config)
         self.checkpoint = checkpoint
+        if ticket and self.config.model.init_mask == "shuffled":
+            ticket = ticket.shuffled(self.config.seed_of("scores"))
+        self.ticket = ticket
         self.seed = self.config.seed_of("scores")
 
     def epochs(self) -> Iterator[Record]:
@@ -153,7 +162,10 @@ class Trainer:
         self.precision = arithmetic(config.train.precision, self.device)
         dataset = load_dataset(config.data)
         splits = split(dataset, config.data, config.seed_of("data"))
-        self.network = build_cell_network(config, dataset).to(self.device)
+        self.network = build_cell_network(config, dataset, self.ticket).to(self.device)
+        if self.ticket:
+            self.fixed_masks = {name: mask.to(self.device) for name, mask in self.ticket.masks.items()}
+            hold_at_zero(self.network, self.fixed_masks)
         self.initial_weights_checksum = self._weights_checksum()
         self.frozen = frozen_weights(self.network)
         self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
@@ -199,8 +211,11 @@ class Trainer:
     def masks_after(self, epoch: int) -> dict[str, Tensor]:
         """The network's masks as the record of `epoch` counts them; for `sampled` a draw of that epoch's own.
 
-        Bool, each of its weight's shape, by the weight's name; empty for `dense`.
+        Bool, each of its weight's shape, by the weight's name; empty for `dense`;
+        for `finetune` those it was given.
         """
+        if self.ticket:
+            return self.fixed_masks
         with _seeded(self.seed, "masks", epoch, self.device):
             return current_masks(self.network)
 
@@ -233,13 +248,19 @@ class Trainer:
         return checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
 
 
-def build_cell_network(config: TrialConfig, dataset: Dataset) -> nn.Module:
+def build_cell_network(config: TrialConfig, dataset: Dataset, ticket: "Ticket | None" = None) -> nn.Module:
     """The cell's network at its start, on the CPU: masked, or for `dense` with weights to train.
 
-    Convolutions are channels_last in memory, as the images are: the fastest format on CPUs and GPUs.
+    For `finetune` it is the network of `ticket`, whose unkept weights are zero. Convolutions are
+    channels_last in memory, as the images are: the fastest format on CPUs and GPUs.
     """
     config = resolve(config)
     model, weight_seed = config.model, config.seed_of("weights")
+    if model.method == "finetune":
+        if ticket is None:
+            raise UserError(f"model.init_from: the ticket of cell {model.init_from} is needed")
+        ticket.inputs.check(dataset)
+        return ticket.network(model.arch if ":" in model.arch else None)
     network = build_network(
         model.arch,
         channels=dataset.channels,
@@ -280,6 +301,16 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
         features = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if native else "float32"
+
+
+def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Give the weights outside `masks` (bool, by name, of each weight's shape) no gradient.
+
+    They are zero and stay so: neither weight decay nor the momentum of SGD or Adam moves a zero.
+    """
+    for owner, attribute, name in weight_layers(network):
+        mask = masks[name]
+        getattr(owner, attribute).register_hook(lambda gradient, mask=mask: gradient * mask)
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ from hiddenweights.config import Scalar, from_dict, short_name
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.store import Json, Store, default_store
 from sweeps import experiments, launch
-from sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
+from sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from sweeps.progress import Curves, Progress, clock, kind
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -51,8 +51,15 @@ def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
     sweep, cells = _sweep(name, set, axis)
     console.print(sweep.about + "\n")
     for arm in sweep.arms:
-        console.print(f"{arm.base.model.method}: {'  '.join(_axis(*axis) for axis in arm.axes.items())}")
+        console.print(_arm(arm))
     console.print(f"{len(cells)} cells{_repeated(cells)}")
+
+
+def _arm(arm: Arm) -> str:
+    axes = "  ".join(_axis(*axis) for axis in arm.axes.items())
+    if arm.found_by:
+        return f"finetune: {axes}  of what is found by {_arm(arm.found_by)}"
+    return f"{arm.base.model.method}: {axes}"
 
 
 def _axis(field: str, axis: Axis) -> str:

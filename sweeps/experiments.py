@@ -235,6 +235,44 @@ def shallow() -> list[Arm]:
     ]
 
 
+def control() -> list[Arm]:
+    """The control of edge-popup: a random mask at the same k.
+
+    Claim: it is the choice of the mask that matters, not masking.
+    Command: python -m sweeps launch control --set data.root=DIR
+    Cells: 400 (200 edge-popup, all of them depth's, 200 random); about 20 GPU-hours beyond depth.
+    Expect: random masks near chance (10%), at every k.
+    """
+    axes: Axes = {
+        "model.arch": CONVS,
+        "model.distribution": ("signed_constant", "kaiming_normal"),
+        "model.k": KS,
+        "seed": SEEDS,
+    }
+    return [arm(CIFAR, axes), arm({**CIFAR, "model.method": "random"}, axes)]
+
+
+def lottery() -> list[Arm]:
+    """Are they lottery tickets: found subnetworks trained, against random ones.
+
+    Claim: none; it asks whether a subnetwork that edge-popup finds trains better than one with as many
+    weights of each layer at random places (the control of the paper's appendix).
+    Command: python -m sweeps launch lottery --set data.root=DIR
+    Cells: 155 (50 edge-popup and 5 dense, all of them depth's, 100 fine-tuned); about 25 GPU-hours beyond
+    depth.
+    Expect: all above edge-popup itself; which of the two is better is the question.
+    """
+    found = arm(
+        {**CIFAR, "model.arch": "conv4"},
+        {"model.distribution": ("signed_constant", "kaiming_normal"), "model.k": KS, "seed": SEEDS},
+    )
+    return [
+        found,
+        arm({}, {"model.init_mask": ("found", "shuffled")}, found_by=found),
+        arm({**CIFAR, **DENSE, "model.arch": "conv4", "optim.optimizer": "sgd"}, {"seed": SEEDS}),
+    ]
+
+
 def tune_lr() -> list[Arm]:
     """The learning rate of each side of depth's comparison, found under one budget.
 
@@ -265,6 +303,8 @@ SWEEPS: Mapping[str, Callable[[], list[Arm]]] = {
     "scaled": scaled,
     "resnet18": resnet18,
     "shallow": shallow,
+    "control": control,
+    "lottery": lottery,
     "tune_lr": tune_lr,
 }
 

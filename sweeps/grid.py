@@ -4,7 +4,7 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -48,6 +48,9 @@ class Arm:
     axes: Mapping[str, Axis] = field(default_factory=dict)
     samples: int = 16
     """Points drawn for every combination, where an axis is searched."""
+    found_by: "Arm | None" = None
+    """The arm whose found subnetworks this one trains: the combinations of the axes for each of its cells.
+    They take all fields from there but `optim`, which is that of `base`."""
 
     def searched(self) -> dict[str, Draw]:
         """The searched axes."""
@@ -61,11 +64,34 @@ class Arm:
             {name: axis.sample(name, i) for name, axis in drawn.items()}
             for i in range(self.samples if drawn else 1)
         ]
+        bases = [self.base]
+        if self.found_by:
+            parents = replace(self.found_by, samples=self.samples).cells()
+            bases = [_finetuned(parent, self.base) for parent in parents]
         return [
-            unflatten(dict(zip(grid, values, strict=True)) | point, self.base)
+            unflatten(dict(zip(grid, values, strict=True)) | point, base)
+            for base in bases
             for values in itertools.product(*grid.values())
             for point in points
         ]
+
+    def override(
+        self, settings: Mapping[str, Scalar], axes: Mapping[str, Axis], everywhere: Collection[str]
+    ) -> "Arm":
+        """The arm with fields set and axes replaced; those named in `everywhere` are added, too."""
+        kept = {name: values for name, values in self.axes.items() if name not in settings}
+        added = () if self.found_by else everywhere
+        new = {name: values for name, values in axes.items() if name in self.axes or name in added}
+        return replace(
+            self,
+            base=unflatten(settings, self.base),
+            axes=kept | new,
+            found_by=self.found_by and self.found_by.override(settings, axes, everywhere),
+        )
+
+    def axis_names(self) -> set[str]:
+        """The names of the axes, with those of `found_by`."""
+        return {*self.axes, *(self.found_by.axis_names() if self.found_by else ())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +119,8 @@ class Sweep:
         """
         if both := settings.keys() & axes.keys():
             raise UserError(f"--set and --axis contradict each other: both name {', '.join(sorted(both))}")
-        arms = []
-        for arm in self.arms:
-            kept = {name: values for name, values in arm.axes.items() if name not in settings}
-            new = {
-                name: values
-                for name, values in axes.items()
-                if name in arm.axes or not any(name in other.axes for other in self.arms)
-            }
-            arms.append(replace(arm, base=unflatten(settings, arm.base), axes=kept | new))
+        everywhere = axes.keys() - set().union(*(arm.axis_names() for arm in self.arms))
+        arms = [arm.override(settings, axes, everywhere) for arm in self.arms]
         return replace(self, arms=tuple(arms))
 
     def searched(self) -> bool:
@@ -118,8 +137,20 @@ class Cells(dict[str, TrialConfig]):
 
     def tuned(self, winners: Mapping[str, Mapping[str, Scalar]]) -> "Cells":
         """The cells with what was found best for the side each is on; all others as they are."""
-        configs = [unflatten(winners.get(side(config), {}), config) for config in self.values()]
-        return Cells({trial_id(config): config for config in configs}, self.repeated)
+        tuned = {cell: unflatten(winners.get(side(config), {}), config) for cell, config in self.items()}
+        ids = {cell: trial_id(config) for cell, config in tuned.items()}
+        for cell, config in tuned.items():
+            parent = config.model.init_from
+            if parent in ids:
+                tuned[cell] = replace(config, model=replace(config.model, init_from=ids[parent]))
+        return Cells({trial_id(config): config for config in tuned.values()}, self.repeated)
+
+
+def _finetuned(parent: TrialConfig, base: TrialConfig) -> TrialConfig:
+    """The cell that trains the subnetwork found by the cell `parent`, with the optimiser of `base`."""
+    parent = resolve(parent)
+    model = replace(parent.model, method="finetune", init_from=trial_id(parent))
+    return replace(parent, model=model, optim=base.optim)
 
 
 def side(config: TrialConfig) -> str:
@@ -129,10 +160,12 @@ def side(config: TrialConfig) -> str:
     return f"{config.model.arch}{width} {config.model.method} {config.optim.optimizer} {config.data.name}"
 
 
-def arm(base: Mapping[str, Scalar], axes: Mapping[str, Sequence[Scalar] | Draw]) -> Arm:
+def arm(
+    base: Mapping[str, Scalar], axes: Mapping[str, Sequence[Scalar] | Draw], found_by: Arm | None = None
+) -> Arm:
     """An arm from flat fields: ``arm({"model.arch": "conv4"}, {"model.k": (0.3, 0.5), "seed": SEEDS})``."""
     fixed = {name: axis if isinstance(axis, Draw) else tuple(axis) for name, axis in axes.items()}
-    return Arm(base=unflatten(base), axes=fixed)
+    return Arm(base=unflatten(base), axes=fixed, found_by=found_by)
 
 
 def parse_settings(texts: Sequence[str]) -> dict[str, Scalar]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NoReturn
 
 from hiddenweights.cell import check_inputs, installed_trackers, run_cell
 from hiddenweights.config import NETWORKS, Scalar, TrialConfig, flatten, resolve, to_dict
+from hiddenweights.errors import UserError
 from hiddenweights.store import Busy, LeaseLost, Store
 from sweeps.grid import Sweep, side
 from sweeps.progress import Progress
@@ -67,7 +68,10 @@ class Plan:
 
 
 def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_failed: bool) -> Plan:
-    """Sort the cells by what the store says of them. Reads only."""
+    """Sort the cells by what the store says of them. Reads only.
+
+    Raises `UserError` where a cell trains a subnetwork that neither the store nor the plan has.
+    """
     states = store.states(cells)
     failed: dict[str, str] = {}
     early: set[str] = set()
@@ -82,6 +86,9 @@ def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_fai
         for cell, config in cells.items()
         if states[cell] != "finished" and cell not in failed and cell not in early
     }
+    for cell in {config.model.init_from for config in todo.values()} - cells.keys() - {None}:
+        if not store.has_ticket(cell):
+            raise UserError(f"model.init_from: cell {cell} has no ticket in {store.uri}; train it first")
     return Plan(name=name, cells=cells, todo=todo, failed=failed, early=early)
 
 
@@ -109,7 +116,7 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
     todo = dict(planned.todo)
     with _executor(planned.name, store, options, todo) as execute:
         while todo:
-            for group in _groups(todo, options.search):
+            for group in _groups(_ready(todo), options.search):
                 execute(group, progress)
             states = store.states(todo)
             for cell in [cell for cell, state in states.items() if state == "finished"]:
@@ -119,7 +126,12 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
             for cell in (progress.failures.keys() | progress.early) & todo.keys():
                 del todo[cell]
             if todo:
-                _wait_for_others(todo, store, progress)
+                _wait_for_others(_ready(todo), store, progress)
+
+
+def _ready(todo: Mapping[str, TrialConfig]) -> dict[str, TrialConfig]:
+    """The cells that need not wait for another one's subnetwork."""
+    return {cell: config for cell, config in todo.items() if config.model.init_from not in todo}
 
 
 def _groups(todo: Mapping[str, TrialConfig], search: bool) -> Iterable[dict[str, TrialConfig]]:

@@ -1,0 +1,290 @@
+"""Training the weights of a found subnetwork: it starts as the ticket says, and nothing else grows."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+
+from hiddenweights import __main__ as command_line
+from hiddenweights import cli
+from hiddenweights.cell import cell_epochs, run_cell
+from hiddenweights.config import OptimConfig, TrialConfig, resolve, short_name, trial_id, unflatten
+from hiddenweights.errors import UserError
+from hiddenweights.store import Json, Store
+from hiddenweights.subnetwork import weight_layers
+from hiddenweights.ticket import Ticket
+from hiddenweights.train import Trainer
+from sweeps import __main__ as sweeps_command_line
+from sweeps import experiments, launch
+from sweeps.grid import Sweep, arm
+from sweeps.progress import Curves, Progress
+
+SMALL = {"model.arch": "fc", "model.k": 0.3, "data.subset": 200, "optim.batch_size": 50, "train.epochs": 2}
+
+
+def child(parent: TrialConfig, **fields: object) -> TrialConfig:
+    """The cell that trains what `parent` found; fields with "__" for the dot."""
+    model = replace(resolve(parent).model, method="finetune", init_from=trial_id(parent))
+    config = replace(parent, model=model, optim=OptimConfig(batch_size=50))
+    return unflatten({name.replace("__", "."): value for name, value in fields.items()}, config)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with one found subnetwork of every method that has tickets."""
+    store = Store(tmp_path_factory.mktemp("runs"))
+    for method in ("edge_popup", "biprop", "sampled"):
+        run_cell(parent_of(method), store)
+    return store
+
+
+def parent_of(method: str = "edge_popup") -> TrialConfig:
+    return unflatten({**SMALL, "model.method": method})
+
+
+def ticket_of(config: TrialConfig, store: Store) -> Ticket:
+    content = store.ticket(trial_id(config))
+    assert content is not None
+    return Ticket.from_bytes(content)
+
+
+def weights(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: getattr(owner, leaf).detach().clone() for owner, leaf, name in weight_layers(network)}
+
+
+@pytest.mark.parametrize("method", ["edge_popup", "biprop", "sampled"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_only_the_kept_weights_train(store: Store, method: str, optimizer: str) -> None:
+    parent = parent_of(method)
+    ticket = ticket_of(parent, store)
+    config = child(parent, optim__optimizer=optimizer, optim__weight_decay=0.01)
+    trainer = Trainer(config, ticket=ticket)
+    trainer._build()
+    start = weights(trainer.network)
+    found = weights(ticket.network())
+    assert all(torch.equal(start[name], found[name]) for name in found)
+
+    *_, last = trainer.epochs()
+    for name, weight in weights(trainer.network).items():
+        mask = ticket.masks[name]
+        assert not weight[~mask].any()
+        assert (weight[mask] != start[name][mask]).float().mean() > 0.9
+        assert last[f"kept/{name}"] == pytest.approx(mask.float().mean().item())
+    assert last["mask_checksum"] == ticket.record["mask_checksum"]
+    assert last["weights_checksum"] != trainer.initial_weights_checksum
+    assert last["churn"] == 0
+
+
+def test_the_control_keeps_as_many_weights_elsewhere(store: Store) -> None:
+    ticket = ticket_of(parent_of(), store)
+    shuffled, again, other = ticket.shuffled(1), ticket.shuffled(1), ticket.shuffled(2)
+    for name, mask in ticket.masks.items():
+        assert shuffled.masks[name].sum() == mask.sum()
+        assert torch.equal(shuffled.masks[name], again.masks[name])
+        assert not torch.equal(shuffled.masks[name], other.masks[name])
+        # Independent masks of k = 0.3 have 0.3 of their kept weights in common.
+        common = (shuffled.masks[name] & mask).sum() / mask.sum()
+        assert common == pytest.approx(0.3, abs=0.1)
+    result = run_cell(child(parent_of(), model__init_mask="shuffled"), store)
+    masks = {record["mask_checksum"] for record in result["history"]}
+    assert len(masks) == 1
+    assert ticket.record["mask_checksum"] not in masks
+    assert result["summary"]["kept"] == pytest.approx(0.3, abs=0.001)
+
+
+def test_it_learns_more_than_the_subnetwork_alone(store: Store) -> None:
+    """From where edge-popup ended, training the weights lowers the training loss."""
+    parent = store.result(trial_id(parent_of()))
+    assert parent is not None
+    result = run_cell(child(parent_of(), train__epochs=8, optim__lr=0.05), store)
+    assert result["summary"]["train_loss"] < parent["summary"]["train_loss"]
+
+
+def test_a_stopped_cell_goes_on_bit_for_bit(store: Store, tmp_path: Path) -> None:
+    config = child(parent_of(), train__epochs=3)
+    copy = Store(tmp_path)
+    content = store.ticket(trial_id(parent_of()))
+    assert content is not None
+    copy.add_ticket(trial_id(parent_of()), content)
+    whole = run_cell(config, store)
+    epochs = cell_epochs(config, copy)
+    next(epochs)
+    epochs.close()
+    assert copy.result(trial_id(config)) is None
+    resumed = run_cell(config, copy)
+
+    def checksums(result: Json) -> list[str]:
+        return [record["weights_checksum"] for record in result["history"]]
+
+    assert checksums(resumed) == checksums(whole)
+
+
+def test_identity() -> None:
+    parent = parent_of()
+    config = child(parent)
+    implied = unflatten({"model.method": "edge_popup"}, config)  # what a bare `--model.init_from` leaves
+    assert trial_id(implied) == trial_id(config)
+    assert resolve(implied).model.method == "finetune"
+    others = [child(parent, model__init_mask="shuffled"), child(unflatten({"seed": 1}, parent))]
+    assert len({trial_id(c) for c in (config, parent, *others)}) == 4
+    assert trial_id(child(parent, seeds__weights=3)) == trial_id(config)  # the weights are the ticket's
+    assert trial_id(child(parent, seeds__scores=3)) == trial_id(config)
+    assert "finetune" in short_name(config)
+    assert short_name(others[0]) != short_name(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model.method": "finetune"}, "model.init_from"),
+        ({"model.init_mask": "shuffled"}, "model.init_mask"),
+        ({"model.init_from": "../../etc/passwd"}, "model.init_from"),
+        ({"model.init_from": "0" * 16, "model.method": "dense"}, "model.init_from"),
+        ({"model.init_from": "0" * 16, "model.init_mask": "other"}, "model.init_mask"),
+    ],
+)
+def test_configs_that_make_no_sense(fields: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        unflatten(fields)
+
+
+def test_a_file_is_no_identity() -> None:
+    with pytest.raises(UserError, match=r"model\.init_from"):
+        trial_id(unflatten({"model.init_from": "found.ticket"}))
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model.init_from": "0" * 16}, "0" * 16),
+        ({"model.k": 0.7}, r"model\.k"),
+        ({"model.arch": "conv2"}, r"model\.arch"),
+        ({"data.name": "fashion_mnist"}, "data"),
+    ],
+)
+def test_what_does_not_fit_the_ticket(
+    store: Store, data_root: Path, fields: dict[str, object], named: str
+) -> None:
+    config = unflatten({**fields, "data.root": str(data_root)}, child(parent_of()))
+    with pytest.raises(UserError, match=named):
+        run_cell(config, store)
+
+
+def run(*args: str) -> int:
+    return cli.run(command_line.COMMANDS, "hiddenweights", ["train", "--no-track", *args])
+
+
+def test_train_takes_a_ticket_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Into an empty store, with no word of the network: the ticket says all of it."""
+    file, results = tmp_path / "found.ticket", tmp_path / "elsewhere"
+    content = store.ticket(trial_id(parent_of()))
+    assert content is not None
+    file.write_bytes(content)
+    common = (
+        "--data.subset",
+        "200",
+        "--optim.batch-size",
+        "50",
+        "--train.epochs",
+        "2",
+        "--store",
+        str(results),
+    )
+    assert run("--model.init-from", str(file), *common) == 0
+    expected = run_cell(child(parent_of()), store)
+    result = Store(results).result(expected["cell"])
+    assert result is not None
+    assert result["summary"]["weights_checksum"] == expected["summary"]["weights_checksum"]
+
+    for wrong in (("--model.k", "0.7"), ("--model.arch", "conv6"), ("--model.method", "biprop")):
+        assert run("--model.init-from", str(file), *wrong, *common) == 2
+    assert run("--model.init-from", str(tmp_path / "none.ticket"), *common) == 2
+    file.write_bytes(content[:-1])
+    assert run("--model.init-from", str(file), *common) == 2
+    assert "damaged" in capsys.readouterr().err
+
+
+FOUND = arm(SMALL, {"model.k": (0.3, 0.5), "seed": (0, 1)})
+LOTTERY = Sweep(
+    name="tickets",
+    about="",
+    arms=(arm({}, {"model.init_mask": ("found", "shuffled")}, found_by=FOUND), FOUND),
+)
+
+
+@pytest.mark.parametrize(
+    ("settings", "axes", "cells"),
+    [
+        ({}, {}, 12),
+        ({"train.epochs": 3, "model.width": 0.5}, {}, 12),
+        ({"seed": 7}, {"model.k": (0.2,)}, 3),
+        ({}, {"model.width": (0.5, 1.0)}, 24),
+        ({}, {"model.init_mask": ("found",), "train.epochs": (1, 2)}, 16),
+    ],
+)
+def test_a_sweep_trains_what_it_found_itself(
+    settings: dict[str, object], axes: dict[str, tuple[object, ...]], cells: int
+) -> None:
+    """However it is overridden: the cells that are fine-tuned are those of the sweep, equal in all else."""
+    found = LOTTERY.override(settings, axes).cells()  # type: ignore[arg-type]
+    assert len(found) == cells
+    for config in found.values():
+        if config.model.method == "finetune":
+            parent = resolve(found[str(config.model.init_from)])
+            assert (config.model.k, config.model.width) == (parent.model.k, parent.model.width)
+            assert (config.data, config.train, config.seed) == (parent.data, parent.train, parent.seed)
+
+
+def test_tuned_rates_reach_the_parents() -> None:
+    tuned = LOTTERY.cells().tuned({"fc edge_popup sgd digits": {"optim.lr": 0.37}})
+    parents = {cell for cell, config in tuned.items() if config.model.method == "edge_popup"}
+    assert {config.model.init_from for config in tuned.values()} - {None} == parents
+    assert {tuned[cell].optim.lr for cell in parents} == {0.37}
+
+
+def test_registered_lottery_has_its_parents() -> None:
+    cells = experiments.sweep("lottery").cells()
+    assert {config.model.init_from for config in cells.values()} - {None} <= cells.keys()
+
+
+def test_launch_trains_parents_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experiments, "SWEEPS", {"tickets": lambda: list(LOTTERY.arms)})
+
+    def launch_(*args: str) -> int:
+        arguments = ["launch", "tickets", "--store", str(tmp_path), "--executor", "inline", *args]
+        return cli.run(sweeps_command_line.COMMANDS, "sweeps", arguments)
+
+    assert launch_("--set", "train.epochs=1") == 0
+    store = Store(tmp_path)
+    results = dict(store.results(LOTTERY.override({"train.epochs": 1}, {}).cells()))
+    assert len(results) == 12
+    finished = {cell: result["finished"] for cell, result in results.items()}
+    for result in results.values():
+        if parent := result["config"]["model"]["init_from"]:
+            assert finished[parent] < result["started"]
+
+
+def test_a_plan_without_the_parents_is_refused(store: Store) -> None:
+    orphan = child(unflatten({"seed": 5}, parent_of()))
+    with pytest.raises(UserError, match=r"model\.init_from"):
+        launch.plan("orphans", {trial_id(orphan): orphan}, store, rerun_failed=False)
+    known = child(parent_of(), train__epochs=4)
+    assert launch.plan("known", {trial_id(known): known}, store, rerun_failed=False).todo
+
+
+def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> None:
+    """The launch ends, and says of each child whose ticket is missing."""
+    good, bad = parent_of(), unflatten({"optim.lr": 1e30, "seed": 1}, parent_of())
+    configs = [child(bad), child(good), bad, good]
+    cells = {trial_id(config): config for config in configs}
+    store = Store(tmp_path)
+    store.prepare()
+    planned = launch.plan("some", cells, store, rerun_failed=False)
+    progress = Progress("some", cells, Curves(cells, {}), Console(quiet=True))
+    with progress:
+        launch.run(planned, store, launch.Options(executor="inline"), progress)
+    assert {cell for cell in cells if store.result(cell)} == {trial_id(good), trial_id(child(good))}
+    assert progress.failures.keys() == {trial_id(bad), trial_id(child(bad))}
+    assert all(progress.failures.values())
