@@ -22,6 +22,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 
 from hiddenweights.config import DataConfig, TrialConfig, flatten, from_dict, resolve, to_dict
 from hiddenweights.data import Dataset, load_dataset
@@ -231,15 +232,13 @@ class Ticket:
         if (own := ":" in model.arch) != (arch is not None):
             hint = f"needs your code: arch={model.arch!r}" if own else f"takes no arch, but got {arch!r}"
             raise UserError(f"model.arch: the ticket of {model.arch!r} {hint}")
-        # RegNets compute their shapes with tensors. These do not depend on the images' size, and an
-        # absurd one would take memory here.
         regnet = model.arch.startswith("torchvision/regnet")
-        with torch.device("cpu" if own or regnet else "meta"):
+        with _EmptyOnMeta() if regnet else torch.device("cpu" if own else "meta"):
             try:
                 return build_network(
                     arch or model.arch,
                     channels=inputs.channels,
-                    image_size=min(inputs.image_size, 224) if regnet else inputs.image_size,
+                    image_size=inputs.image_size,
                     classes=inputs.classes,
                     width=model.width,
                     seed=self.config.seed_of("weights"),
@@ -248,6 +247,17 @@ class Ticket:
                 raise UserError(_first_line(error)) from error
             except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond torch's
                 raise UserError(f"model.arch: {model.arch!r} cannot be built: {_first_line(error)}") from None
+
+
+class _EmptyOnMeta(TorchFunctionMode):
+    """Puts parameters and buffers on torch's meta device, and nothing else: RegNets compute their shapes
+    with tensors."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = func in (torch.empty, torch.zeros, torch.ones)
+        return func(*args, **(kwargs or {}) | ({"device": "meta"} if made else {}))
 
 
 def has_ticket(config: TrialConfig) -> bool:

@@ -4,6 +4,7 @@ import functools
 import hashlib
 import io
 import json
+import resource
 import subprocess
 import sys
 import tracemalloc
@@ -322,6 +323,14 @@ def test_a_ticket_that_asks_for_too_much_takes_no_memory(sides):
         assert tracemalloc.get_traced_memory()[1] < 10_000_000
     finally:
         tracemalloc.stop()
+
+
+def test_a_ticket_that_names_a_huge_network_takes_no_memory():
+    """RegNet-Y-128GF has 6.4e8 weights, of which this file holds none."""
+    header = replaced("config/model/arch", "torchvision/regnet_y_128gf")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert complaint(resealed(content(), header))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500_000  # kB
 
 
 @pytest.mark.parametrize(
