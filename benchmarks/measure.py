@@ -61,6 +61,24 @@ def compare(what: str, times: dict[str, list[float]], baseline: str, ours: str, 
     )
 
 
+def difference(what: str, plain: tuple[str, list[float]], ours: tuple[str, list[float]]) -> Row:
+    """`ratio`: the mean over seeds of ours - plain, in points; the goal has its standard error."""
+    differences = [100 * (b - a) for a, b in zip(plain[1], ours[1], strict=True)]
+    error = statistics.stdev(differences) / len(differences) ** 0.5
+    return Row(
+        what=what,
+        ratio=round(statistics.mean(differences), 3),
+        goal=f"0 (+-{error:.2f})",
+        baseline=_spread(*plain),
+        ours=_spread(*ours),
+        rounds=len(differences),
+    )
+
+
+def _spread(name: str, values: list[float]) -> str:
+    return f"{name}: {100 * statistics.mean(values):.2f}% (sd {100 * statistics.stdev(values):.2f})"
+
+
 def report(name: str, rows: list[Row], device: str = "cpu") -> None:
     """Print the rows as a table and write them, with the machine they are from, to results/NAME.json."""
     print(f"\n{name} ({machine(device)['device']}, {torch.get_num_threads()} CPU thread(s))")

@@ -5,11 +5,10 @@ HIDDENWEIGHTS_DATA names CIFAR-10's folder, 10,000 of its images, 12 epochs, all
 """
 
 import os
-import statistics
 
 import torch
 
-from benchmarks.measure import Row, report
+from benchmarks.measure import Row, difference, report
 from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig, TrialConfig
 from hiddenweights.train import Trainer
 
@@ -39,28 +38,10 @@ def run() -> list[Row]:
             for seed in range(seeds):
                 for precision, values in accuracies.items():
                     values.append(final_accuracy(arch, data, batch, epochs, precision, seed))
-            rows.append(difference(f"{arch} on {what}, {epochs} epochs: points lost", *accuracies.values()))
+            rows.append(difference(f"{arch} on {what}, {epochs} epochs: points", *accuracies.items()))
             print(rows[-1], flush=True)
     report("precision", rows)
     return rows
-
-
-def difference(what: str, full: list[float], low: list[float]) -> Row:
-    """The mean of bfloat16 - float32 over seeds, in points, and its standard error."""
-    differences = [100 * (b - a) for a, b in zip(full, low, strict=True)]
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    return Row(
-        what=what,
-        ratio=round(-statistics.mean(differences), 3),
-        goal=f"0 (+-{error:.2f})",
-        baseline=f"float32: {_mean_and_spread(full)}",
-        ours=f"bfloat16: {_mean_and_spread(low)}",
-        rounds=len(full),
-    )
-
-
-def _mean_and_spread(accuracies: list[float]) -> str:
-    return f"{100 * statistics.mean(accuracies):.2f}% (sd {100 * statistics.stdev(accuracies):.2f})"
 
 
 if __name__ == "__main__":

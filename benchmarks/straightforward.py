@@ -1,6 +1,6 @@
 """The straightforward way, as one writes it first: what the fast paths are measured against."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -44,16 +44,29 @@ class SortedMask(nn.Module):
         return weight * SortAndIndex.apply(self.scores.abs(), self.kept)
 
 
-def network(arch: str, *, channels: int, image_size: int, classes: int, width: float, k: float) -> nn.Module:
-    """A supermask network with weights and scores as ours, masked by sorting."""
+def network(
+    arch: str, *, channels: int, image_size: int, classes: int, width: float, k: float, seed: int = 0
+) -> nn.Module:
+    """A supermask network with the weights and scores that ours has of `seed`, masked by sorting."""
     model = build_network(arch, channels=channels, image_size=image_size, classes=classes, width=width)
     model.requires_grad_(False)
     for owner, attribute, name in weight_layers(model):
         weight = getattr(owner, attribute)
-        set_weights(weight, name, "signed_constant", 0)
-        scores = draw_scores(weight.shape, stream(0, "scores", name))
+        set_weights(weight, name, "signed_constant", seed)
+        scores = draw_scores(weight.shape, stream(seed, "scores", name))
         parametrize.register_parametrization(owner, attribute, SortedMask(scores, k))
     return model
+
+
+@torch.no_grad()
+def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str = "cpu") -> float:
+    """Fraction of the images classified right, read batch by batch."""
+    model.eval()
+    right, n = 0, 0
+    for images, labels in batches:
+        right += (model(images.to(device)).argmax(1) == labels.to(device)).sum().item()
+        n += len(labels)
+    return right / n
 
 
 def trainer(model: nn.Module) -> Callable[[Tensor, Tensor], None]:

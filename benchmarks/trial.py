@@ -59,11 +59,8 @@ def run(
             model.train()
             for images, labels in straightforward.loader(pil["train"], batch, workers):
                 step(images.to(device), labels.to(device))
-            model.eval()
-            with torch.no_grad():
-                for part in ("validation", "test"):
-                    for images, labels in straightforward.loader(pil[part], batch, workers):
-                        (model(images.to(device)).argmax(1) == labels.to(device)).float().mean().item()
+            for part in ("validation", "test"):
+                straightforward.accuracy(model, straightforward.loader(pil[part], batch, workers), device)
 
     times = race({"straightforward": theirs, "ours": ours}, rounds=5 if device == "cpu" else 1, device=device)
     goal = "" if device == "cpu" else "6x, aim 10x" if arch == "conv4" else "2.5x, aim 4x"
