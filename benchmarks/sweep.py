@@ -31,7 +31,7 @@ def run(epochs: int = 30) -> Row:
         store = Store(folder)
         plan = store.plan("quickstart")
         assert plan is not None
-        results = store.results(plan["cells"])
+        results = dict(store.results(plan["cells"]))
         training = sum(result["seconds"] for result in results.values())
     slots = os.cpu_count() or 1
     row = Row(

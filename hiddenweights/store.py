@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
+import orjson
 
 from hiddenweights.errors import UserError
 
@@ -121,15 +122,14 @@ class Store:
         """The cell's last failure, or None."""
         return self._read(self._of(cell, "failure.json"))
 
-    def results(self, cells: Iterable[str]) -> dict[str, Json]:
-        """The results of those of `cells` that are finished."""
+    def results(self, cells: Iterable[str]) -> Iterator[tuple[str, Json]]:
+        """The results of those of `cells` that are finished, one at a time: all at once may fill memory."""
         cells = list(cells)
-        if self.local:  # parsing is what takes the time, and threads do not share that
-            found = [self.result(cell) for cell in cells]
-        else:
-            with ThreadPoolExecutor(8) as pool:
-                found = list(pool.map(self.result, cells))
-        return {cell: result for cell, result in zip(cells, found, strict=True) if result}
+        with ThreadPoolExecutor(8) as pool:  # parsing is what takes the time of a local store's
+            found = map(self.result, cells) if self.local else pool.map(self.result, cells)
+            for cell, result in zip(cells, found, strict=True):
+                if result:
+                    yield cell, result
 
     def ticket(self, cell: str) -> bytes | None:
         """The content of the finished cell's ticket, or None where it has none."""
@@ -300,9 +300,12 @@ class Store:
         if content is None:
             return None
         try:
-            data: Json = json.loads(content)
-        except ValueError as error:
-            raise UserError(f"store: {self._path(name)} is not valid JSON: {error}") from None
+            data: Json = orjson.loads(content)  # five times as fast as `json`
+        except ValueError:
+            try:
+                data = json.loads(content)  # which writes and reads NaN
+            except ValueError as error:
+                raise UserError(f"store: {self._path(name)} is not valid JSON: {error}") from None
         return data
 
     def _write(self, name: str, data: Mapping[str, Any], *, durable: bool = True) -> None:

@@ -14,10 +14,10 @@ from rich.console import Console
 from hiddenweights import cli
 from hiddenweights.config import Scalar, from_dict, short_name
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.store import Json, Store, default_store
+from hiddenweights.store import Store, default_store
 from sweeps import experiments, launch
 from sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
-from sweeps.progress import Curves, Progress, clock, kind
+from sweeps.progress import Curves, Progress, clock, kind, outcome
 
 Name = Annotated[str, tyro.conf.Positional]
 Sets = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
@@ -112,7 +112,8 @@ def launch_(
     if tuned:
         cells = cells.tuned(_winners(results, tuned))
     planned = launch.plan(name, cells, results, rerun_failed=rerun == "failed")
-    known = results.results(cell for cell in cells if cell not in planned.todo)
+    finished = results.results(cell for cell in cells if cell not in planned.todo)
+    known = {cell: outcome(result) for cell, result in finished}
     console.print(_headline(planned, cells, results) + _cost(planned, known, price))
     if dry_run:
         for cell, config in cells.items():
@@ -146,8 +147,8 @@ def launch_(
     )
     curves = Curves(cells, axes)
     progress = Progress(name, cells, curves, console)
-    for cell, result in known.items():
-        progress.known(cell, result)
+    for cell, (accuracy, seconds) in known.items():
+        progress.known(cell, accuracy, seconds)
     for cell, message in planned.failed.items():
         progress.failed(cell, message)
     progress.early |= {*planned.early}
@@ -195,11 +196,12 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
     counts = Counter(states.values())
     words = [f"{counts[state]} {state}" for state in ("finished", "running", "failed", "stopped", "missing")]
     console.print(f"{name}: {len(cells)} cells: {', '.join(words)}")
-    finished = results.results(cell for cell, state in states.items() if state == "finished")
-    if finished:
-        configs = {cell: from_dict(result["config"]) for cell, result in finished.items()}
+    configs, accuracies = {}, {}
+    for cell, result in results.results(cell for cell, state in states.items() if state == "finished"):
+        configs[cell], accuracies[cell] = from_dict(result["config"]), result["summary"]["test_accuracy"]
+    if configs:
         curves = Curves(configs, saved["axes"] if saved else parse_axes(axis))
-        console.print(curves.table({c: result["summary"]["test_accuracy"] for c, result in finished.items()}))
+        console.print(curves.table(accuracies))
     for cell, state in states.items():
         if state == "failed" and (failure := results.failure(cell)):
             console.print(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}")
@@ -245,11 +247,11 @@ def _repeated(cells: Cells) -> str:
     return f" ({cells.repeated} more that the axes name twice, kept once)" if cells.repeated else ""
 
 
-def _cost(planned: launch.Plan, known: Mapping[str, Json], price: float | None) -> str:
+def _cost(planned: launch.Plan, known: Mapping[str, tuple[float, float]], price: float | None) -> str:
     """What is left to train, in hours of one slot, from finished cells of the same kind."""
     seconds: dict[tuple[object, ...], list[float]] = {}
-    for cell, result in known.items():
-        seconds.setdefault(kind(planned.cells[cell]), []).append(result["seconds"])
+    for cell, (_, taken) in known.items():
+        seconds.setdefault(kind(planned.cells[cell]), []).append(taken)
     measured = [mean(seconds[k]) for k in map(kind, planned.todo.values()) if k in seconds]
     words = []
     if measured:

@@ -17,7 +17,7 @@ from hiddenweights.config import NETWORKS, Scalar, TrialConfig, flatten, resolve
 from hiddenweights.errors import UserError
 from hiddenweights.store import Busy, LeaseLost, Store
 from sweeps.grid import Sweep, side
-from sweeps.progress import Progress
+from sweeps.progress import Progress, outcome
 
 Executor = Literal["ray", "inline"]
 STOPPED_EARLY = "StoppedEarly"  # the error of a cell that a search gave up
@@ -86,9 +86,9 @@ def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_fai
         for cell, config in cells.items()
         if states[cell] != "finished" and cell not in failed and cell not in early
     }
-    for cell in {config.model.init_from for config in todo.values()} - cells.keys() - {None}:
-        if not store.has_ticket(cell):
-            raise UserError(f"model.init_from: cell {cell} has no ticket in {store.uri}; train it first")
+    for parent in {config.model.init_from for config in todo.values()} - cells.keys():
+        if parent and not store.has_ticket(parent):
+            raise UserError(f"model.init_from: cell {parent} has no ticket in {store.uri}; train it first")
     return Plan(name=name, cells=cells, todo=todo, failed=failed, early=early)
 
 
@@ -119,9 +119,10 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
             for group in _groups(_ready(todo), options.search):
                 execute(group, progress)
             states = store.states(todo)
-            for cell in [cell for cell, state in states.items() if state == "finished"]:
-                if cell not in progress.accuracies:  # trained by another launch
-                    progress.known(cell, store.result(cell) or {})
+            finished = {cell for cell, state in states.items() if state == "finished"}
+            for cell, result in store.results(finished - progress.accuracies.keys()):  # another launch's
+                progress.known(cell, *outcome(result))
+            for cell in finished:
                 del todo[cell]
             for cell in (progress.failures.keys() | progress.early) & todo.keys():
                 del todo[cell]
@@ -146,7 +147,7 @@ def winners(sweep: Sweep, cells: Mapping[str, TrialConfig], store: Store) -> dic
     """For each side of a search, the searched fields' values of the cell that validated best."""
     searched = sorted({name for arm in sweep.arms for name in arm.searched()})
     best: dict[str, tuple[float, dict[str, Scalar]]] = {}
-    for cell, result in store.results(cells).items():
+    for cell, result in store.results(cells):
         flat = flatten(resolve(cells[cell]))
         accuracy = float(result["summary"]["best_validation_accuracy"])
         if accuracy > best.get(side(cells[cell]), (-1.0, {}))[0]:

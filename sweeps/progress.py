@@ -22,7 +22,8 @@ class Curves:
     """Where each cell stands in the figure: on which curve, at which x."""
 
     def __init__(self, cells: Mapping[str, TrialConfig], axes: Iterable[str] = ()) -> None:
-        flat = {cell: flatten(resolve(config)) for cell, config in cells.items()}
+        cells = {cell: resolve(config) for cell, config in cells.items()}
+        flat = {cell: flatten(config) for cell, config in cells.items()}
         values = {name: {row[name] for row in flat.values()} for name in ("model.k", "model.width")}
         self.x = "model.width" if len(values["model.width"]) > 2 else "model.k"
         hidden = ("k=", "seed=", *(("width=",) if self.x == "model.width" else ()))
@@ -115,6 +116,11 @@ def kind(config: TrialConfig) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def outcome(result: Json) -> tuple[float, float]:
+    """A finished cell's test accuracy and the seconds it took."""
+    return result["summary"]["test_accuracy"], result["seconds"]
+
+
 class Progress:
     """Counts and shows. Use it as a context manager around the work."""
 
@@ -144,10 +150,10 @@ class Progress:
 
     # --- what happened -------------------------------------------------------------------------------
 
-    def known(self, cell: str, result: Json) -> None:
-        """The cell was finished before."""
-        self.accuracies[cell] = result["summary"]["test_accuracy"]
-        self._seconds[kind(self._cells[cell])].append(result["seconds"])
+    def known(self, cell: str, accuracy: float, seconds: float) -> None:
+        """The cell was finished before, or by others."""
+        self.accuracies[cell] = accuracy
+        self._seconds[kind(self._cells[cell])].append(seconds)
 
     def running(self, cell: str, epoch: int) -> None:
         """The cell has finished `epoch` epochs."""
@@ -159,8 +165,7 @@ class Progress:
         """The cell is in the store."""
         self._running.pop(cell, None)
         self.failures.pop(cell, None)
-        self.accuracies[cell] = accuracy
-        self._seconds[kind(self._cells[cell])].append(seconds)
+        self.known(cell, accuracy, seconds)
         self._line()
 
     def failed(self, cell: str, message: str) -> None:

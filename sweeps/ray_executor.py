@@ -1,6 +1,7 @@
 """Cells on Ray Tune: the only module of the driver that imports Ray."""
 
 import contextlib
+import json
 import logging
 import signal
 import tempfile
@@ -18,7 +19,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.store import Json, Store
 from sweeps.launch import STOPPED_EARLY
 from sweeps.progress import Progress
-from sweeps.trial import REPORT_EVERY, CellTrial
+from sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
 Resources = dict[str, float]
 MIB = 2**20
@@ -116,14 +117,15 @@ def run(
         reduction_factor=3,
     )
 
-    def request(job: Json) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([wanted_by(from_dict(job["config"]), gpus, largest)])
+    def request(trial: Json) -> tune.PlacementGroupFactory:
+        return tune.PlacementGroupFactory([wanted_by(from_dict(job_of(trial)["config"]), gpus, largest)])
 
-    report_every = 0.0 if search else REPORT_EVERY
+    # As text, because Tune makes a deep copy of all values of an axis for every trial.
+    grid = tune.grid_search([json.dumps(job) for job in jobs])
     with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
         tuner = tune.Tuner(
             tune.with_resources(CellTrial, request),
-            param_space=tune.grid_search([{**job, "report_every": report_every} for job in jobs]),
+            param_space={"job": grid, "report_every": 0.0 if search else REPORT_EVERY},
             tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Tune's own notes, which nobody reads
@@ -146,7 +148,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         return tune.Callback, ()  # Tune pickles its callbacks for a restore, which is not used here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.running(trial.config["cell"], 0)
+        self._progress.running(job_of(trial.config)["cell"], 0)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any
@@ -171,6 +173,6 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self._progress.stopped_early(cell)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cell = trial.config["cell"]
+        cell = job_of(trial.config)["cell"]
         failure = self._store.failure(cell)
         self._progress.failed(cell, failure["message"] if failure else "its worker died, again and again")

@@ -1,5 +1,6 @@
 """What one Ray worker does: cell after cell, each from claim to result."""
 
+import json
 import os
 import threading
 import time
@@ -16,8 +17,14 @@ from hiddenweights.store import Busy, Json, LeaseLost, Store
 REPORT_EVERY = 2.0
 
 
+def job_of(config: Json) -> Json:
+    """The job in a trial's config."""
+    job: Json = json.loads(config["job"])
+    return job
+
+
 class CellTrial(tune.Trainable):  # type: ignore[misc]
-    """Trains the cell of its `config`, then, since actors are reused, the next one.
+    """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
 
     A report holds the cell's id, its `state` (running, finished, failed, busy) and a few scalars. An
     exception of the cell is a report and no crash, so that Tune tries again only where a worker died.
@@ -27,11 +34,11 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         # Nothing that can be seen from outside: Tune may give this cell to another, cached actor.
         self._epochs: Generator[Record, None, Json] | None = None
         self._watchdog: threading.Timer | None = None
-        self._job = config
+        self._job, self._report_every = job_of(config), config["report_every"]
 
     def reset_config(self, new_config: Json) -> bool:
         self.cleanup()
-        self._job = new_config
+        self._job, self._report_every = job_of(new_config), new_config["report_every"]
         return True
 
     def cleanup(self) -> None:
@@ -67,7 +74,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
                 trackers=installed_trackers(),
             )
             self._watch(store)
-        until = time.monotonic() + self._job["report_every"]
+        until = time.monotonic() + self._report_every
         while True:
             try:
                 record = next(self._epochs)

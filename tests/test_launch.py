@@ -60,9 +60,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     configs: list[Any] = []
     real = Trainer.__init__
 
-    def spy(self: Trainer, config: Any, checkpoint: Path | None = None) -> None:
+    def spy(self: Trainer, config: Any, *rest: Any) -> None:
         configs.append(config)
-        real(self, config, checkpoint)
+        real(self, config, *rest)
 
     monkeypatch.setattr(Trainer, "__init__", spy)
     return configs
@@ -168,7 +168,7 @@ def test_what_a_search_found_is_what_another_sweep_takes(monkeypatch: pytest.Mon
     plan = Store("runs").plan("wide")
     assert plan is not None
     ((_, found),) = plan["winners"].items()
-    results = Store("runs").results(plan["cells"]).values()
+    results = dict(Store("runs").results(plan["cells"])).values()
     best = max(results, key=lambda result: result["summary"]["best_validation_accuracy"])
     assert found == {"optim.lr": best["config"]["optim"]["lr"]}
     assert launch("tiny", "--axis", "seed=1", "--tuned", "depth") == 2

@@ -49,7 +49,7 @@ def test_a_cell_is_missing_then_stopped_then_failed_then_finished(store: Store) 
     assert store.states([CELL, OTHER]) == {CELL: "finished", OTHER: "missing"}
     assert store.result(CELL) == {"seconds": 1.5}
     assert store.failure(CELL) is None
-    assert store.results([CELL, OTHER]) == {CELL: {"seconds": 1.5}}
+    assert dict(store.results([CELL, OTHER])) == {CELL: {"seconds": 1.5}}
 
 
 def test_plans_are_kept_by_name(store: Store) -> None:
