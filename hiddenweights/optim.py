@@ -9,15 +9,27 @@ from torch import nn
 from hiddenweights.config import OptimConfig
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimConfig) -> torch.optim.Optimizer:
-    """SGD (without Nesterov momentum) or Adam over `parameters`; `config` must be resolved."""
+def build_optimizer(
+    parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device
+) -> torch.optim.Optimizer:
+    """SGD (without Nesterov momentum) or Adam over `parameters`, on `device`; `config` must be resolved.
+
+    Its learning rate is a tensor on `device`, float32 (), so that a recorded step reads it anew.
+    """
     assert config.lr is not None
     assert config.weight_decay is not None
     assert config.momentum is not None
-    lr, decay = config.lr, config.weight_decay
+    lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+        capturable = device.type == "cuda"
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=capturable)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Fill the tensors that hold the optimiser's rate, in place."""
+    for group in optimizer.param_groups:
+        group["lr"].fill_(lr)
 
 
 def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:

@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hiddenweights.checkpoint import load_checkpoint, save_checkpoint
-from hiddenweights.config import Precision, TrialConfig, resolve, trial_id
+from hiddenweights.config import NETWORKS, Precision, TrialConfig, resolve, trial_id
 from hiddenweights.data import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.errors import UserError
+from hiddenweights.graph import CudaRecorder, GraphedStep, Step
 from hiddenweights.models import build_network
-from hiddenweights.optim import build_optimizer, learning_rate
+from hiddenweights.optim import build_optimizer, learning_rate, set_learning_rate
 from hiddenweights.subnetwork import (
     current_masks,
     frozen_weights,
@@ -103,8 +104,8 @@ class Trainer:
         config, device = self.config, self.device
         started = time.perf_counter()
         lr = learning_rate(config.optim, epoch, config.train.epochs)
-        for group in self.optimizer.param_groups if self.optimizer else ():
-            group["lr"] = lr
+        if self.optimizer is not None:
+            set_learning_rate(self.optimizer, lr)
 
         self.network.train()
         totals, images_seen = torch.zeros(2, device=device), 0  # (loss, correct) is read once, at the end
@@ -119,7 +120,7 @@ class Trainer:
             for images, labels in batches:
                 self.steps += 1
                 images_seen += len(labels)
-                totals += self._step(images, labels)
+                totals += self.step(images, labels)
         loss_sum, correct = totals.tolist()
         trained = time.perf_counter() - started
         # A mask stays 0 and 1 whatever its scores are, so the loss alone would not tell.
@@ -170,7 +171,13 @@ class Trainer:
         self.frozen = frozen_weights(self.network)
         self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
         self.learnable = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = build_optimizer(self.learnable, config.optim) if self.learnable else None
+        self.optimizer = (
+            build_optimizer(self.learnable, config.optim, self.device) if self.learnable else None
+        )
+        # Our own networks neither draw nor read a value in a step; of others nobody knows.
+        recordable = config.model.arch in NETWORKS and config.model.method not in ("sampled", "iterand")
+        graphed = recordable and self.device.type == "cuda"
+        self.step: Step = GraphedStep(self._step, CudaRecorder(self.device)) if graphed else self._step
         self._place(dataset, splits)
         self.steps = 0
 
@@ -190,7 +197,9 @@ class Trainer:
             return []
         self.network.load_state_dict(state["network"])
         if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
+            # What was learnt: how it learns is the config's and the device's, which may be another now.
+            own = {"param_groups": self.optimizer.state_dict()["param_groups"]}
+            self.optimizer.load_state_dict(state["optimizer"] | own)
         self.steps = state["steps"]
         self.precision = state.get("precision", self.precision)  # as it began, maybe on another machine
         history: list[Record] = json.loads(state["history"])
@@ -298,7 +307,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
     if device.type == "cuda":
         native = torch.cuda.get_device_capability(device) >= (8, 0)
     else:
-        features = getattr(torch.cpu, "get_capabilities", dict)()
+        features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
     return "bfloat16" if native else "float32"
 

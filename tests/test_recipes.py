@@ -103,7 +103,7 @@ def test_adam_keeps_its_rate():
 def test_one_step_of_sgd_is_the_papers():
     """Weight decay enters the gradient, momentum has neither damping nor Nesterov's look ahead."""
     parameter = torch.nn.Parameter(torch.tensor([1.0, -2.0]))
-    optimizer = build_optimizer([parameter], optim("conv4", "edge_popup"))
+    optimizer = build_optimizer([parameter], optim("conv4", "edge_popup"), parameter.device)
     value, velocity = parameter.detach().clone(), torch.zeros(2)
     for _ in range(3):
         parameter.grad = torch.tensor([0.5, 0.25])

@@ -1,0 +1,125 @@
+"""What a CUDA graph needs of the trainer, as far as a CPU can tell: that a recorded step is the step."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from hiddenweights import train
+from hiddenweights.config import unflatten
+from hiddenweights.graph import WARM_UP, GraphedStep, Step
+from hiddenweights.optim import build_optimizer, set_learning_rate
+from hiddenweights.train import Trainer
+
+
+class Recorded:
+    """A recorder for the CPU, which like a graph knows the tensors of the recording, and no others."""
+
+    def __init__(self) -> None:
+        self.recordings = self.replays = self.warmed_up = 0
+
+    def warm_up(self, step: Step, images: Tensor, labels: Tensor) -> Tensor:
+        self.warmed_up += 1
+        return step(images, labels)
+
+    def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
+        self.recordings += 1
+
+        def replay() -> Tensor:
+            self.replays += 1
+            return step(images, labels)
+
+        return replay
+
+
+def cell(**flat: object):
+    quick = {"model.arch": "conv2", "model.width": 0.1, "data.subset": 300, "train.epochs": 2,
+             "optim.batch_size": 32, "train.device": "cpu"}  # fmt: skip
+    return unflatten(quick | {name.replace("__", "."): value for name, value in flat.items()})
+
+
+def learnt(trainer: Trainer) -> list[Tensor]:
+    assert trainer.optimizer is not None
+    state = [value for values in trainer.optimizer.state.values() for value in values.values()]
+    rates = [group["lr"] for group in trainer.optimizer.param_groups]
+    return [*trainer.network.state_dict(keep_vars=True).values(), *filter(torch.is_tensor, state), *rates]
+
+
+RECORDABLE = [
+    {},
+    {"model__selection": "global"},
+    {"model__method": "biprop", "model__distribution": "kaiming_normal"},
+    {"model__method": "dense"},
+    {"model__method": "dense", "optim__optimizer": "adam"},
+    {"model__arch": "resnet18", "model__width": 0.05, "data__augment": "crop_flip"},
+]
+
+
+@pytest.mark.parametrize("options", RECORDABLE, ids=str)
+def test_a_recorded_step_gives_the_same_records_and_networks(options, monkeypatch):
+    plain, recorded, recorder = Trainer(cell(**options)), Trainer(cell(**options)), Recorded()
+    [*plain.epochs()]
+    build = recorded._build
+
+    def build_recorded() -> None:
+        build()
+        recorded.step = GraphedStep(recorded._step, recorder)
+
+    monkeypatch.setattr(recorded, "_build", build_recorded)
+    [*recorded.epochs()]
+    assert recorder.warmed_up == WARM_UP
+    assert recorder.recordings == 1
+    assert recorder.replays == 2 * (270 // 32) - WARM_UP  # the last batch of an epoch has 14 images
+    for ours, theirs in zip(learnt(recorded), learnt(plain), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("options", RECORDABLE, ids=str)
+def test_what_a_step_changes_stays_where_it_is(options):
+    """After the warm-up, a recording of addresses is as good as the names."""
+    trainer = Trainer(cell(**options))
+    epochs = trainer.epochs()
+    next(epochs)
+    places = [tensor.data_ptr() for tensor in learnt(trainer)]
+    next(epochs)
+    assert [tensor.data_ptr() for tensor in learnt(trainer)] == places
+
+
+def test_resuming_elsewhere_keeps_the_rate_and_the_options_of_the_device(tmp_path, monkeypatch):
+    config = cell(model__method="dense", optim__optimizer="adam")
+    next(Trainer(config, tmp_path).epochs())
+    load = train.load_checkpoint
+
+    def from_a_gpu(folder):
+        state = load(folder)
+        state["optimizer"]["param_groups"][0] |= {"capturable": True, "lr": 7.0}
+        return state
+
+    monkeypatch.setattr(train, "load_checkpoint", from_a_gpu)
+    resumed, whole = Trainer(config, tmp_path), Trainer(config)
+    [*resumed.epochs()], [*whole.epochs()]
+    assert resumed.restored == 1
+    assert resumed.optimizer.param_groups[0]["capturable"] is False
+    for ours, theirs in zip(learnt(resumed), learnt(whole), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_a_rate_in_a_tensor_takes_the_steps_of_a_number(optimizer):
+    config = train.resolve(cell(optim__optimizer=optimizer)).optim
+    values = []
+    for as_number in (False, True):
+        torch.manual_seed(0)
+        parameter = torch.nn.Parameter(torch.randn(1003))
+        stepper = build_optimizer([parameter], config, parameter.device)
+        for rate in (0.1, 0.03, 1e-5):
+            set_learning_rate(stepper, rate)
+            if as_number:
+                stepper.param_groups[0]["lr"] = rate
+            parameter.grad = torch.randn(1003)
+            stepper.step()
+            if as_number:
+                stepper.param_groups[0]["lr"] = torch.zeros(())
+        values.append(parameter.detach())
+    assert torch.equal(*values)
