@@ -112,6 +112,7 @@ def cell_epochs(
                 "finished": datetime.now(UTC).isoformat(),
                 "versions": versions("hiddenweights", "torch", "ray", "wandb"),
                 "device": _device(trainer),
+                "gpu_memory": _gpu_memory(trainer),
             }
             store.finish(cell, result, _ticket(trainer, history[-1]))
             lease.finished()
@@ -201,6 +202,9 @@ def _trainer(config: TrialConfig, folder: Path, ticket: "Ticket | None") -> "Tra
 
     # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
     torch.set_num_threads(config.train.threads)
+    if torch.cuda.is_initialized():  # by this process's last cell, whose memory is not this one's
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
     return Trainer(config, folder, ticket)
 
 
@@ -219,6 +223,16 @@ def _device(trainer: "Trainer") -> str:
 
     device = next(trainer.network.parameters()).device
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _gpu_memory(trainer: "Trainer") -> float | None:
+    """The part of the card's memory that this process took at its fullest; None where it used no card."""
+    import torch
+
+    if trainer.device.type != "cuda":
+        return None
+    taken: int = torch.cuda.max_memory_reserved(trainer.device)
+    return taken / torch.cuda.get_device_properties(trainer.device).total_memory
 
 
 def _record_failure(

@@ -41,6 +41,8 @@ FORMAT = 1
 HEARTBEAT = 15.0
 STALE = 90.0
 
+_CELL = re.compile("[0-9a-f]{16}")
+
 Json = dict[str, Any]
 State = Literal["finished", "failed", "running", "stopped", "missing"]
 
@@ -163,6 +165,11 @@ class Store:
         """Record the cell's failure; its checkpoint stays."""
         self._write(self._of(cell, "failure.json"), failure)
 
+    def finished(self) -> set[str]:
+        """All finished cells."""
+        names = self._names().items()
+        return {cell for cell, files in names if "result.json" in files and _CELL.fullmatch(cell)}
+
     def states(self, cells: Iterable[str]) -> dict[str, State]:
         """The state of each of `cells`; ``stopped`` ones have begun, and nobody trains them now."""
         names = self._names()
@@ -277,7 +284,7 @@ class Store:
     # --- files ---------------------------------------------------------------------------------------
 
     def _of(self, cell: str, name: str) -> str:
-        if not re.fullmatch("[0-9a-f]{16}", cell):  # never a path that leaves the store
+        if not _CELL.fullmatch(cell):  # never a path that leaves the store
             raise UserError(f"cell: {cell!r} is not a cell's id (16 hex digits)")
         return f"cells/{cell}/{name}"
 

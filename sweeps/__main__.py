@@ -5,7 +5,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
-from statistics import mean
 from typing import Annotated, Literal
 
 import tyro
@@ -15,9 +14,9 @@ from hiddenweights import cli
 from hiddenweights.config import Scalar, from_dict, short_name
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.store import Store, default_store
-from sweeps import experiments, launch
+from sweeps import cost, experiments, launch
 from sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
-from sweeps.progress import Curves, Progress, clock, kind, outcome
+from sweeps.progress import Curves, Progress, clock
 
 Name = Annotated[str, tyro.conf.Positional]
 Sets = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
@@ -112,9 +111,7 @@ def launch_(
     if tuned:
         cells = cells.tuned(_winners(results, tuned))
     planned = launch.plan(name, cells, results, rerun_failed=rerun == "failed")
-    finished = results.results(cell for cell in cells if cell not in planned.todo)
-    known = {cell: outcome(result) for cell, result in finished}
-    console.print(_headline(planned, cells, results) + _cost(planned, known, price))
+    console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
     if dry_run:
         for cell, config in cells.items():
             state = "missing" if cell in planned.todo else "failed" if cell in planned.failed else "finished"
@@ -147,7 +144,7 @@ def launch_(
     )
     curves = Curves(cells, axes)
     progress = Progress(name, cells, curves, console)
-    for cell, (accuracy, seconds) in known.items():
+    for cell, (accuracy, seconds) in planned.finished.items():
         progress.known(cell, accuracy, seconds)
     for cell, message in planned.failed.items():
         progress.failed(cell, message)
@@ -247,19 +244,19 @@ def _repeated(cells: Cells) -> str:
     return f" ({cells.repeated} more that the axes name twice, kept once)" if cells.repeated else ""
 
 
-def _cost(planned: launch.Plan, known: Mapping[str, tuple[float, float]], price: float | None) -> str:
-    """What is left to train, in hours of one slot, from finished cells of the same kind."""
-    seconds: dict[tuple[object, ...], list[float]] = {}
-    for cell, (_, taken) in known.items():
-        seconds.setdefault(kind(planned.cells[cell]), []).append(taken)
-    measured = [mean(seconds[k]) for k in map(kind, planned.todo.values()) if k in seconds]
-    words = []
-    if measured:
-        hours = sum(measured) / 3600
-        dollars = f", ${hours * price:,.2f}" if price else ""
-        words.append(f"about {clock(sum(measured))} of one worker{dollars}")
-    if unmeasured := len(planned.todo) - len(measured):
-        words.append(f"{unmeasured} of a kind not measured yet (`show` has an estimate)")
+def _cost(planned: launch.Plan, gpus: float | None, price: float | None) -> str:
+    """What is left to train will cost: measured on finished cells of the same kind, or else estimated."""
+    hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
+    words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
+    if unknown:
+        sweep = experiments.sweep(planned.name)
+        guess = cost.estimate(sweep.about)
+        words.append(f"{unknown} of a kind not measured yet")
+        if guess:
+            whole = cost.describe({"GPU": guess}, price)
+            words[-1] += (
+                f" (an estimate: {whole} for the {len(sweep.cells())} cells of {sweep.name} as it is)"
+            )
     return "; ".join(["", *words])
 
 

@@ -15,7 +15,8 @@ from typing import Any, Literal, NoReturn
 from hiddenweights.cell import check_inputs, installed_trackers, run_cell
 from hiddenweights.config import NETWORKS, Scalar, TrialConfig, flatten, resolve, to_dict
 from hiddenweights.errors import UserError
-from hiddenweights.store import Busy, LeaseLost, Store
+from hiddenweights.store import Busy, Json, LeaseLost, Store
+from sweeps.cost import Measured
 from sweeps.grid import Sweep, side
 from sweeps.progress import Progress, outcome
 
@@ -34,6 +35,7 @@ RAY_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # into the live view; it is said there
 }
 
 
@@ -61,10 +63,14 @@ class Plan:
     name: str
     cells: Mapping[str, TrialConfig]
     todo: Mapping[str, TrialConfig]
+    finished: Mapping[str, tuple[float, float]]
+    """The outcome of every finished cell."""
     failed: Mapping[str, str]
     """Cells that failed before and are left alone, with the reason."""
     early: Collection[str]
     """Cells that a search has stopped early."""
+    measured: Measured
+    """What cells of these kinds took before."""
 
 
 def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_failed: bool) -> Plan:
@@ -89,7 +95,15 @@ def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_fai
     for parent in {config.model.init_from for config in todo.values()} - cells.keys():
         if parent and not store.has_ticket(parent):
             raise UserError(f"model.init_from: cell {parent} has no ticket in {store.uri}; train it first")
-    return Plan(name=name, cells=cells, todo=todo, failed=failed, early=early)
+    finished: dict[str, tuple[float, float]] = {}
+    measured = Measured()
+    for cell, result in store.results(cell for cell, state in states.items() if state == "finished"):
+        finished[cell] = outcome(result)
+        measured.add(cells[cell], result)
+    measured.add_others(store, todo.values(), cells)
+    return Plan(
+        name=name, cells=cells, todo=todo, finished=finished, failed=failed, early=early, measured=measured
+    )
 
 
 def preflight(configs: Iterable[TrialConfig], address: str | None) -> None:
@@ -114,10 +128,16 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
     Raises KeyboardInterrupt when stopped by SIGINT or SIGTERM; every finished epoch is in the store then.
     """
     todo = dict(planned.todo)
-    with _executor(planned.name, store, options, todo) as execute:
+    with _executor(planned, store, options) as execute:
         while todo:
-            for group in _groups(_ready(todo), options.search):
+            ready = _ready(todo)
+            for group in _groups(ready, options.search):
                 execute(group, progress)
+            failed = progress.failures.keys() & ready.keys()
+            if crowded := {cell: todo[cell] for cell in failed if _out_of_memory(store.failure(cell))}:
+                progress.note(f"{len(crowded)} cells ran out of memory beside others; now each by itself")
+                execute(crowded, progress, alone=True)
+                progress.note("")
             states = store.states(todo)
             finished = {cell for cell, state in states.items() if state == "finished"}
             for cell, result in store.results(finished - progress.accuracies.keys()):  # another launch's
@@ -128,6 +148,11 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
                 del todo[cell]
             if todo:
                 _wait_for_others(_ready(todo), store, progress)
+
+
+def _out_of_memory(failure: Json | None) -> bool:
+    """Whether memory was short: of a GPU, of the host, or for all we know, where the worker just died."""
+    return failure is None or failure["error"] in ("OutOfMemoryError", "MemoryError")
 
 
 def _ready(todo: Mapping[str, TrialConfig]) -> dict[str, TrialConfig]:
@@ -164,10 +189,10 @@ def _wait_for_others(todo: Mapping[str, TrialConfig], store: Store, progress: Pr
 
 
 @contextlib.contextmanager
-def _executor(name: str, store: Store, options: Options, todo: Mapping[str, TrialConfig]) -> Iterator[Any]:
+def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
     launched = datetime.now(UTC).isoformat()
-    if options.executor == "inline" or not todo:
-        yield lambda cells, progress: _inline(name, store, cells, progress)
+    if options.executor == "inline" or not planned.todo:
+        yield lambda cells, progress, alone=False: _inline(planned.name, store, cells, progress)
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     if not options.address:
@@ -176,27 +201,32 @@ def _executor(name: str, store: Store, options: Options, todo: Mapping[str, Tria
 
     with ray_executor.cluster(options.address):
         largest = ray_executor.capacity()
-        ray_executor.check(todo, options.gpus, largest)
+        wanted = {
+            cell: ray_executor.wanted_by(config, options.gpus, planned.measured, largest)
+            for cell, config in planned.todo.items()
+        }
+        ray_executor.check(wanted.values(), options.gpus, largest)
         jobs = {
             cell: {
                 "cell": cell,
                 "config": to_dict(config),
+                "resources": wanted[cell],
                 "store": store.uri,
-                "sweep": name,
+                "sweep": planned.name,
                 "launched": launched,
                 "time_limit": options.time_limit,
             }
-            for cell, config in todo.items()
+            for cell, config in planned.todo.items()
         }
-        yield lambda cells, progress: ray_executor.run(
-            [jobs[cell] for cell in cells],
-            store,
-            progress,
-            gpus=options.gpus,
-            largest=largest,
-            retries=options.retries,
-            search=options.search,
-        )
+
+        def execute(cells: Iterable[str], progress: Progress, alone: bool = False) -> None:
+            chosen = [
+                jobs[cell] | ({"resources": ray_executor.alone(wanted[cell], largest)} if alone else {})
+                for cell in cells
+            ]
+            ray_executor.run(chosen, store, progress, retries=options.retries, search=options.search)
+
+        yield execute
 
 
 def _inline(name: str, store: Store, cells: Mapping[str, TrialConfig], progress: Progress) -> None:

@@ -3,7 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from statistics import mean
+from statistics import fmean
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -13,6 +13,7 @@ from rich.text import Text
 
 from hiddenweights.config import TrialConfig, flatten, resolve, short_name
 from hiddenweights.store import Json
+from sweeps.cost import Kind, kind
 
 MOST_COLUMNS = 12  # what fits beside the curves' names
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -56,7 +57,7 @@ class Curves:
         for cell, accuracy in accuracies.items():
             curve, x = self.place(cell)
             points[curve][x].append(accuracy)
-        return {curve: {x: mean(values) for x, values in xs.items()} for curve, xs in points.items()}
+        return {curve: {x: fmean(values) for x, values in xs.items()} for curve, xs in points.items()}
 
     def table(self, accuracies: Mapping[str, float]) -> Table | Text:
         """Mean test accuracy in percent, a row a curve, a column an x; only the best of each if many."""
@@ -106,16 +107,6 @@ _NAMED = {
 }
 
 
-def kind(config: TrialConfig) -> tuple[object, ...]:
-    """Cells of one kind take about equally long."""
-    config = resolve(config)
-    model, data, train = config.model, config.data, config.train
-    return (
-        model.arch, model.width, model.method, data.name, data.subset, data.image_size,
-        config.optim.batch_size, train.epochs, train.precision,
-    )  # fmt: skip
-
-
 def outcome(result: Json) -> tuple[float, float]:
     """A finished cell's test accuracy and the seconds it took."""
     return result["summary"]["test_accuracy"], result["seconds"]
@@ -129,7 +120,8 @@ class Progress:
         self.accuracies: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.early: set[str] = set()
-        self._seconds: dict[tuple[object, ...], list[float]] = defaultdict(list)
+        self._kinds = {cell: kind(config) for cell, config in cells.items()}
+        self._seconds: dict[Kind, list[float]] = defaultdict(list)
         self._running: dict[str, float] = {}  # cell -> fraction of its epochs done
         self._note = ""
         self._began = self._printed = time.monotonic()
@@ -153,7 +145,7 @@ class Progress:
     def known(self, cell: str, accuracy: float, seconds: float) -> None:
         """The cell was finished before, or by others."""
         self.accuracies[cell] = accuracy
-        self._seconds[kind(self._cells[cell])].append(seconds)
+        self._seconds[self._kinds[cell]].append(seconds)
 
     def running(self, cell: str, epoch: int) -> None:
         """The cell has finished `epoch` epochs."""
@@ -173,6 +165,11 @@ class Progress:
         self._running.pop(cell, None)
         self.failures[cell] = message
         self._console.print(f"failed: {short_name(self._cells[cell])} ({cell}): {message}")
+
+    def interrupted(self, cell: str) -> None:
+        """The cell's worker died; another one will take the cell up."""
+        self._running.pop(cell, None)
+        self._console.print(f"a worker died: {short_name(self._cells[cell])} ({cell}) goes on in another")
 
     def stopped_early(self, cell: str) -> None:
         """A search gave the cell up."""
@@ -196,11 +193,11 @@ class Progress:
         every = [seconds for kinds in self._seconds.values() for seconds in kinds]
         if not every:
             return None
+        typical, means = fmean(every), {what: fmean(taken) for what, taken in self._seconds.items()}
         total = 0.0
-        for cell, config in self._cells.items():
+        for cell, what in self._kinds.items():
             if cell not in self.accuracies and cell not in self.failures and cell not in self.early:
-                seconds = mean(self._seconds.get(kind(config)) or every)
-                total += seconds * (1 - self._running.get(cell, 0.0))
+                total += means.get(what, typical) * (1 - self._running.get(cell, 0.0))
         return total / self._slots
 
     def elapsed(self) -> float:

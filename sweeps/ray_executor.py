@@ -6,7 +6,7 @@ import logging
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import ray
@@ -14,9 +14,10 @@ from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
 from hiddenweights.cell import failure_record
-from hiddenweights.config import TrialConfig, from_dict
+from hiddenweights.config import TrialConfig
 from hiddenweights.errors import UserError
 from hiddenweights.store import Json, Store
+from sweeps.cost import Measured
 from sweeps.launch import STOPPED_EARLY
 from sweeps.progress import Progress
 from sweeps.trial import REPORT_EVERY, CellTrial, job_of
@@ -59,20 +60,9 @@ def capacity() -> Resources:
     return {kind: max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
 
 
-def check(cells: Mapping[str, TrialConfig], gpus: float | None, largest: Resources) -> None:
-    """Raise `UserError` when a cell wants more than any node will have: it would wait for ever."""
-    for config in cells.values():
-        for kind, wanted in wanted_by(config, gpus, largest).items():
-            if wanted > largest[kind]:
-                name = "train.threads" if kind == "CPU" else "--gpus" if gpus else "train.device"
-                raise UserError(
-                    f"{name}: a cell wants {wanted:g} {kind}; the largest node has {largest[kind]:g}"
-                )
-
-
-def wanted_by(config: TrialConfig, gpus: float | None, largest: Resources) -> Resources:
-    """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: by size, where there are any)."""
-    share = gpu_share(config) if gpus is None else gpus
+def wanted_by(config: TrialConfig, gpus: float | None, measured: Measured, largest: Resources) -> Resources:
+    """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: a share, where there are any)."""
+    share = measured.gpu_share(config) if gpus is None else gpus
     if config.train.device == "cpu" or (
         config.train.device == "auto" and gpus is None and not largest["GPU"]
     ):
@@ -80,17 +70,20 @@ def wanted_by(config: TrialConfig, gpus: float | None, largest: Resources) -> Re
     return {"CPU": float(config.train.threads), "GPU": share}
 
 
-def gpu_share(config: TrialConfig) -> float:
-    """The part of a card for a cell of this size: small networks leave most of one idle.
+def alone(wanted: Resources, largest: Resources) -> Resources:
+    """What a cell asks for to have no other beside it: a whole GPU, or a node's CPUs where it uses none."""
+    if wanted["GPU"]:
+        return wanted | {"GPU": max(1.0, wanted["GPU"])}
+    return wanted | {"CPU": largest["CPU"]}
 
-    Ray keeps the books and nobody keeps the peace: what shares a card must fit on it together.
-    """
-    model = config.model
-    if model.width <= 2 and model.arch.startswith(("linear", "fc", "conv")):
-        return 0.25
-    if model.width <= 1 and model.arch.startswith("resnet"):
-        return 0.5
-    return 1.0
+
+def check(wanted: Iterable[Resources], gpus: float | None, largest: Resources) -> None:
+    """Raise `UserError` when a cell wants more than any node will have: it would wait for ever."""
+    for resources in wanted:
+        for kind, n in resources.items():
+            if n > largest[kind]:
+                name = "train.threads" if kind == "CPU" else "--gpus" if gpus else "train.device"
+                raise UserError(f"{name}: a cell wants {n:g} {kind}; the largest node has {largest[kind]:g}")
 
 
 def run(
@@ -98,8 +91,6 @@ def run(
     store: Store,
     progress: Progress,
     *,
-    gpus: float | None,
-    largest: Resources,
     retries: int,
     search: bool,
 ) -> None:
@@ -118,7 +109,7 @@ def run(
     )
 
     def request(trial: Json) -> tune.PlacementGroupFactory:
-        return tune.PlacementGroupFactory([wanted_by(from_dict(job_of(trial)["config"]), gpus, largest)])
+        return tune.PlacementGroupFactory([job_of(trial)["resources"]])
 
     # As text, because Tune makes a deep copy of all values of an axis for every trial.
     grid = tune.grid_search([json.dumps(job) for job in jobs])
@@ -171,6 +162,9 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         message = f"behind the others of its side after epoch {epoch}"
         self._store.fail(cell, failure_record(STOPPED_EARLY, message, epoch=epoch))
         self._progress.stopped_early(cell)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._progress.interrupted(job_of(trial.config)["cell"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cell = job_of(trial.config)["cell"]

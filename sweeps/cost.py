@@ -1,0 +1,104 @@
+"""What a cell takes of time and of a card, from finished cells of the same kind."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from statistics import fmean
+
+from hiddenweights.config import TrialConfig, from_dict, resolve
+from hiddenweights.store import Json, Store
+
+Kind = tuple[object, ...]
+
+SAMPLE = 2000  # cells of other sweeps that are looked at: reading one takes 0.1 ms, or 5 ms from afar
+SHARES = (0.25, 0.5, 1.0)
+# Of a measured peak. A process holds half a gigabyte of a card besides what it allocates.
+HEADROOM = 1.2
+
+
+def kind(config: TrialConfig) -> Kind:
+    """Cells of one kind take about equally long."""
+    config = resolve(config)
+    model, data, train = config.model, config.data, config.train
+    return (
+        model.arch, model.width, model.method, data.name, data.subset, data.image_size,
+        config.optim.batch_size, train.epochs, train.precision,
+    )  # fmt: skip
+
+
+class Measured:
+    """Finished cells by kind."""
+
+    def __init__(self) -> None:
+        self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._gpu_memory: dict[Kind, float] = defaultdict(float)
+
+    def add(self, config: TrialConfig, result: Json) -> None:
+        """Count a finished cell."""
+        what = kind(config)
+        self._seconds[what]["CPU" if result["device"] == "cpu" else "GPU"].append(result["seconds"])
+        self._gpu_memory[what] = max(self._gpu_memory[what], result.get("gpu_memory") or 0.0)
+
+    def add_others(self, store: Store, todo: Iterable[TrialConfig], seen: Iterable[str]) -> None:
+        """Look through the rest of the store if it takes that to know all kinds of `todo`."""
+        if {kind(config) for config in todo} - self._seconds.keys():
+            others = islice(store.finished() - set(seen), SAMPLE)
+            for _, result in store.results(others):
+                self.add(from_dict(result["config"]), result)
+
+    def seconds(self) -> dict[Kind, tuple[float, str]]:
+        """For each kind the mean seconds, and of what: ``GPU`` where any was trained on one, else ``CPU``."""
+        chosen = {what: "GPU" if "GPU" in taken else "CPU" for what, taken in self._seconds.items()}
+        return {what: (fmean(self._seconds[what][unit]), unit) for what, unit in chosen.items()}
+
+    def gpu_share(self, config: TrialConfig) -> float:
+        """The part of a card for the cell: small networks leave most of one idle.
+
+        By the network's size, and more where cells of the kind took more. Ray keeps the books and nobody
+        keeps the peace: what shares a card must fit on it together.
+        """
+        wanted = max(_guess(config), HEADROOM * self._gpu_memory.get(kind(config), 0.0))
+        return next((share for share in SHARES if share >= wanted), 1.0)
+
+
+def _guess(config: TrialConfig) -> float:
+    model = config.model
+    if model.width <= 2 and model.arch.startswith(("linear", "fc", "conv")):
+        return 0.25
+    if model.width <= 1 and model.arch.startswith("resnet"):
+        return 0.5
+    return 1.0
+
+
+def costs(
+    todo: Iterable[TrialConfig], measured: Measured, gpus: float | None
+) -> tuple[dict[str, float], int]:
+    """Hours of a ``GPU`` and of a ``CPU`` that `todo` will take, and how many cells nothing is known of.
+
+    `gpus`: GPUs a cell; None for what `Measured.gpu_share` says.
+    """
+    hours: dict[str, float] = defaultdict(float)
+    seconds, unknown = measured.seconds(), 0
+    for config in todo:
+        if found := seconds.get(kind(config)):
+            taken, unit = found
+            share = gpus if gpus is not None else measured.gpu_share(config)
+            hours[unit] += taken / 3600 * (share if unit == "GPU" else config.train.threads)
+        else:
+            unknown += 1
+    return dict(hours), unknown
+
+
+def estimate(about: str) -> float | None:
+    """The GPU-hours that a sweep's text estimates for all of its cells as they stand."""
+    found = re.search(r"about ([\d,.]+) GPU-hours", about)
+    return float(found[1].replace(",", "")) if found else None
+
+
+def describe(hours: Mapping[str, float], price: float | None) -> str:
+    """``12.5 GPU-hours, $25.00``: with the price of an hour, if there is one."""
+    words = [
+        f"{n:,.1f} {unit}-hours" if n >= 1 else f"{n * 60:.1f} {unit}-minutes" for unit, n in hours.items()
+    ]
+    return " and ".join(words) + (f", ${sum(hours.values()) * price:,.2f}" if price else "")
