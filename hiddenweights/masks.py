@@ -114,7 +114,11 @@ class EdgePopup(Mask):
     def forward(self, weight: Tensor) -> Tensor:
         if self.group is not None:
             return super().forward(weight)
-        return keep_largest(weight, self.scores, self.kept)  # weight * mask in one pass
+        # weight * mask in one pass, in the precision in which autocast would have the layer compute
+        kind = weight.device.type
+        low = weight.dtype == torch.float32 and torch.is_autocast_enabled(kind)
+        dtype = torch.get_autocast_dtype(kind) if low else weight.dtype
+        return keep_largest(weight, self.scores, self.kept, dtype)
 
 
 class RandomMask(EdgePopup):

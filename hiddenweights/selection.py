@@ -1,7 +1,10 @@
 """The kernel under every mask: keep the values whose scores are largest, exactly, without a sort."""
 
+import functools
+import importlib
 import inspect
 import math
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -10,40 +13,41 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 _library = torch.library.Library("hiddenweights", "DEF")
-_library.define("keep_largest(Tensor values, Tensor scores, int kept) -> Tensor")
+_library.define("keep_largest(Tensor values, Tensor scores, int kept, ScalarType dtype) -> Tensor")
 
 # The sample that brackets a threshold: every 61st score (a prime, so as not to fall in step with the
 # rows of a weight); below `_SMALL` scores it pays to partition them all. A chunk stays in cache.
 _SMALL, _STRIDE, _CHUNK = 1 << 13, 61, 1 << 18
 
 
-def keep_largest(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+def keep_largest(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype | None = None) -> Tensor:
     """`values` where |score| is among the `kept` largest of the tensor, else 0; shape of `values`.
 
+    The result is of `dtype`, by default that of `values`.
     Exactly `kept` are kept, 1 <= kept <= n. Among equal magnitudes the first in row-major order are,
     whatever the memory format. `scores` are float32 or float64, of the shape of `values`. The gradient
     goes straight through to |score|: d/dscore = sign(score) * value * d/dresult for every edge, kept or
     not (Ramanujan et al. 2020, section 3); `values` are constants to it.
     """
-    result: Tensor = _StraightThrough.apply(values, scores, kept)
+    result: Tensor = _StraightThrough.apply(values, scores, kept, dtype or values.dtype)
     return result
 
 
 class _StraightThrough(torch.autograd.Function):
     # Not registered with the operator: that costs more a call, and `torch.func` cannot see through it.
     @staticmethod
-    def forward(values: Tensor, scores: Tensor, kept: int) -> Tensor:
-        result: Tensor = torch.ops.hiddenweights.keep_largest(values, scores, kept)
+    def forward(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
+        result: Tensor = torch.ops.hiddenweights.keep_largest(values, scores, kept, dtype)
         return result
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int], output: Tensor) -> None:
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, torch.dtype], output: Tensor) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
         values, scores = ctx.saved_tensors
-        return None, grad * scores.sign().mul_(values), None
+        return None, grad * scores.sign().mul_(values), None, None
 
 
 # Torch asks for the signature at every call; kept here, it costs 2 us and not 12.
@@ -51,40 +55,59 @@ _StraightThrough.forward.__signature__ = inspect.signature(_StraightThrough.forw
 
 
 @torch.library.register_fake("hiddenweights::keep_largest", lib=_library)  # type: ignore[untyped-decorator]
-def _(values: Tensor, scores: Tensor, kept: int) -> Tensor:
-    return torch.empty_like(values)
+def _(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(values, dtype=dtype)
 
 
 @torch.library.impl(_library, "keep_largest", "CompositeExplicitAutograd")
-def _on_any_device(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+def _on_any_device(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
     """In operations that wait for no result of the device."""
     magnitude = scores.abs()
     threshold = _in_memory_order(magnitude).topk(kept, sorted=False).values.min()
     above, tied = magnitude > threshold, magnitude == threshold
     place = tied.flatten().cumsum(0).view(scores.shape)
-    return torch.where(above | (tied & (place <= kept - above.count_nonzero())), values, 0.0).to(values.dtype)
+    return torch.where(above | (tied & (place <= kept - above.count_nonzero())), values, 0.0).to(dtype)
+
+
+@torch.library.impl(_library, "keep_largest", "CUDA")
+def _on_cuda(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
+    """In kernels of our own, where Triton is there to compile them."""
+    kernels = _kernels()
+    if kernels is None or not kernels.supports(values, scores):
+        return _on_any_device(values, scores, kept, dtype)
+    with torch.cuda.device(scores.device):
+        result: Tensor = kernels.keep_largest(values, scores, kept, dtype)
+    return result
+
+
+@functools.cache
+def _kernels() -> ModuleType | None:
+    try:
+        return importlib.import_module("hiddenweights.selection_triton")
+    except ImportError:  # no Triton
+        return None
 
 
 @torch.library.impl(_library, "keep_largest", "CPU")
-def _on_cpu(values: Tensor, scores: Tensor, kept: int) -> Tensor:
+def _on_cpu(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
     """In one pass to find the threshold and one to apply it; one more where scores tie at the threshold."""
     dropped, threshold = -1.0, 0.0
     if kept < scores.numel():
         dropped, threshold = _neighbours(_in_memory_order(scores).numpy(), scores.numel() - kept)
     if dropped < threshold:
-        return _where_above(values, scores, dropped)
-    result = _where_above(values, scores, threshold)
+        return _where_above(values, scores, dropped).to(dtype)
+    result = _where_above(values, scores, threshold).to(values.dtype)
     magnitude = scores.abs()
     missing = kept - int(torch.count_nonzero(magnitude > threshold))
     tied = tuple((magnitude == threshold).nonzero()[:missing].T)
     result[tied] = values[tied]
-    return result
+    return result.to(dtype)
 
 
 def _where_above(values: Tensor, scores: Tensor, bound: float) -> Tensor:
     """`values` where |score| > `bound`, else 0, in one pass: what the gradient of hardshrink computes."""
     result: Tensor = torch.ops.aten.hardshrink_backward(values, scores, bound)
-    return result.to(values.dtype)
+    return result
 
 
 def _in_memory_order(x: Tensor) -> Tensor:

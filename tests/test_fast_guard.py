@@ -57,8 +57,8 @@ class ReadsOfTheDevice(TorchDispatchMode):
 
 
 def test_a_step_on_a_gpu_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def select_as_on_a_gpu(values: Tensor, scores: Tensor, kept: int) -> Tensor:
-        return _on_any_device(values, scores, kept)
+    def select_as_on_a_gpu(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
+        return _on_any_device(values, scores, kept, dtype)
 
     monkeypatch.setattr(torch.ops.hiddenweights, "keep_largest", select_as_on_a_gpu)
     dataset = random_images(3, 8, 32)

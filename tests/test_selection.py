@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hiddenweights import selection
 from hiddenweights.selection import _neighbours, _on_any_device, _on_cpu, keep_largest
+from hiddenweights.subnetwork import supermask
 
 IMPLEMENTATIONS = (_on_cpu, _on_any_device)
 
@@ -41,7 +42,7 @@ def test_agrees_with_a_sort(select, kind: str, n: int) -> None:
     torch.manual_seed(n)
     scores, values = SCORES[kind](n), torch.randn(n)
     for kept in sorted({1, max(1, n // 1000), max(1, n // 2), max(1, n - 1), n}):
-        assert torch.equal(select(values, scores, kept), sorted_way(values, scores, kept)), kept
+        assert torch.equal(select(values, scores, kept, values.dtype), sorted_way(values, scores, kept)), kept
 
 
 @settings(max_examples=60, deadline=None)
@@ -65,7 +66,7 @@ def test_ties_fall_to_the_first_in_row_major_order_in_any_layout(shape, levels, 
     )
     for select in IMPLEMENTATIONS:
         for layout in layouts:
-            result = select(layout(values), layout(scores), kept)
+            result = select(layout(values), layout(scores), kept, values.dtype)
             assert torch.equal(result, expected)
             assert result.count_nonzero() == kept
 
@@ -93,9 +94,10 @@ def test_selection_is_in_the_precision_of_the_scores(dtype: torch.dtype) -> None
     scores = 1 + torch.arange(1000, dtype=torch.float32) * 2**-20  # all equal in bfloat16
     values = torch.ones(1000, dtype=dtype)
     for select in IMPLEMENTATIONS:
-        result = select(values, scores, 10)
-        assert result.dtype == dtype
-        assert torch.equal(result.nonzero().flatten(), torch.arange(990, 1000))
+        for wanted in (dtype, torch.bfloat16):
+            result = select(values, scores, 10, wanted)
+            assert result.dtype == wanted
+            assert torch.equal(result.nonzero().flatten(), torch.arange(990, 1000))
 
 
 def test_gradient_goes_straight_through_for_every_edge() -> None:
@@ -125,6 +127,38 @@ def test_the_operator_keeps_torchs_contract() -> None:
         values, scores = (torch.randn(4, 3, 2, 2).to(memory_format=layout) for _ in range(2))
         torch.library.opcheck(
             torch.ops.hiddenweights.keep_largest.default,
-            (values, scores, 20),
+            (values, scores, 20, torch.bfloat16),
             test_utils=("test_schema", "test_faketensor"),
         )
+
+
+def test_a_gpu_without_triton_selects_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selection, "_kernels", lambda: None)
+    values, scores = torch.randn(1000), torch.randn(1000)
+    assert torch.equal(selection._on_cuda(values, scores, 300, values.dtype), sorted_way(values, scores, 300))
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (6, 5, 3, 3)])
+def test_masked_weights_come_in_autocasts_precision_with_the_gradient_of_a_cast(shape) -> None:
+    values = torch.randn(shape)
+    results = []
+    for cast in (False, True):
+        torch.manual_seed(0)
+        scores = torch.randn(shape, requires_grad=True)
+        if cast:
+            result = keep_largest(values, scores, 50).to(torch.bfloat16)
+        else:
+            result = keep_largest(values, scores, 50, torch.bfloat16)
+        result.backward(torch.randn(shape).to(torch.bfloat16))
+        results.append((result, scores.grad))
+    for ours, theirs in zip(*results, strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+def test_a_layers_weight_under_autocast_is_what_it_computes_with() -> None:
+    network = supermask(torch.nn.Sequential(torch.nn.Linear(30, 20, bias=False)))
+    weight = network[0].weight
+    assert weight.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(network[0].weight, weight.to(torch.bfloat16))
