@@ -136,7 +136,8 @@ def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
     panels = list(dict.fromkeys(drawn["panel"]))
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
-    width = {1: 6.4, 2: 7.2, 3: 9.4}.get(columns, 11.5)
+    beside = 0.055 * drawn["curve"].str.len().max()  # inches of the legend, which one panel has to its right
+    width = {1: 5.3 + beside, 2: 7.2, 3: 9.4}.get(columns, 11.5)
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width, 2.55 * rows + 0.85), layout="constrained")
         FigureCanvasAgg(figure)

@@ -10,7 +10,8 @@ from analysis.table import METRIC, Table
 from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 
-SUBNETWORK, BASELINE, PUBLISHED = "subnetwork", "baseline", "published"
+SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
+KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; all others have random weights
 
 # Curves that have their own place in every figure, in this order.
 CURVES = (
@@ -195,7 +196,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             "panel": panel,
             "tag": spec.tag(cells) if spec.tag else "",
             "curve": pd.Categorical(curve, order, ordered=True),
-            "kind": dense.map({True: BASELINE, False: SUBNETWORK}),
+            "kind": cells["model.method"].map(KINDS).fillna(SUBNETWORK),
             "x": x.round(6),
             "y": 100 * cells[METRIC],
             "validation": 100 * cells["validation_accuracy"],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, Spec
+from analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from analysis.table import FROZEN, Table
 from hiddenweights.config import parse_value
 from hiddenweights.errors import UserError
@@ -47,7 +47,9 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
     curve, x = means.index[int(means.argmax())]
     best = ours[(ours["curve"] == curve) & (ours["x"] == x)].iloc[0]
     dense = drawn[drawn["kind"] == BASELINE].groupby("curve", sort=False)["mean"].max()
-    baseline = ", ".join(f"{mean:.1f}% {name}" for name, mean in dense.items())
+    trained = drawn[(drawn["kind"] == TRAINED) & (drawn["x"] == x)].set_index("curve")["mean"]
+    others = [*dense.items(), *trained.items()]
+    baseline = ", ".join(f"{mean:.1f}% {name}" for name, mean in others)
     return (
         f"{points['panel'].iloc[0] or spec.name}: {best['mean']:.1f}% {_interval(best)} with random weights, "
         f"{curve}, {spec.x_words.format(x)} (chosen by {'validation' if held_out else 'test'} accuracy)"
@@ -93,7 +95,8 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     """Under the figure: data, epochs, protocol, n, and what the band is."""
 
     def values(column: str) -> str:
-        return ", ".join(f"{value}" for value in dict.fromkeys(points[column]))
+        found = dict.fromkeys(points[column])
+        return ", ".join(value if isinstance(value, str) else f"{value:g}" for value in found)
 
     protocol = {"validation": "validation split held out", "paper": "all training images (paper's protocol)"}
     protocols = ", ".join(protocol[name] for name in dict.fromkeys(points["data.protocol"]))

@@ -220,11 +220,15 @@ class Ticket:
         state = {name: t.expand(expected[name].shape).clone() for name, t in self.state.items()}
         for name, weight in self.weights().items():
             gain = self.gains.get(name)
-            values = weight if gain is None else gain * weight.sign()
-            state[name] = values * self.masks[name]
+            state[name] = weight if gain is None else gain * weight.sign()
         network.load_state_dict(state, assign=True)
-        # As in training: the order in which a convolution sums, and so its last bits, depend on it.
-        return network.to(memory_format=torch.channels_last).eval()
+        # As in training, where the product with the mask is of weights in this format, and decides how a
+        # 1x1 kernel lies: the order in which a convolution sums, and so its last bits, depend on both.
+        network.to(memory_format=torch.channels_last)
+        for owner, attribute, name in weight_layers(network):
+            weight = getattr(owner, attribute)
+            weight.data = weight.data * self.masks[name]
+        return network.eval()
 
     def _plain(self, arch: str | None) -> nn.Module:
         """The network without values (on torch's meta device), where its constructor can do without."""

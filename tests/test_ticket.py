@@ -101,6 +101,7 @@ def replaced(path: str, value: object):
         {"model__arch": "linear", "seeds__weights": 5, "model__k": 1.0},
         {"model__arch": "conv2", "model__width": 0.1, "train__precision": "bfloat16"},
         {"train__precision": "float32"},
+        {"model__arch": "resnet50", "model__width": 0.5, "train__precision": "float32", "data__subset": 40},
     ],
     ids=str,
 )
@@ -278,7 +279,7 @@ def test_every_truncation_is_noticed():
         ("config/model/arch", "torchvision/vit_b_16", "vit_b_16"),
         ("config/model/width", 1e6, "weight"),
         ("config/model/width", 1e300, "fc"),
-        ("config/model/width", 10**400, "no ticket"),
+        ("config/model/width", 10**400, r"model\.width"),
         ("config/model/method", "dense", "dense"),
         ("config/model/method", "biprop", "weight"),
         ("config/model/colour", "red", "colour"),
