@@ -36,7 +36,9 @@ def run(device: str = "cpu") -> list[Row]:
         for _ in batches.shuffled(BATCH, seed=0, epoch=0, augment=augment):
             pass
 
-    times = race({"torchvision": theirs, "ours": lambda: ours(True)}, rounds=9, device=device)
+    times = race(
+        {"torchvision": theirs, "ours": lambda: ours(True)}, rounds=9 if device == "cpu" else 3, device=device
+    )
     rows = [compare(f"{n} images, crop + flip + normalise", times, "torchvision", "ours", "5x, aim 30x")]
     rows += [share_of_a_step(case, batches, device) for case in ("conv4", "resnet18")]
     report("pipeline" if device == "cpu" else "pipeline_gpu", rows, device)
@@ -58,7 +60,7 @@ def share_of_a_step(case: str, batches: Batches, device: str) -> Row:
             "augmented": lambda: feed(True),
             "step": contestants["supermask bfloat16"],
         },
-        rounds=3 if device == "cpu" else 100,
+        rounds=3 if device == "cpu" else 30,
         device=device,
     )
     extra = [(a - p) / 8 for a, p in zip(times["augmented"], times["plain"], strict=True)]

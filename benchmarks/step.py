@@ -15,6 +15,7 @@ from benchmarks import straightforward
 from benchmarks.measure import Row, compare, race, report
 from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig, TrialConfig
 from hiddenweights.data import Dataset, Images
+from hiddenweights.graph import WARM_UP
 from hiddenweights.train import Trainer
 
 # Name: architecture, width, (channels, side) of the images, batch, rounds, goal against dense.
@@ -32,8 +33,11 @@ def random_images(channels: int, side: int, n: int = 512) -> Dataset:
     return Dataset(images, images, 10, (0.5,) * channels, (0.25,) * channels)
 
 
-def our_step(config: TrialConfig, dataset: Dataset) -> Callable[[], Tensor]:
-    """The trainer's own step on one batch, as it comes out of the input pipeline."""
+def our_step(config: TrialConfig, dataset: Dataset, eager: bool = False) -> Callable[[], Tensor]:
+    """The trainer's own step on one batch, as it comes out of the input pipeline.
+
+    On a GPU it is recorded already, unless it is to be `eager`.
+    """
     trainer = Trainer(config)
     with mock.patch("hiddenweights.train.load_dataset", return_value=dataset):
         trainer._build()
@@ -41,7 +45,10 @@ def our_step(config: TrialConfig, dataset: Dataset) -> Callable[[], Tensor]:
     batch = trainer.config.optim.batch_size
     assert batch is not None
     images, labels = next(iter(trainer.train_batches.shuffled(batch, seed=0, epoch=0, augment=False)))
-    return lambda: trainer._step(images, labels)
+    step = trainer._step if eager else trainer.step
+    for _ in range(WARM_UP + 1 if trainer.device.type == "cuda" else 0):
+        step(images, labels)
+    return lambda: step(images, labels)
 
 
 def steps(case: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
@@ -60,6 +67,8 @@ def steps(case: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
             )
             name = f"{'dense' if method == 'dense' else 'supermask'} {precision}"
             contestants[name] = our_step(config, dataset)
+            if device == "cuda":
+                contestants[f"{name}, eager"] = our_step(config, dataset, eager=True)
     model = straightforward.network(
         arch, channels=channels, image_size=side, classes=10, width=width, k=0.5
     ).to(device)
@@ -71,15 +80,20 @@ def steps(case: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
 
 def run(case: str, device: str = "cpu") -> list[Row]:
     *_, rounds, goal = CASES[case]
-    times = race(steps(case, device), rounds=rounds if device == "cpu" else 100, device=device)
+    rounds, repeats = (rounds, 1) if device == "cpu" else (10, 20)
+    times = race(steps(case, device), rounds=rounds, repeats=repeats, device=device)
+    names = ["float32", "bfloat16", *(("float32, eager", "bfloat16, eager") if device == "cuda" else ())]
     rows = [
-        compare(f"{case}: supermask / dense, {p}", times, f"supermask {p}", f"dense {p}", goal)
-        for p in ("float32", "bfloat16")
+        compare(f"{case}: supermask / dense, {p}", times, f"supermask {p}", f"dense {p}", goal) for p in names
     ]
     rows += [
         compare(f"{case}: straightforward / ours, {p}", times, "straightforward", f"supermask {p}", aim)
         for p, aim in (("float32", ""), ("bfloat16", "2.0x, aim 2.8x" if case != "digits" else ""))
     ]
+    if device == "cuda":
+        rows.append(
+            compare(f"{case}: graph, gain", times, "supermask bfloat16, eager", "supermask bfloat16", "")
+        )
     report(f"step_{case}" if device == "cpu" else f"step_{case}_gpu", rows, device)
     return rows
 

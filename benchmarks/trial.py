@@ -4,12 +4,14 @@ The quickstart's cell on scikit-learn's digits (Conv2 at width 0.25, 30 epochs, 
 against the same network trained the straightforward way, each image through torchvision's transforms.
 """
 
+from unittest import mock
+
 import torch
 
 from benchmarks import straightforward
 from benchmarks.measure import Row, compare, race, report
 from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, TrialConfig
-from hiddenweights.data import load_dataset, split
+from hiddenweights.data import Dataset, load_dataset, split
 from hiddenweights.train import Trainer
 
 
@@ -19,18 +21,17 @@ def run(
     width: float = 0.25,
     epochs: int = 30,
     device: str = "cpu",
-    root: str = "data",
+    dataset: Dataset | None = None,
 ) -> list[Row]:
+    """`dataset`: images in place of those of the data set `name`."""
     batch = 64 if name == "digits" else 128
     config = TrialConfig(
         model=ModelConfig(arch=arch, width=width),
-        data=DataConfig(name=name, root=root),
+        data=DataConfig(name=name),
         optim=OptimConfig(batch_size=batch),
-        train=TrainConfig(
-            epochs=epochs, device=device, precision="float32" if device == "cpu" else "bfloat16"
-        ),
+        train=TrainConfig(epochs=epochs, device=device),
     )
-    dataset = load_dataset(config.data)
+    dataset = dataset or load_dataset(config.data)
     parts = split(dataset, config.data, seed=0)
     pil = {
         part: straightforward.PilImages(
@@ -42,8 +43,9 @@ def run(
     workers = 4 if device == "cuda" else 0
 
     def ours() -> None:
-        for _ in Trainer(config).epochs():
-            pass
+        with mock.patch("hiddenweights.train.load_dataset", return_value=dataset):
+            for _ in Trainer(config).epochs():
+                pass
 
     def theirs() -> None:
         model = straightforward.network(
