@@ -1,50 +1,141 @@
-"""What Ray, the store and W&B cost: `python -m benchmarks.sweep [EPOCHS]`, some minutes on two cores.
+"""What a sweep costs besides training: `python -m benchmarks.sweep [ratio] [scale]`, 12 minutes on two cores.
 
-The wall time of launching 216 real small trials (the quickstart's on nine seeds), start of Ray and import
-of torch in every worker included, over their pure training time divided by the slots.
+`ratio`: the wall time of launching 216 real trials of a few seconds (the quickstart's on nine seeds) over
+their pure training time divided by the slots. Start of Ray and import of torch in every worker count.
+
+`scale`: 1,008 real cells of half a second. Whether a cell takes longer, and the driver more memory, at
+the end than at the beginning; and what part of one core the driver takes. The driver is the process of
+`python -m sweeps launch` alone, from its start to its end: neither Ray's own processes nor the workers.
 """
 
+import itertools
 import os
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from datetime import datetime
+from statistics import mean
+from typing import Any
+
+import psutil
 
 from benchmarks.measure import Row, readable, report
 from hiddenweights.store import Store
 
-SEEDS = range(9)
+SLOTS = os.cpu_count() or 1
 
 
-def run(epochs: int = 30) -> Row:
-    seeds = ",".join(map(str, SEEDS))
+def launch(store: str, *args: str) -> tuple[float, float, list[tuple[float, int]]]:
+    """Launch the quickstart: seconds of wall time, of the driver's processor time, and its memory over time.
+
+    The memory is a list of (time, bytes), one a second.
+    """
+    command = [sys.executable, "-m", "sweeps", "launch", "quickstart", "--store", store, *args]
+    started, spent, memory = time.time(), 0.0, []
+    with psutil.Popen(
+        command, stdout=subprocess.DEVNULL, env=os.environ | {"WANDB_MODE": "offline"}
+    ) as driver:
+        while driver.poll() is None:
+            try:
+                times, taken = driver.cpu_times(), driver.memory_info().rss
+            except psutil.Error:
+                break
+            spent = times.user + times.system
+            memory.append((time.time(), taken))
+            time.sleep(1.0)
+    assert driver.wait() == 0
+    return time.time() - started, spent, memory
+
+
+def results_of(folder: str) -> list[dict[str, Any]]:
+    """The results, in the order in which they were finished."""
+    store = Store(folder)
+    return sorted((result for _, result in store.results(store.finished())), key=finished)
+
+
+def finished(result: dict[str, Any]) -> float:
+    """When the cell was finished, in seconds."""
+    return datetime.fromisoformat(result["finished"]).timestamp()
+
+
+def ratio(seeds: int = 9) -> list[Row]:
+    """Wall time over the training's share of the slots."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "sweeps", "launch", "quickstart", "--store", folder]
-        started = time.perf_counter()
-        subprocess.run(
-            [*command, "--axis", f"seed={seeds}", "--set", f"train.epochs={epochs}"],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            env=os.environ | {"WANDB_MODE": "offline"},
+        wall, _, _ = launch(folder, "--axis", f"seed={','.join(map(str, range(seeds)))}")
+        results = results_of(folder)
+    training = sum(result["seconds"] for result in results)
+    each = training / len(results)
+    return [
+        Row(
+            what=f"{len(results)} trials of {readable(each)} on Ray: wall / ideal",
+            ratio=round(wall / (training / SLOTS), 3),
+            goal="<= 1.10, aim 1.05",
+            baseline=f"training alone: {readable(training)} on {SLOTS} slots",
+            ours=f"wall: {readable(wall)}",
+            rounds=1,
         )
-        wall = time.perf_counter() - started
-        store = Store(folder)
-        plan = store.plan("quickstart")
-        assert plan is not None
-        results = dict(store.results(plan["cells"]))
-        training = sum(result["seconds"] for result in results.values())
-    slots = os.cpu_count() or 1
-    row = Row(
-        what=f"{len(results)} trials of {epochs} epochs on Ray: wall / ideal",
-        ratio=round(wall / (training / slots), 3),
-        goal="<= 1.10, aim 1.05",
-        baseline=f"training alone: {readable(training)} on {slots} slots",
-        ours=f"wall: {readable(wall)}",
-        rounds=1,
-    )
-    report("sweep", [row])
-    return row
+    ]
+
+
+def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
+    """The first fifth of a long sweep of short cells against its last, and the driver's share of a core."""
+    with tempfile.TemporaryDirectory() as folder:
+        fields = ("--set", "model.arch=fc", "--set", f"train.epochs={epochs}")
+        wall, spent, memory = launch(folder, *fields, "--axis", f"seed={','.join(map(str, range(seeds)))}")
+        results = results_of(folder)
+    ends = [finished(result) for result in results]
+    fifth = len(ends) // 5
+    # Without the first cells, which wait for the workers' start.
+    per_cell = [
+        (ends[stop - 1] - ends[start]) / (stop - 1 - start)
+        for start, stop in ((SLOTS, fifth), (len(ends) - fifth, len(ends)))
+    ]
+    taken = [
+        mean(taken for at, taken in memory if low <= at <= high)
+        for low, high in ((ends[0], ends[fifth]), (ends[-fifth], ends[-1]))
+    ]
+    growth = [
+        (f"{name}, last fifth / first", after / before, "about 1", show(before), show(after))
+        for name, (before, after), show in (
+            ("wall time a cell", per_cell, readable),
+            ("memory of the driver", taken, megabytes),
+        )
+    ]
+    shares = [
+        (
+            "processor time of the driver / wall time",
+            spent / wall,
+            "< 0.10",
+            f"wall: {readable(wall)}",
+            f"driver: {readable(spent)}",
+        )
+    ]
+    return [
+        Row(
+            what=f"{len(results)} cells: {what}",
+            ratio=round(value, 3),
+            goal=goal,
+            baseline=baseline,
+            ours=ours,
+            rounds=1,
+        )
+        for what, value, goal, baseline, ours in itertools.chain(growth, shares)
+    ]
+
+
+def megabytes(n: float) -> str:
+    """Bytes for people."""
+    return f"{n / 1e6:.0f} MB"
+
+
+def main(names: Sequence[str]) -> None:
+    """Run what is named, or all."""
+    parts = {"ratio": ratio, "scale": scale}
+    for name in names or parts:
+        report(f"sweep_{name}", parts[name]())
 
 
 if __name__ == "__main__":
-    run(*map(int, sys.argv[1:2]))
+    main(sys.argv[1:])

@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from sweeps.experiments import memberships
 PROJECT = "hidden-weights"
 # Seconds. W&B's own patience with an unreachable server is 90 s a run.
 PATIENCE = 20
+AT_ONCE = 100  # runs uploaded by one `wandb sync`, which takes a second to start
 
 
 class WandbTracker:
@@ -159,9 +160,9 @@ def announce() -> str:
     return f"{mode} ({reason})"
 
 
-def choose_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
+def choose_mode() -> tuple[str, str]:
     """W&B's mode and, for people, the reason for it."""
-    asked = environment.get("WANDB_MODE", "")
+    asked = os.environ.get("WANDB_MODE", "")
     if asked in ("offline", "disabled", "dryrun"):
         return ("offline" if asked == "dryrun" else asked), f"WANDB_MODE={asked}"
     settings = wandb.setup(wandb.Settings(silent=True)).settings
@@ -184,23 +185,31 @@ def choose_mode(environment: Mapping[str, str] = os.environ) -> tuple[str, str]:
 
 
 def sync(store: Store, console: Console) -> int:
-    """Upload the store's offline runs with W&B's own command; returns its exit status.
+    """Upload the store's offline runs with W&B's own command; 0 when all are uploaded, else 1.
 
-    A run that was uploaded carries a mark of W&B's and is left alone. Raises `UserError` where there is
-    nothing to upload, or nowhere to upload it to.
+    Raises `UserError` where there is nothing to upload, or nowhere to upload it to.
     """
-    folder = wandb_folder(store) / "wandb"
-    runs = sorted(folder.glob("offline-run-*"))
-    waiting = [run for run in runs if not any(run.glob("*.synced"))]
+    folder = wandb_folder(store)
+    runs = sorted(folder.glob("wandb/offline-run-*"))
     if not runs:
-        raise UserError(f"sync: no offline W&B runs in {folder}")
-    mode, reason = choose_mode({})
+        raise UserError(f"sync: no offline W&B runs in {folder / 'wandb'}")
+    os.environ.pop("WANDB_MODE", None)  # which is about trials; W&B itself reads it in many places
+    wandb.teardown()
+    mode, reason = choose_mode()
+    waiting = _not_uploaded(runs)
     if waiting and mode != "online":
         raise UserError(f"sync: W&B cannot be reached: {reason}")
-    status = 0
-    for run in waiting:
-        status |= subprocess.run([sys.executable, "-m", "wandb", "sync", str(run)], check=False).returncode
-    console.print(
-        f"{len(waiting)} of {len(runs)} runs uploaded" if not status else "some runs were not uploaded"
-    )
-    return status
+    for i in range(0, len(waiting), AT_ONCE):
+        some = [str(run) for run in waiting[i : i + AT_ONCE]]
+        # It leaves a log where it runs. Its status is 0 where nothing was uploaded, too.
+        subprocess.run([sys.executable, "-m", "wandb", "sync", *some], cwd=folder, check=False)
+    left = _not_uploaded(waiting)
+    console.print(f"{len(waiting) - len(left)} runs uploaded, {len(runs) - len(waiting)} were before")
+    if left:
+        console.print(f"{len(left)} runs were not uploaded; the same command tries again")
+    return 1 if left else 0
+
+
+def _not_uploaded(runs: Sequence[Path]) -> list[Path]:
+    """The runs without W&B's mark of an upload."""
+    return [run for run in runs if not any(run.glob("*.synced"))]

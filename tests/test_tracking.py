@@ -4,9 +4,11 @@ import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 import wandb
+import wandb_standin
 
 from analysis.offline import read_run
 from hiddenweights.cell import cell_epochs, installed_trackers, run_cell
@@ -141,6 +143,54 @@ def test_the_key_is_in_no_file(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     written = [path for path in store.local.rglob("*") if path.is_file()]
     assert written
     assert not any(KEY.encode() in path.read_bytes() for path in written)
+
+
+def test_what_was_trained_without_a_server_is_uploaded_later(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    assert tracking.announce().startswith("offline")
+    configs = [CONFIG, unflatten({"seed": 1}, CONFIG)]
+    interrupted = cell_epochs(CONFIG, store, trackers=[WandbTracker])
+    next(interrupted)
+    next(interrupted)
+    interrupted.close()
+    results = [run_cell(config, store, sweep="depth", trackers=[WandbTracker]) for config in configs]
+    with wandb_standin.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        wandb.teardown()
+        assert COMMANDS["sync"](store=store.uri) == 0
+        assert server.runs.keys() == {result["cell"] for result in results}
+        for result in results:
+            run = server.runs[result["cell"]]
+            assert [row["epoch"] for row in run["rows"]] == [1, 2, 3]
+            assert [row["test_accuracy"] for row in run["rows"]] == [
+                record["test_accuracy"] for record in result["history"]
+            ]
+            assert run["summary"]["finished"]
+            assert run["state"] == "finished"
+            assert run["group"] == "depth"
+        assert server.artifacts == {f"ticket-{result['cell']}" for result in results}
+        asked = server.asked.total()
+        assert COMMANDS["sync"](store=store.uri) == 0  # nothing is left to upload
+        assert server.asked.total() == asked
+
+
+def refused(variables: object) -> NoReturn:
+    raise NotImplementedError
+
+
+def test_a_server_that_refuses_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_cell(CONFIG, store, trackers=[WandbTracker])
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    with wandb_standin.serve() as server:
+        monkeypatch.setattr(server, "_upsert", refused)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        wandb.teardown()
+        assert COMMANDS["sync"](store=store.uri) != 0
+    assert not server.runs
 
 
 def test_there_is_something_to_upload_or_it_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""A loopback stand-in for W&B's server, for the tests of the analysis: what `wandb.Api` reads, and no more.
+"""A loopback stand-in for W&B's server: what `wandb.Api` reads and `wandb sync` uploads, and no more.
 
 It proves our code against the client's protocol, not against W&B's own sampling and limits.
 """
@@ -31,6 +31,8 @@ class Standin:
     """Runs whose history comes back without its last rows."""
     reports: list[dict[str, Any]] = field(default_factory=list)
     """What was saved as W&B Reports."""
+    artifacts: set[str] = field(default_factory=set)
+    """Names of the artifacts that were uploaded."""
     url: str = ""
 
     def add(self, result: Mapping[str, Any], **changed: Any) -> None:
@@ -67,6 +69,19 @@ class Standin:
             return {"upsertView": {"view": {**view, "id": "r1", "project": project, "updatedAt": stamp}}}
         if operation in ("ProjectInternalId", "Project", "UserProjects", "GetProjects"):
             return self._project(operation, variables)
+        if operation == "UpsertBucket":
+            return self._upsert(variables)
+        if operation == "ServerFeaturesQuery":
+            return {"serverInfo": {"features": []}}
+        if operation == "CreateArtifact":  # whose content is said to be here already
+            name = variables["input"]["artifactCollectionName"]
+            self.artifacts.add(name)
+            artifact = {
+                "id": name,
+                "state": "COMMITTED",
+                "artifactSequence": {"latestArtifact": {"id": name}},
+            }
+            return {"createArtifact": {"artifact": artifact}}
         if variables.get("entity") != "someone" or variables.get("project") != "hidden-weights":
             return {"project": None}
         if operation == "Runs":
@@ -76,6 +91,35 @@ class Standin:
         if run is None:
             return {"project": {"run": None}}
         return {"project": {"run": self._run(operation, run, variables)}}
+
+    def _upsert(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """A run is begun, or says more of itself."""
+        name = variables["name"]
+        new = name not in self.runs
+        run = self.runs.setdefault(
+            name,
+            {"name": name, "state": "running", "config": {}, "summary": {}, "rows": []}
+            | {"tags": [], "group": None, "displayName": name, "heartbeat": "2026-01-01T00:00:00"},
+        )
+        config = json.loads(variables.get("config") or "{}")
+        run["config"] |= {key: entry["value"] for key, entry in config.items() if key != "_wandb"}
+        given = {"displayName": "displayName", "group": "groupName", "tags": "tags"}
+        run |= {key: variables[other] for key, other in given.items() if variables.get(other)}
+        project = {"id": "1", "name": variables["project"], "entity": {"id": "1", "name": "someone"}}
+        bucket = _node(run) | {"project": project}
+        return {"upsertBucket": {"bucket": bucket, "inserted": new}}
+
+    def stream(self, name: str, body: Mapping[str, Any]) -> None:
+        """What a run's file stream brings: lines of its history from an offset on, its summary, its end."""
+        run = self.runs[name]
+        for file, part in (body.get("files") or {}).items():
+            lines = [json.loads(line) for line in part["content"]] if file.startswith("wandb-") else []
+            if file == "wandb-history.jsonl":
+                run["rows"][part["offset"] : part["offset"] + len(lines)] = lines
+            elif file == "wandb-summary.json":
+                run["summary"] = lines[-1]
+        if body.get("complete"):
+            run["state"] = "finished" if body.get("exitcode") == 0 else "failed"
 
     def _project(self, operation: str, variables: Mapping[str, Any]) -> dict[str, Any]:
         if operation == "ProjectInternalId":
@@ -169,6 +213,9 @@ def serve() -> Iterator[Standin]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked = json.loads(body or b"{}")
+            if stream := re.fullmatch(r"/files/.*/(\w+)/file_stream", self.path):
+                standin.stream(stream[1], asked)
+                return self._send(200, {})
             operation = _operation(asked.get("query", ""))
             standin.asked[operation] += 1
             time.sleep(standin.latency)
