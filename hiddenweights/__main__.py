@@ -28,7 +28,7 @@ from hiddenweights.config import (
     trial_id,
 )
 from hiddenweights.errors import UserError
-from hiddenweights.store import Busy, Store, default_store
+from hiddenweights.store import PATIENCE, Busy, Store, default_store
 
 if TYPE_CHECKING:
     from hiddenweights.ticket import Ticket
@@ -38,12 +38,14 @@ def train(
     config: Annotated[TrialConfig, tyro.conf.arg(name="")] = TrialConfig(),  # noqa: B008 (it is frozen)
     store: str | None = None,
     track: bool = True,
+    patience: float = PATIENCE,
 ) -> int:
     """Train one cell, or go on with it. A finished cell is reported and not trained again.
 
     Args:
         store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         track: Log to the installed trackers (W&B; offline where there is no key).
+        patience: Seconds to wait for a store that is away, read-only or full.
     """
     results = Store(store or default_store())
     results.check()
@@ -74,7 +76,8 @@ def train(
             progress.update(task, completed=done)
 
         try:
-            run_cell(config, results, trackers=installed_trackers() if track else (), on_record=show)
+            trackers = installed_trackers() if track else []
+            run_cell(config, results, trackers=trackers, on_record=show, patience=patience)
         except KeyboardInterrupt:
             console.print(f"stopped after epoch {done}; the same command goes on from there")
             return 130

@@ -1,6 +1,8 @@
 """One cell, from claim to result: the same for `train`, for the inline executor and for a Ray worker."""
 
 import contextlib
+import errno
+import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hiddenweights.config import NETWORKS, TrialConfig, resolve, short_name, to_dict, trial_id
 from hiddenweights.errors import UserError
-from hiddenweights.store import Busy, Json, LeaseLost, Store
+from hiddenweights.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway
 from hiddenweights.versions import versions
 
 if TYPE_CHECKING:
@@ -64,67 +66,98 @@ def cell_epochs(
     store: Store,
     *,
     sweep: str = "",
+    launch: str = "",
     trackers: Sequence[TrackerFactory] = (),
+    patience: float = PATIENCE,
 ) -> Generator[Record, None, Json]:
     """Train the cell, yield its records and return its result; a finished cell is only returned.
 
     The records start at epoch 1 also where the cell was resumed. Closing the generator stops cleanly:
-    the same call goes on from the last epoch. Raises `Busy` or `LeaseLost` when another process has
-    the cell; any other exception has been recorded in the store as the cell's failure.
+    the same call goes on from the last epoch. A store that goes away, or is full, is waited for up to
+    `patience` seconds; then the cell is resumed, and its records start at epoch 1 once more.
+
+    `launch` identifies the launch on whose behalf the cell is trained: it may take its cells back from
+    hosts that it has lost.
+
+    Raises `Busy` or `LeaseLost` when another process has the cell, and `StoreAway`; any other exception
+    has been recorded in the store as the cell's failure.
     """
     config = resolve(config)
     cell = trial_id(config)
+    store.wait(time.monotonic() + patience)
     if result := store.result(cell):
         return result
-    with store.lease(cell) as lease:
+    with store.lease(cell, launch) as lease:
         if result := store.result(cell):  # finished by another while we came in
             lease.finished()
             return result
-        started = datetime.now(UTC)
-        run = Run(cell=cell, config=config, store=store, sweep=sweep, attempt=lease.attempt)
-        followers: list[Tracker] = []
-        history: list[Record] = []
-        result = None
-        try:
-            with store.checkpoint(cell) as checkpoint:
-                trainer = _trainer(config, checkpoint.folder, parent_ticket(config, store))
-                for record in trainer.epochs():
-                    lease.check()
-                    checkpoint.save()
-                    if not history:
-                        followers += [make(run) for make in trackers]
-                    history.append(record)
-                    for follower in followers:
-                        follower.log(record)
-                    yield record
-            lease.check()
-            result = {
-                "format": 1,
-                "cell": cell,
-                "name": short_name(config),
-                "config": to_dict(config),
-                "history": history,
-                "summary": summary(history),
-                "initial_weights_checksum": trainer.initial_weights_checksum,
-                "seconds": sum(float(record["seconds"]) for record in history),
-                "attempts": lease.attempt,
-                "started": started.isoformat(),
-                "finished": datetime.now(UTC).isoformat(),
-                "versions": versions("hiddenweights", "torch", "ray", "wandb"),
-                "device": _device(trainer),
-                "gpu_memory": _gpu_memory(trainer),
-            }
-            store.finish(cell, result, _ticket(trainer, history[-1]))
-            lease.finished()
-        except (Busy, LeaseLost):
-            raise
-        except Exception as error:
-            _record_failure(store, cell, error, history, lease.attempt)
-            raise
-        finally:
-            for follower in followers:
-                follower.finish(result)
-        return result
+        reached, deadline = -1, 0.0
+        while True:
+            run = Run(cell=cell, config=config, store=store, sweep=sweep, attempt=lease.attempt)
+            history: list[Record] = []
+            try:
+                return (yield from _attempt(run, lease, trackers, history))
+            except Exception as error:
+                full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+                if not full and not store.trouble():
+                    if not isinstance(error, (Busy, LeaseLost)):
+                        _record_failure(store, cell, error, history, lease.attempt)
+                    raise
+                if len(history) > reached:  # it had gone on since the last time
+                    reached, deadline = len(history), time.monotonic() + patience
+                try:
+                    if full:  # for a checkpoint, but maybe not for a small file
+                        store.pause(str(error), deadline)
+                    store.wait(deadline)
+                except StoreAway:
+                    _record_failure(store, cell, error, history, lease.attempt)  # if it can be
+                    raise
+                lease.renew()
+
+
+def _attempt(
+    run: Run, lease: Lease, trackers: Sequence[TrackerFactory], history: list[Record]
+) -> Generator[Record, None, Json]:
+    """The cell from its checkpoint, if it has one, to its result. Appends every record to `history`."""
+    cell, config, store = run.cell, run.config, run.store
+    started = datetime.now(UTC)
+    followers: list[Tracker] = []
+    result = None
+    try:
+        with store.checkpoint(cell) as checkpoint:
+            trainer = _trainer(config, checkpoint.folder, parent_ticket(config, store))
+            for record in trainer.epochs():
+                lease.check()
+                checkpoint.save()
+                if not history:
+                    followers += [make(run) for make in trackers]
+                history.append(record)
+                for follower in followers:
+                    follower.log(record)
+                yield record
+        lease.check()
+        result = {
+            "format": 1,
+            "cell": cell,
+            "name": short_name(config),
+            "config": to_dict(config),
+            "history": history,
+            "summary": summary(history),
+            "initial_weights_checksum": trainer.initial_weights_checksum,
+            "seconds": sum(float(record["seconds"]) for record in history),
+            "attempts": lease.attempt,
+            "started": started.isoformat(),
+            "finished": datetime.now(UTC).isoformat(),
+            "versions": versions("hiddenweights", "torch", "ray", "wandb"),
+            "device": _device(trainer),
+            "gpu_memory": _gpu_memory(trainer),
+        }
+        store.finish(cell, result, _ticket(trainer, history[-1]))
+        lease.finished()
+    finally:
+        for follower in followers:
+            follower.finish(result)
+    return result
 
 
 def run_cell(
@@ -134,9 +167,10 @@ def run_cell(
     sweep: str = "",
     trackers: Sequence[TrackerFactory] = (),
     on_record: Callable[[Record], None] = lambda record: None,
+    patience: float = PATIENCE,
 ) -> Json:
     """Train the cell to its end, or find it finished, and return its result (see `cell_epochs`)."""
-    epochs = cell_epochs(config, store, sweep=sweep, trackers=trackers)
+    epochs = cell_epochs(config, store, sweep=sweep, trackers=trackers, patience=patience)
     while True:
         try:
             record = next(epochs)

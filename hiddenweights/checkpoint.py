@@ -14,8 +14,11 @@ _DIGEST_BYTES = 32
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
-    """Write `state` (tensors and plain values) to `folder`, keeping the one before it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Write `state` (tensors and plain values) to `folder`, keeping the one before it.
+
+    The folder is made, what it lies in is not: that may be a mount that has gone, and will be back.
+    """
+    folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
     torch.save(state, buffer)
     payload = buffer.getvalue()

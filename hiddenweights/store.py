@@ -15,8 +15,10 @@ checkpoints are the trainer's affair.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import re
@@ -40,6 +42,9 @@ FORMAT = 1
 # share a store need clocks that agree to well within the difference.
 HEARTBEAT = 15.0
 STALE = 90.0
+# Seconds that a cell or a launch waits for a store that is away, read-only or full.
+PATIENCE = 300.0
+POLL = 1.0  # seconds between looks at it
 
 _CELL = re.compile("[0-9a-f]{16}")
 
@@ -60,6 +65,10 @@ class LeaseLost(RuntimeError):
     """This process was silent for so long that another one took the cell over."""
 
 
+class StoreAway(OSError):
+    """The store cannot be written and was waited for in vain; what is finished is in it."""
+
+
 class Store:
     """Results of cells under `uri`: a local path, or a URL that fsspec knows (``s3://bucket/runs``).
 
@@ -77,6 +86,9 @@ class Store:
             raise UserError(f"store: {text!r} cannot be opened: {error}") from None
         self.uri = text
         self.local: Path | None = Path(self._root) if "file" in self._protocols() else None
+        self.seen = False
+        """Whether this process has found the store prepared: if it is not there now, it is away."""
+        self._said = ""  # the trouble that was told last
 
     def _protocols(self) -> tuple[str, ...]:
         protocol = self._fs.protocol
@@ -109,10 +121,40 @@ class Store:
             self._write("store.json", {"format": FORMAT})
         except OSError as error:
             raise UserError(f"store: {self.uri!r} cannot be written: {_reason(error)}") from None
+        self.seen = True
 
     def present(self) -> bool:
         """Whether the store is there: prepared, and visible from this host."""
-        return self._read("store.json") is not None
+        found = self._read("store.json") is not None
+        self.seen |= found
+        return found
+
+    def trouble(self) -> str | None:
+        """Why a store that was there cannot be used now, in words; None when all is well."""
+        try:
+            if not self.present() and self.seen:
+                return "it is not there"
+            if self.local and self.seen:
+                with tempfile.TemporaryFile(dir=self.local) as probe:
+                    probe.write(bytes(2**16))
+        except OSError as error:
+            return _reason(error)
+        return None
+
+    def wait(self, deadline: float) -> None:
+        """Return once the store can be used. Raises `StoreAway` at `deadline` (of `time.monotonic`)."""
+        while trouble := self.trouble():
+            self.pause(trouble, deadline)
+
+    def pause(self, trouble: str, deadline: float) -> None:
+        """Wait a moment because of `trouble`. Raises `StoreAway` at `deadline`."""
+        trouble = f"the store {self.uri} cannot be used ({trouble})"
+        if time.monotonic() >= deadline:
+            raise StoreAway(trouble)
+        if trouble != self._said:
+            logging.getLogger(__name__).warning("%s; waiting for it", trouble)
+            self._said = trouble
+        time.sleep(POLL)
 
     # --- results -------------------------------------------------------------------------------------
 
@@ -220,17 +262,20 @@ class Store:
     # --- leases --------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lease(self, cell: str) -> "Iterator[Lease]":
-        """Hold the cell while the block runs; raises `Busy` when another live process holds it."""
+    def lease(self, cell: str, launch: str = "") -> "Iterator[Lease]":
+        """Hold the cell while the block runs; raises `Busy` when another live process holds it.
+
+        What another host holds for the same `launch` is free: the launch knows that that host is lost.
+        """
         lock = self._of(cell, "lock")
         owner = uuid.uuid4().hex
         with self._guard():
             held = self._read(lock)
-            if _alive(held):
+            if _alive(held, launch):
                 raise Busy(f"cell {cell} is being trained by another process")
             failure = self.failure(cell) or {}
             attempt = 1 + max((held or {}).get("attempt", 0), failure.get("attempt", 0))
-            mine = {"owner": owner, **_this_process(), "attempt": attempt}
+            mine = {"owner": owner, **_this_process(), "launch": launch, "attempt": attempt}
             if self.local:
                 self._write(lock, mine | {"heartbeat": time.time()}, durable=False)
             else:
@@ -253,7 +298,7 @@ class Store:
         if not self.local:
             yield
             return
-        (self.local / "cells").mkdir(parents=True, exist_ok=True)
+        self._make_folder(self.local / "cells")
         with open(self.local / "cells" / ".guard", "w") as guard:
             fcntl.flock(guard, fcntl.LOCK_EX)  # freed by the system when its holder dies
             yield
@@ -265,6 +310,7 @@ class Store:
         """The cell's checkpoint as a local folder: its own, or a copy for the time of the block."""
         folder = self._of(cell, "checkpoint")
         if self.local:
+            self._make_folder(self.local / folder)
             yield Checkpoint(self.local / folder, upload=None)
             return
         remote = self._path(folder)
@@ -273,12 +319,18 @@ class Store:
             for path in self._find(folder):
                 target = here / path[len(remote) + 1 :]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(path, str(target))
+                with _only_os_errors():
+                    self._fs.get_file(path, str(target))
+
+            def upload() -> None:
+                with _only_os_errors():
+                    _mirror(self._fs, here, remote)
+
             try:
-                yield Checkpoint(here, upload=lambda: _mirror(self._fs, here, remote))
+                yield Checkpoint(here, upload)
             except BaseException:  # stopped or failed: keep the epochs since the last upload
                 with contextlib.suppress(OSError):
-                    _mirror(self._fs, here, remote)
+                    upload()
                 raise
 
     # --- files ---------------------------------------------------------------------------------------
@@ -293,11 +345,19 @@ class Store:
 
     def _find(self, folder: str) -> list[str]:
         self._fs.invalidate_cache()  # others write here too
-        return list(self._fs.find(self._path(folder)))
+        with _only_os_errors():
+            return list(self._fs.find(self._path(folder)))
+
+    def _make_folder(self, folder: Path) -> None:
+        """Make a folder of a local store, but never the store anew: what a mount leaves is a folder."""
+        if self.seen and not self.present():
+            raise FileNotFoundError(errno.ENOENT, "the store is away", self.uri)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def _read_bytes(self, name: str) -> bytes | None:
         try:
-            content: bytes = self._fs.cat_file(self._path(name))
+            with _only_os_errors():
+                content: bytes = self._fs.cat_file(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
         return content
@@ -320,10 +380,11 @@ class Store:
 
     def _write_bytes(self, name: str, content: bytes, *, durable: bool = True) -> None:
         if not self.local:
-            self._fs.pipe_file(self._path(name), content)  # an object store's put is atomic
+            with _only_os_errors():
+                self._fs.pipe_file(self._path(name), content)  # an object store's put is atomic
             return
         path = self.local / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make_folder(path.parent)
         temporary = path.parent / f".{path.name}.{uuid.uuid4().hex}.tmp"
         try:
             with open(temporary, "wb") as file:
@@ -340,7 +401,8 @@ class Store:
     def _create(self, name: str, data: Mapping[str, Any]) -> bool:
         """Write a file to an object store unless it exists; whether it was written."""
         try:
-            self._fs.pipe_file(self._path(name), (json.dumps(data) + "\n").encode(), mode="create")
+            with _only_os_errors():
+                self._fs.pipe_file(self._path(name), (json.dumps(data) + "\n").encode(), mode="create")
         except FileExistsError:
             return False
         return True
@@ -353,7 +415,7 @@ class Store:
             else:
                 path.unlink(missing_ok=True)
             return
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _only_os_errors():
             self._fs.rm(self._path(name), recursive=True)
 
 
@@ -373,6 +435,16 @@ class Lease:
         """Raise `LeaseLost` when another process took the cell over, or might have by now."""
         if self._lost or time.time() - self._renewed > STALE:
             raise LeaseLost("another process took this cell over")
+
+    def renew(self) -> None:
+        """Say now that the cell is held; raises `LeaseLost` when another process took it over."""
+        with self._store._guard():
+            if not self._held():
+                self._lost = True
+                raise LeaseLost("another process took this cell over")
+            now = time.time()
+            self._store._write(self._lock, self._mine | {"heartbeat": now}, durable=False)
+            self._renewed = now
 
     def finished(self) -> None:
         """The cell needs no lease any more: `release` removes the lock and not just frees it."""
@@ -396,13 +468,23 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
-            with contextlib.suppress(OSError), self._store._guard():  # a store may go away and return
-                if not self._held():
-                    self._lost = True
-                    return
-                now = time.time()
-                self._store._write(self._lock, self._mine | {"heartbeat": now}, durable=False)
-                self._renewed = now
+            try:
+                self.renew()
+            except OSError:
+                pass  # a store may go away and return
+            except LeaseLost:
+                return
+
+
+@contextlib.contextmanager
+def _only_os_errors() -> Iterator[None]:
+    """An object store's client has error types of its own for a server that does not answer."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
 
 
 class Checkpoint:
@@ -449,11 +531,16 @@ def _this_process() -> Json:
     return {"host": _host(), "pid": os.getpid(), "born": _birth(os.getpid())}
 
 
-def _alive(lock: Json | None) -> bool:
-    """Whether the holder of a lease lives: it said so a short while ago, and is not a dead process."""
+def _alive(lock: Json | None, launch: str = "") -> bool:
+    """Whether the holder of a lease lives: it said so a short while ago, and is not a dead process.
+
+    `launch`, where given, has lost every host that still holds a cell for it when another one wants it.
+    """
     if lock is None or time.time() - lock["heartbeat"] > STALE:
         return False
-    return bool(lock["host"] != _host() or _birth(lock["pid"]) == lock["born"])
+    if lock["host"] == _host():
+        return bool(_birth(lock["pid"]) == lock["born"])
+    return not launch or lock.get("launch") != launch
 
 
 def _host() -> str:

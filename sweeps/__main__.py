@@ -13,7 +13,7 @@ from rich.console import Console
 from hiddenweights import cli
 from hiddenweights.config import Scalar, from_dict, short_name
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.store import Store, default_store
+from hiddenweights.store import PATIENCE, Store, StoreAway, default_store
 from sweeps import cost, experiments, launch
 from sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from sweeps.progress import Curves, Progress, clock
@@ -79,6 +79,7 @@ def launch_(
     rerun: Literal["failed"] | None = None,
     time_limit: float | None = None,
     retries: int = 3,
+    patience: float = PATIENCE,
     price: float | None = None,
 ) -> int:
     """Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.
@@ -99,10 +100,13 @@ def launch_(
         rerun: `failed` tries cells again that failed before.
         time_limit: Seconds that one attempt at a cell may take (with Ray).
         retries: How often a cell is taken up again whose worker died (with Ray).
+        patience: Seconds to wait for a store that is away, read-only or full.
         price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
     """
     console = _console()
-    _check_numbers(samples=samples, gpus=gpus, time_limit=time_limit, retries=retries, price=price)
+    _check_numbers(
+        samples=samples, gpus=gpus, time_limit=time_limit, retries=retries, patience=patience, price=price
+    )
     results = Store(store or default_store())
     results.check()
     sweep, cells = _sweep(name, set, axis, samples)
@@ -140,6 +144,7 @@ def launch_(
         gpus=gpus,
         retries=retries,
         time_limit=time_limit,
+        patience=patience,
         search=sweep.searched(),
     )
     curves = Curves(cells, axes)
@@ -155,6 +160,9 @@ def launch_(
     except KeyboardInterrupt:
         console.print(f"stopped: {progress.counts()}; the same command goes on from there")
         return 130
+    except StoreAway as error:
+        console.print(f"{error}: {progress.counts()}; the same command goes on from there")
+        return 1
     if sweep.searched():
         best = launch.winners(sweep, cells, results)
         results.write_plan(name, record | {"winners": best})

@@ -15,7 +15,7 @@ from typing import Any, Literal, NoReturn
 from hiddenweights.cell import check_inputs, installed_trackers, run_cell
 from hiddenweights.config import NETWORKS, Scalar, TrialConfig, flatten, resolve, to_dict
 from hiddenweights.errors import UserError
-from hiddenweights.store import Busy, Json, LeaseLost, Store
+from hiddenweights.store import PATIENCE, Busy, Json, LeaseLost, Store, StoreAway
 from sweeps.cost import Measured
 from sweeps.grid import Sweep, side
 from sweeps.progress import Progress, outcome
@@ -52,6 +52,8 @@ class Options:
     """How often a cell is taken up again whose worker died."""
     time_limit: float | None = None
     """Seconds that one attempt at a cell may take."""
+    patience: float = PATIENCE
+    """Seconds to wait for a store that is away, read-only or full."""
     search: bool = False
     """Stop cells early that are behind the others of their side (with Ray)."""
 
@@ -125,7 +127,8 @@ def preflight(configs: Iterable[TrialConfig], address: str | None) -> None:
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
     """Train the plan's cells until none is missing but the failed ones.
 
-    Raises KeyboardInterrupt when stopped by SIGINT or SIGTERM; every finished epoch is in the store then.
+    Raises KeyboardInterrupt when stopped by SIGINT or SIGTERM, and `StoreAway` when the store is away for
+    too long; every finished epoch is in the store then.
     """
     todo = dict(planned.todo)
     with _executor(planned, store, options) as execute:
@@ -133,6 +136,7 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
             ready = _ready(todo)
             for group in _groups(ready, options.search):
                 execute(group, progress)
+            store.wait(time.monotonic() + options.patience)
             failed = progress.failures.keys() & ready.keys()
             if crowded := {cell: todo[cell] for cell in failed if _out_of_memory(store.failure(cell))}:
                 progress.note(f"{len(crowded)} cells ran out of memory beside others; now each by itself")
@@ -192,7 +196,7 @@ def _wait_for_others(todo: Mapping[str, TrialConfig], store: Store, progress: Pr
 def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
     launched = datetime.now(UTC).isoformat()
     if options.executor == "inline" or not planned.todo:
-        yield lambda cells, progress, alone=False: _inline(planned.name, store, cells, progress)
+        yield lambda cells, progress, alone=False: _inline(planned.name, store, options, cells, progress)
         return
     os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     if not options.address:
@@ -215,6 +219,7 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
                 "sweep": planned.name,
                 "launched": launched,
                 "time_limit": options.time_limit,
+                "patience": options.patience,
             }
             for cell, config in planned.todo.items()
         }
@@ -224,12 +229,21 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
                 jobs[cell] | ({"resources": ray_executor.alone(wanted[cell], largest)} if alone else {})
                 for cell in cells
             ]
-            ray_executor.run(chosen, store, progress, retries=options.retries, search=options.search)
+            ray_executor.run(
+                chosen,
+                store,
+                progress,
+                retries=options.retries,
+                patience=options.patience,
+                search=options.search,
+            )
 
         yield execute
 
 
-def _inline(name: str, store: Store, cells: Mapping[str, TrialConfig], progress: Progress) -> None:
+def _inline(
+    name: str, store: Store, options: Options, cells: Mapping[str, TrialConfig], progress: Progress
+) -> None:
     trackers = installed_trackers()
     for cell, config in cells.items():
         progress.running(cell, 0)
@@ -239,10 +253,13 @@ def _inline(name: str, store: Store, cells: Mapping[str, TrialConfig], progress:
                 store,
                 sweep=name,
                 trackers=trackers,
+                patience=options.patience,
                 on_record=lambda record, cell=cell: progress.running(cell, int(record["epoch"])),  # type: ignore[misc]
             )
         except (Busy, LeaseLost):
             progress.left(cell)
+        except StoreAway:  # for the other cells, too
+            raise
         except Exception as error:
             progress.failed(cell, f"{type(error).__name__}: {error}")
         else:

@@ -5,6 +5,7 @@ import json
 import logging
 import signal
 import tempfile
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 from hiddenweights.cell import failure_record
 from hiddenweights.config import TrialConfig
 from hiddenweights.errors import UserError
-from hiddenweights.store import Json, Store
+from hiddenweights.store import Json, Store, StoreAway
 from sweeps.cost import Measured
 from sweeps.launch import STOPPED_EARLY
 from sweeps.progress import Progress
@@ -92,10 +93,12 @@ def run(
     progress: Progress,
     *,
     retries: int,
+    patience: float,
     search: bool,
 ) -> None:
     """Hand every job to a worker, once (more often where workers die), and return when all have ended.
 
+    Raises `StoreAway` when the store has been away for `patience` seconds.
     In a `search` ASHA compares the jobs' validation accuracy after every epoch and stops the worse ones.
     """
     epochs = max(job["config"]["train"]["epochs"] for job in jobs)
@@ -111,6 +114,7 @@ def run(
     def request(trial: Json) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([job_of(trial)["resources"]])
 
+    away = _WhenAway(store, progress, patience)
     # As text, because Tune makes a deep copy of all values of an axis for every trial.
     grid = tune.grid_search([json.dumps(job) for job in jobs])
     with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
@@ -122,11 +126,14 @@ def run(
                 storage_path=scratch,  # Tune's own notes, which nobody reads
                 verbose=0,
                 callbacks=[_Watch(store, progress)],
+                stop=away,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a cell has its own
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),
         )
         tuner.fit()
+    if away.stop_all():
+        raise StoreAway(f"the store {store.uri} cannot be used, and was waited for in vain")
 
 
 class _Watch(tune.Callback):  # type: ignore[misc]
@@ -170,3 +177,30 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         cell = job_of(trial.config)["cell"]
         failure = self._store.failure(cell)
         self._progress.failed(cell, failure["message"] if failure else "its worker died, again and again")
+
+
+class _WhenAway(tune.Stopper):  # type: ignore[misc]
+    """Ends the launch when the store has been away for as long as one waits for it."""
+
+    LOOK = 5.0  # seconds between looks
+
+    def __init__(self, store: Store, progress: Progress, patience: float) -> None:
+        self._store, self._progress, self._patience = store, progress, patience
+        self._looked = self._well = time.monotonic()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return tune.stopper.NoopStopper, ()  # Tune pickles it, too
+
+    def __call__(self, trial_id: str, result: Json) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        now = time.monotonic()
+        if now - self._looked > self.LOOK:
+            self._looked = now
+            if trouble := self._store.trouble():
+                self._progress.note(f"the store {self._store.uri} cannot be used ({trouble}); waiting for it")
+            else:
+                self._progress.note("")
+                self._well = now
+        return now - self._well > self._patience + self.LOOK

@@ -34,6 +34,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         # Nothing that can be seen from outside: Tune may give this cell to another, cached actor.
         self._epochs: Generator[Record, None, Json] | None = None
         self._watchdog: threading.Timer | None = None
+        self._store: Store | None = None
         self._job, self._report_every = job_of(config), config["report_every"]
 
     def reset_config(self, new_config: Json) -> bool:
@@ -62,8 +63,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
 
     def _advance(self) -> dict[str, Any]:
         if self._epochs is None:
-            store = Store(self._job["store"])
-            if not store.present():
+            store = self._store = self._store or Store(self._job["store"])  # all jobs of a launch have one
+            if not store.present() and not store.seen:
                 raise OSError(f"the store {store.uri} is not there on this host; hosts must share it")
             if failure := _failed_since(store, self._job["cell"], self._job["launched"]):
                 return {"state": "failed", "message": failure["message"], tune.result.DONE: True}
@@ -71,6 +72,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
                 from_dict(self._job["config"]),
                 store,
                 sweep=self._job["sweep"],
+                launch=self._job["launched"],
+                patience=self._job["patience"],
                 trackers=installed_trackers(),
             )
             self._watch(store)

@@ -1,14 +1,16 @@
 """One cell from claim to result: trained once, resumed exactly, its failures on record."""
 
+import threading
 from pathlib import Path
 
 import fsspec
 import pytest
 
 from hiddenweights import cell as cell_module
+from hiddenweights import store as store_module
 from hiddenweights.cell import Record, Run, cell_epochs, run_cell
 from hiddenweights.config import TrialConfig, from_dict, resolve, trial_id, unflatten
-from hiddenweights.store import Busy, Json, Store
+from hiddenweights.store import Busy, Json, Store, StoreAway
 from hiddenweights.train import Trainer
 
 
@@ -115,12 +117,48 @@ def test_a_fault_of_the_host_is_not_the_cells(store: Store, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "epochs", full)
         with pytest.raises(OSError, match="space"):
-            run_cell(config(), store)
+            run_cell(config(), store, patience=0)
     failure = store.failure(trial_id(config()))
     assert failure is not None
     assert failure["transient"]
     run_cell(config(), store)
     assert store.failure(trial_id(config())) is None
+
+
+def test_a_store_that_goes_away_is_waited_for(
+    store: Store, tmp_path: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "POLL", 0.05)
+    gone, moments = tmp_path / "gone", list[Path]()
+
+    def come_back() -> None:
+        moments.extend(tmp_path.iterdir())
+        gone.rename(tmp_path / "runs")
+
+    epochs = cell_epochs(config(), store, trackers=[notebook])
+    assert [next(epochs)["epoch"], next(epochs)["epoch"]] == [1, 2]
+    (tmp_path / "runs").rename(gone)
+    threading.Timer(0.5, come_back).start()
+    assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]  # from the checkpoint, then new ones
+    result = store.result(trial_id(config()))
+    assert result is not None
+    assert moments == [gone]  # nothing was made in its place
+    assert [tracker.ends for tracker in notebook.made] == [[None], [result]]
+    undisturbed = run_cell(config(), Store(tmp_path / "undisturbed"))
+    assert masks(result) == masks(undisturbed)
+    folder = tmp_path / "runs" / "cells" / result["cell"]
+    assert {path.name for path in folder.iterdir()} == {"result.json", "ticket.ticket"}
+
+
+def test_a_store_that_stays_away_ends_the_wait_and_loses_nothing(store: Store, tmp_path: Path) -> None:
+    epochs = cell_epochs(config(), store, patience=0.1)
+    next(epochs)
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    with pytest.raises(StoreAway, match="runs"):
+        next(epochs)
+    with pytest.raises(StoreAway):
+        run_cell(config(), store, patience=0.1)
+    assert [path.name for path in tmp_path.iterdir()] == ["gone"]
 
 
 def test_the_thread_count_is_the_configs(store: Store) -> None:

@@ -146,7 +146,7 @@ def test_a_cell_in_other_hands_is_left_alone(tmp_path: Path) -> None:
 def test_a_failure_is_a_line_and_a_full_disk_is_not_the_cells_fault(tmp_path: Path) -> None:
     def small_files() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))  # a checkpoint is larger
+        resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))  # a checkpoint is larger
 
     arguments = command(*LONG, "--store", str(tmp_path))
     failed = subprocess.run(arguments, preexec_fn=small_files, capture_output=True, text=True, check=False)

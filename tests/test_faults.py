@@ -104,7 +104,8 @@ class Launch:
         script = folder / "driver.py"
         script.write_text(DRIVER)
         self.log = folder / f"launch-{time.time_ns()}.log"
-        environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": str(Path(__file__).parent)}
+        here = Path(__file__).parent
+        environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": f"{here.parent}:{here}"}
         with open(self.log, "w") as log:
             self.process = psutil.Popen(
                 [sys.executable, str(script), "launch", name, "--store", str(store), *args],
