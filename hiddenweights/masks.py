@@ -4,6 +4,7 @@ A `Mask` is a parametrization (`torch.nn.utils.parametrize`): it holds one layer
 frozen weight into the effective one. A new method is one subclass with an entry in `METHODS`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from hiddenweights.config import Distribution, Method
 from hiddenweights.init import draw_weights
-from hiddenweights.selection import keep_largest
+from hiddenweights.selection import keep_largest, keep_largest_each
 from hiddenweights.streams import stream, uniforms
 
 
@@ -33,6 +34,14 @@ def top_k_mask(scores: Tensor, kept: int) -> Tensor:
     edge, kept or not (paper, section 3).
     """
     return keep_largest(torch.ones_like(scores), scores, kept)
+
+
+def _computed_in(weight: Tensor) -> torch.dtype:
+    """The dtype in which a layer computes with `weight`: autocast's, which saves it a pass to cast it."""
+    kind = weight.device.type
+    if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return weight.dtype
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,35 @@ class Group:
             mask.chosen = None
 
 
+class Together:
+    """The masks of a network that select each for itself, all in one call before a forward pass.
+
+    `hold` and `release` are hooks, as those of a `Group`. `chains` are torch's chains of parametrizations,
+    which have the weights; their first are `EdgePopup`s.
+    """
+
+    def __init__(self, chains: Sequence[Any]) -> None:
+        self.chains = chains
+
+    def hold(self, *_: Any) -> None:
+        """Make the effective weights now, and let every mask give its own until `release`."""
+        masks = [chain[0] for chain in self.chains]
+        weights = [chain.original for chain in self.chains]
+        effective = keep_largest_each(
+            weights,
+            [mask.scores for mask in masks],
+            [mask.kept for mask in masks],
+            [_computed_in(weight) for weight in weights],
+        )
+        for mask, own in zip(masks, effective, strict=True):
+            mask.effective = own
+
+    def release(self, *_: Any) -> None:
+        """End what `hold` began."""
+        for chain in self.chains:
+            chain[0].effective = None
+
+
 class Mask(nn.Module):
     """One layer's scores, and the effective weight made of them. Subclasses say how.
 
@@ -111,14 +149,15 @@ class Mask(nn.Module):
 class EdgePopup(Mask):
     """Keep the top k by |score|, learn the scores straight through (Ramanujan et al. 2020)."""
 
+    effective: Tensor | None = None
+    """What `Together` made of the weight, during a forward pass."""
+
     def forward(self, weight: Tensor) -> Tensor:
+        if self.effective is not None:
+            return self.effective
         if self.group is not None:
             return super().forward(weight)
-        # weight * mask in one pass, in the precision in which autocast would have the layer compute
-        kind = weight.device.type
-        low = weight.dtype == torch.float32 and torch.is_autocast_enabled(kind)
-        dtype = torch.get_autocast_dtype(kind) if low else weight.dtype
-        return keep_largest(weight, self.scores, self.kept, dtype)
+        return keep_largest(weight, self.scores, self.kept, _computed_in(weight))  # weight * mask in one pass
 
 
 class RandomMask(EdgePopup):

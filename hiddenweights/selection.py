@@ -4,6 +4,7 @@ import functools
 import importlib
 import inspect
 import math
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -29,25 +30,37 @@ def keep_largest(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype |
     goes straight through to |score|: d/dscore = sign(score) * value * d/dresult for every edge, kept or
     not (Ramanujan et al. 2020, section 3); `values` are constants to it.
     """
-    result: Tensor = _StraightThrough.apply(values, scores, kept, dtype or values.dtype)
-    return result
+    return keep_largest_each([values], [scores], [kept], [dtype or values.dtype])[0]
+
+
+def keep_largest_each(
+    values: Sequence[Tensor], scores: Sequence[Tensor], kept: Sequence[int], dtypes: Sequence[torch.dtype]
+) -> tuple[Tensor, ...]:
+    """`keep_largest` of several tensors, each for itself, as one step of the gradient.
+
+    For small layers: most of what they cost is a call's and a gradient step's share of Python.
+    """
+    results: tuple[Tensor, ...] = _StraightThrough.apply(kept, dtypes, *values, *scores)
+    return results
 
 
 class _StraightThrough(torch.autograd.Function):
     # Not registered with the operator: that costs more a call, and `torch.func` cannot see through it.
     @staticmethod
-    def forward(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
-        result: Tensor = torch.ops.hiddenweights.keep_largest(values, scores, kept, dtype)
-        return result
+    def forward(kept: Sequence[int], dtypes: Sequence[torch.dtype], *tensors: Tensor) -> tuple[Tensor, ...]:
+        values, scores = tensors[: len(kept)], tensors[len(kept) :]
+        select = torch.ops.hiddenweights.keep_largest
+        return tuple(select(*layer) for layer in zip(values, scores, kept, dtypes, strict=True))
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, int, torch.dtype], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs[:2])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor, None, None]:
-        values, scores = ctx.saved_tensors
-        return None, grad * scores.sign().mul_(values), None, None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        values, scores = ctx.saved_tensors[: len(grads)], ctx.saved_tensors[len(grads) :]
+        found = (g * s.sign().mul_(v) for v, s, g in zip(values, scores, grads, strict=True))
+        return None, None, *(None for _ in values), *found
 
 
 # Torch asks for the signature at every call; kept here, it costs 2 us and not 12.

@@ -25,6 +25,7 @@ from hiddenweights.subnetwork import (
     current_masks,
     frozen_weights,
     masks_of,
+    select_together,
     set_weights,
     supermask,
     weight_layers,
@@ -293,6 +294,8 @@ def build_cell_network(config: TrialConfig, dataset: Dataset, ticket: "Ticket | 
             weight_seed=weight_seed,
             score_seed=config.seed_of("scores"),
         )
+        if ":" not in model.arch:  # which might recompute parts in the backward pass
+            select_together(network)
     return network.to(memory_format=torch.channels_last)
 
 
