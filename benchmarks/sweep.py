@@ -88,9 +88,12 @@ def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
     ends = [finished(result) for result in results]
     fifth = len(ends) // 5
     # Without the first cells, which wait for the workers' start.
-    per_cell = [
-        (ends[stop - 1] - ends[start]) / (stop - 1 - start)
-        for start, stop in ((SLOTS, fifth), (len(ends) - fifth, len(ends)))
+    fifths = [slice(SLOTS, fifth), slice(len(ends) - fifth, len(ends))]
+    per_cell = [(ends[part][-1] - ends[part][0]) / (len(ends[part]) - 1) for part in fifths]
+    # What is left when the machine's mood is taken out, which makes the training itself faster or slower.
+    over_ideal = [
+        wall_each * SLOTS / mean(result["seconds"] for result in results[part])
+        for wall_each, part in zip(per_cell, fifths, strict=True)
     ]
     taken = [
         mean(taken for at, taken in memory if low <= at <= high)
@@ -100,6 +103,7 @@ def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
         (f"{name}, last fifth / first", after / before, "about 1", show(before), show(after))
         for name, (before, after), show in (
             ("wall time a cell", per_cell, readable),
+            ("the same over its training's", over_ideal, "{:.2f}".format),
             ("memory of the driver", taken, megabytes),
         )
     ]

@@ -201,6 +201,8 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
     os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
     if not options.address:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
+        # Trials that wait for a place. Ray's 200 are for clusters that grow; each costs the driver time.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
     from sweeps import ray_executor  # only now: Ray reads its environment when imported
 
     with ray_executor.cluster(options.address):

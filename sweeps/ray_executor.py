@@ -163,6 +163,8 @@ class _Watch(tune.Callback):  # type: ignore[misc]
                 self._progress.left(cell)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        # Tune keeps statistics of every metric of every trial to the end: 30 KB a trial.
+        trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
         if trial.last_result["state"] != "running":
             return
         cell, epoch = trial.last_result["cell"], trial.last_result["epoch"]

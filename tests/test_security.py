@@ -1,0 +1,164 @@
+"""One launch on Ray, watched from outside: what listens, where the W&B key is, what the log says.
+
+In it a worker is killed, and a cell runs out of memory beside another one.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from torch import nn
+
+from hiddenweights.store import Store
+from sweeps import experiments
+from sweeps.grid import Arm, arm
+
+KEY = "f00dfeed" * 5
+MARK = "HIDDENWEIGHTS_TEST_MARK"  # names a file that exists once memory was short
+FIELDS = {"model.width": 0.25, "train.epochs": 8}
+DRIVER = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from hiddenweights import cli
+from sweeps import __main__ as main, experiments
+import test_security
+experiments.SWEEPS = {{**experiments.SWEEPS, "watched": test_security.watched}}
+if __name__ == "__main__":
+    sys.exit(cli.run(main.COMMANDS, "sweeps", sys.argv[1:]))
+"""
+
+
+def watched() -> list[Arm]:
+    """A sweep for this test."""
+    greedy = {"model.arch": f"{Path(__file__).stem}:greedy", "train.epochs": 1}
+    return [arm(greedy, {}), arm({**FIELDS, "model.arch": "conv2"}, {"model.k": (0.3, 0.5)})]
+
+
+def greedy(num_classes: int) -> nn.Module:
+    """A network that finds no memory the first time that it is trained."""
+    return Greedy(nn.Flatten(), nn.Linear(64, num_classes, bias=False))
+
+
+class Greedy(nn.Sequential):
+    def forward(self, x: Any) -> Any:
+        if torch.is_grad_enabled():
+            with contextlib.suppress(FileExistsError), open(os.environ[MARK], "x"):
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().forward(x)
+
+
+@dataclass
+class Seen:
+    """What was seen of the launch's processes."""
+
+    store: Path
+    session: Path
+    status: int = 0
+    printed: str = ""
+    commands: set[str] = field(default_factory=set)
+    listening: set[tuple[str, str]] = field(default_factory=set)
+    """(address, name of the process)"""
+
+    def look(self, driver: psutil.Process) -> None:
+        """Add what there is to see now."""
+        with contextlib.suppress(psutil.Error):
+            for process in (driver, *driver.children(recursive=True)):
+                with contextlib.suppress(psutil.Error):
+                    self.commands.add(" ".join(process.cmdline()))
+                    self.listening |= {
+                        (socket.laddr.ip, process.name())
+                        for socket in process.net_connections("inet")
+                        if socket.status == psutil.CONN_LISTEN
+                    }
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
+    folder = tmp_path_factory.mktemp("launch")
+    session = Path(tempfile.mkdtemp(prefix="hw"))  # short: a socket's path has no room for more
+    seen = Seen(store=folder / "runs", session=session)
+    (folder / "driver.py").write_text(DRIVER)
+    environment = os.environ | {
+        "WANDB_API_KEY": KEY,
+        "WANDB_MODE": "offline",
+        "RAY_TMPDIR": str(session),
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
+        MARK: str(folder / "mark"),
+    }
+    log = folder / "log"
+    command = [sys.executable, "driver.py", "launch", "watched", "--store", str(seen.store)]
+    with log.open("w") as out:
+        driver = psutil.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    killed = False
+    try:
+        while driver.poll() is None:
+            seen.look(driver)
+            for _ in range(10):
+                killed = killed or kill_one(seen.store)
+                time.sleep(0.1)
+        seen.status, seen.printed = driver.wait(), log.read_text()
+        assert killed
+        yield seen
+    finally:
+        for process in (*driver.children(recursive=True), driver) if driver.is_running() else ():
+            process.kill()
+        shutil.rmtree(session, ignore_errors=True)
+
+
+def kill_one(store: Path) -> bool:
+    """Kill a worker that is in the middle of a cell; whether there was one."""
+    for checkpoint in store.glob("cells/*/checkpoint"):
+        with contextlib.suppress(OSError, ValueError, psutil.Error):
+            psutil.Process(json.loads((checkpoint.parent / "lock").read_text())["pid"]).kill()
+            return True
+    return False
+
+
+def test_it_ends_well_and_says_what_happened(seen: Seen) -> None:
+    assert seen.status == 0, seen.printed
+    assert seen.printed.count("a worker died") == 1
+    assert "raylet" not in seen.printed
+    assert "Traceback" not in seen.printed
+    assert seen.printed.count("OutOfMemoryError") == 1
+    results = dict(Store(seen.store).results(Store(seen.store).finished()))
+    assert len(results) == 3
+    greedy = next(r for r in results.values() if r["config"]["model"]["arch"].endswith("greedy"))
+    assert greedy["attempts"] == 2
+
+
+def test_nothing_listens_beyond_this_machine(seen: Seen) -> None:
+    assert seen.listening  # Ray does listen
+    assert {(at, name) for at, name in seen.listening if not loopback(at)} == set()
+
+
+def loopback(at: str) -> bool:
+    """Whether an address is of this machine only."""
+    address = ip_address(at)
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
+
+
+def test_the_key_is_in_no_file_and_no_command(seen: Seen) -> None:
+    assert any(command.startswith("ray::") for command in seen.commands)
+    assert not any(KEY in command for command in seen.commands)
+    written = [path for top in (seen.store, seen.session) for path in top.rglob("*") if path.is_file()]
+    assert any("wandb" in path.parts for path in written)
+    assert any("session" in str(path) and path.suffix == ".log" for path in written)
+    assert [str(path) for path in written if KEY.encode() in path.read_bytes()] == []
+    assert KEY not in seen.printed
+
+
+def test_the_sweep_here_is_not_registered() -> None:
+    assert "watched" not in experiments.SWEEPS
