@@ -1,9 +1,10 @@
 """Everything that only a GPU can confirm: `python -m benchmarks.gpu`, under ten minutes, one NVIDIA GPU.
 
 The straightforward script's images a second first; then sort against topk against our kernels, whole steps
-with and without a graph, the share of the card's matrix rate, the input pipeline, whole trials, and several
-trials at once. Images are random, of CIFAR-10's shape. Needs torch, torchvision and Triton alone. No GPU has
-run this yet (benchmarks/README.md); tests/test_fast_gpu.py runs its parts on a CPU.
+with and without a graph, the share of the card's matrix rate, the input pipeline, whole trials, several
+trials at once, and a ticket's predictions here and on the CPU. Images are random, of CIFAR-10's shape.
+Needs torch, torchvision, Triton and safetensors alone. No GPU has run this yet (benchmarks/README.md);
+tests/test_fast_gpu.py runs its parts on a CPU.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import torch
 import torch.multiprocessing as mp
@@ -24,7 +26,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import pipeline, selection, step, straightforward, trial
 from benchmarks.measure import Row, race, readable, report
 from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, TrialConfig
-from hiddenweights.data import Dataset
+from hiddenweights.data import Batches, Dataset
+from hiddenweights.ticket import Ticket
+from hiddenweights.train import Trainer
 
 STEPS = 300
 
@@ -76,6 +80,34 @@ def share_of_the_matrix_rate(case: str, peak: float, device: str) -> Row:
         baseline=f"matrix product: {peak / 1e12:.3g} TFLOP/s",
         ours=f"a step: {readable(statistics.median(times))}",
         rounds=len(times),
+    )
+
+
+def predictions_elsewhere(arch: str, dataset: Dataset, device: str, width: float = 1.0) -> Row:
+    """How many predictions of a ticket found on `device` differ on the CPU, in float32, of 1,000 images."""
+    config = TrialConfig(
+        model=ModelConfig(arch=arch, width=width),
+        data=DataConfig(name="cifar10", subset=len(dataset.train) // 2),
+        train=TrainConfig(epochs=1, device=device, precision="float32"),
+    )
+    with (
+        mock.patch("hiddenweights.train.load_dataset", return_value=dataset),
+        mock.patch("hiddenweights.ticket.load_dataset", return_value=dataset),
+    ):
+        trainer = Trainer(config)
+        *_, last = trainer.epochs()
+        network = Ticket.of(trainer, last).network()
+    images, _ = next(Batches(dataset.test, dataset.mean, dataset.std).in_order(1000))
+    with torch.no_grad():
+        here = network(images).argmax(1)
+        there = network.to(device)(images.to(device)).argmax(1).cpu()
+    return Row(
+        what=f"{arch}: predictions of {len(images)} that differ from the CPU's",
+        ratio=float((here != there).sum()),
+        goal="0",
+        baseline="CPU, float32",
+        ours=device,
+        rounds=1,
     )
 
 
@@ -223,6 +255,7 @@ def main() -> int:
             for arch, epochs in (("conv4", 5), ("resnet18", 2))
         ),
         at_once,
+        lambda: report("tickets_gpu", [predictions_elsewhere(arch, images, device) for arch in both], device),
     ):
         try:
             part()

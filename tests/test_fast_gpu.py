@@ -35,6 +35,11 @@ def test_steps_and_trials(results):
     assert row.ratio > 0
 
 
+def test_predictions_on_another_device():
+    row = gpu.predictions_elsewhere("conv2", step.random_images(3, 8, 200), "cpu", width=0.1)
+    assert row.ratio == 0  # here the other device is this one
+
+
 @pytest.mark.slow
 def test_trials_at_once_in_every_way(monkeypatch):
     assert gpu._in_processes("conv2", 0.1, 1, "cpu", steps=2) > 0  # one: each is an import of torch
