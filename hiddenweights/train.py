@@ -54,8 +54,8 @@ class Diverged(RuntimeError):
 class Trainer:
     """One cell's training: network, data and optimiser, built when `epochs` is first iterated.
 
-    With a `checkpoint` folder, every epoch is saved there before its record is yielded, and training
-    goes on from what the folder holds. A cell's result is a function of its config: on one kind of
+    With a `checkpoint` folder (made where what it lies in exists), every epoch is saved there before its
+    record is yielded, and training goes on from what the folder holds. A cell's result is a function of its config: on one kind of
     machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
     """
 
@@ -156,6 +156,8 @@ class Trainer:
 
     def _build(self) -> None:
         """Network and data from the config alone, so that a checkpoint adds only what was learnt."""
+        if self.checkpoint and not self.checkpoint.parent.is_dir():
+            raise UserError(f"checkpoint: {str(self.checkpoint)!r} lies in no folder that exists")
         config, name = self.config, self.config.train.device
         automatic = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(automatic if name == "auto" else name)

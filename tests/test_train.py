@@ -390,3 +390,9 @@ def test_bfloat16_keeps_scores_in_single_precision_and_learns_alike():
     assert {mask.scores.dtype for mask in masks_of(trainers[1].network).values()} == {torch.float32}
     assert records[0]["train_loss"] != records[1]["train_loss"]
     assert records[1]["train_loss"] == pytest.approx(records[0]["train_loss"], rel=0.1)
+
+
+def test_a_checkpoint_in_no_folder_is_refused_before_training(tmp_path):
+    trainer = Trainer(TrialConfig(), checkpoint=tmp_path / "missing" / "checkpoint")
+    with pytest.raises(UserError, match="missing"):
+        next(trainer.epochs())
