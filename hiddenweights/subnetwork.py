@@ -108,9 +108,9 @@ def supermask(
 def select_together(network: nn.Module) -> None:
     """Let a supermask `network` make all its masked weights in one call before each forward pass.
 
-    The results are the same; a step of the digits' small networks takes a seventh less time. Not for networks that
-    recompute parts in the backward pass (`torch.utils.checkpoint`), where no forward pass of the whole
-    precedes. Does nothing where the selection is global, or the method no edge-popup.
+    The results are the same; a step of the digits' small networks takes a seventh less time. Not for
+    networks that recompute parts in the backward pass (`torch.utils.checkpoint`), where no forward pass of
+    the whole precedes. Does nothing where the selection is global, or the method no edge-popup.
     """
     chains = list(_mask_chains(network))
     alone = all(chain[0].group is None and type(chain[0]).forward is EdgePopup.forward for chain in chains)

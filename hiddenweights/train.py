@@ -55,8 +55,8 @@ class Trainer:
     """One cell's training: network, data and optimiser, built when `epochs` is first iterated.
 
     With a `checkpoint` folder (made where what it lies in exists), every epoch is saved there before its
-    record is yielded, and training goes on from what the folder holds. A cell's result is a function of its config: on one kind of
-    machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
+    record is yielded, and training goes on from what the folder holds. A cell's result is a function of its
+    config: on one kind of machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
     """
 
     network: nn.Module
