@@ -3,6 +3,7 @@
 import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from statistics import fmean
 
 from rich.console import Console, Group
@@ -23,18 +24,23 @@ class Curves:
     """Where each cell stands in the figure: on which curve, at which x."""
 
     def __init__(self, cells: Mapping[str, TrialConfig], axes: Iterable[str] = ()) -> None:
-        cells = {cell: resolve(config) for cell, config in cells.items()}
-        flat = {cell: flatten(config) for cell, config in cells.items()}
-        values = {name: {row[name] for row in flat.values()} for name in ("model.k", "model.width")}
+        # Cells that differ in the seed alone stand in one place, and to find it takes some time.
+        alike: dict[TrialConfig, list[str]] = defaultdict(list)
+        for cell, config in cells.items():
+            alike[replace(config, seed=0)].append(cell)
+        groups = [(resolve(cells[members[0]]), members) for members in alike.values()]
+        flat = [flatten(config) for config, _ in groups]
+        values = {name: {row[name] for row in flat} for name in ("model.k", "model.width")}
         self.x = "model.width" if len(values["model.width"]) > 2 else "model.k"
         hidden = ("k=", "seed=", *(("width=",) if self.x == "model.width" else ()))
         more = sorted(set(axes) - _NAMED)
-        self._places: dict[str, tuple[str, float | None]] = {}
-        for cell, config in cells.items():
+        found: dict[str, tuple[str, float | None]] = {}
+        for (config, members), row in zip(groups, flat, strict=True):
             words = [word for word in short_name(config).split() if not word.startswith(hidden)]
-            words += [f"{name.rpartition('.')[2]}={flat[cell][name]}" for name in more]
-            x = flat[cell][self.x]
-            self._places[cell] = " ".join(words), None if x is None else float(x)
+            words += [f"{name.rpartition('.')[2]}={row[name]}" for name in more]
+            x = row[self.x]
+            found |= dict.fromkeys(members, (" ".join(words), None if x is None else float(x)))
+        self._places = {cell: found[cell] for cell in cells}  # in their order, which is that of the curves
         self._leave_out_what_all_share()
 
     def _leave_out_what_all_share(self) -> None:

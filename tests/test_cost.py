@@ -10,6 +10,7 @@ from torch import nn
 
 from hiddenweights import cli
 from hiddenweights.config import TrialConfig, unflatten
+from hiddenweights.errors import UserError
 from hiddenweights.store import Store
 from sweeps import __main__ as main
 from sweeps import experiments, ray_executor, tracking
@@ -136,6 +137,17 @@ def test_what_a_cell_asks_for() -> None:
     assert ray_executor.alone({"CPU": 1, "GPU": 0.25}, with_gpus) == {"CPU": 1, "GPU": 1}
     assert ray_executor.alone({"CPU": 1, "GPU": 2.0}, with_gpus) == {"CPU": 1, "GPU": 2}
     assert ray_executor.alone({"CPU": 1, "GPU": 0}, with_gpus) == {"CPU": 8, "GPU": 0}
+
+
+def test_wanting_more_than_any_node_has_is_refused() -> None:
+    largest = {"CPU": 8.0, "GPU": 1.0}
+    ray_executor.check([{"CPU": 8.0, "GPU": 1.0}], None, largest)
+    for wanted, gpus, name in (
+        ({"CPU": 1.0, "GPU": 2.0}, 2.0, "--gpus"),
+        ({"CPU": 9.0, "GPU": 0.0}, None, "train.threads"),
+    ):
+        with pytest.raises(UserError, match=name):
+            ray_executor.check([{"CPU": 1.0, "GPU": 0.0}, wanted], gpus, largest)
 
 
 def test_out_of_memory_is_tried_again_in_the_same_launch(

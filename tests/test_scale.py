@@ -1,0 +1,69 @@
+"""Ten thousand cells: what a launch and a status do for each must stay small."""
+
+import io
+import json
+import time
+
+import pytest
+from rich.console import Console
+
+from hiddenweights.config import resolve, short_name, to_dict
+from hiddenweights.store import Store
+from sweeps import __main__ as main
+from sweeps import experiments
+from sweeps.progress import Curves, Progress
+
+CELLS = experiments.sweep("quickstart").override({}, {"seed": tuple(range(42))}).cells()
+EPOCHS = 30
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A thousand finished cells; only their numbers are made up."""
+    folder = tmp_path_factory.mktemp("runs")
+    record = {f"kept/{layer}.weight": 0.5 for layer in range(20)} | {"epoch": 1, "test_accuracy": 0.5}
+    for cell, config in CELLS.items():
+        result = {
+            "cell": cell,
+            "name": short_name(config),
+            "config": to_dict(resolve(config)),
+            "history": [record] * EPOCHS,
+            "summary": {"test_accuracy": config.seed / 100},
+            "seconds": 2.0,
+            "device": "cpu",
+        }
+        path = folder / "cells" / cell / "result.json"
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(result))
+    store = Store(folder)
+    store.prepare()
+    store.write_plan("quickstart", {"cells": list(CELLS), "axes": {"seed": list(range(42))}})
+    return store
+
+
+def test_a_status_reads_a_thousand_cells_in_a_second(
+    store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    began = time.process_time()
+    assert main.COMMANDS["status"]("quickstart", store=store.uri) == 0
+    assert time.process_time() - began < 1.0  # 0.25 s on an idle machine
+    printed = capsys.readouterr().out
+    assert f"{len(CELLS)} finished" in printed
+    assert printed.count("20.5") == 24  # the mean over the seeds, for every point
+
+
+def test_the_view_of_a_thousand_cells_costs_little() -> None:
+    """It is drawn four times a second, beside the launch's own work."""
+    progress = Progress("quickstart", CELLS, Curves(CELLS), Console(file=io.StringIO()))
+    for cell in list(CELLS)[::2]:
+        progress.finished(cell, 0.5, 2.0)
+    for cell in list(CELLS)[1:17:2]:
+        progress.running(cell, 3)
+    began = time.process_time()
+    for _ in range(20):
+        progress._picture()
+    assert (time.process_time() - began) / 20 < 0.02  # 0.001 s on an idle machine
+    left = len(CELLS) - len(progress.accuracies)
+    eta = progress.eta()
+    assert eta is not None
+    assert eta == pytest.approx((left - 8 * 3 / EPOCHS) * 2.0 / 8)
