@@ -157,7 +157,7 @@ def imagenet() -> list[Arm]:
     """Figure 8: subnetworks of random ResNets on ImageNet, by number of weights.
 
     Claim: a subnetwork of a random Wide ResNet-50 does as well as a trained ResNet-34.
-    Command: python -m sweeps launch imagenet --set data.root=DIR --set train.precision=bfloat16
+    Command: python -m sweeps launch imagenet --set data.root=DIR
     Cells: 50 (30 edge-popup, 20 dense); about 4,000 GPU-hours.
     Expect: top-1 at k = 0.3, Kaiming normal / signed constant: ResNet-50 61.7 / 68.6, ResNet-101
     66.15 / 72.3, Wide ResNet-50 67.9 / 73.3%.
@@ -175,7 +175,7 @@ def imagenet_k() -> list[Arm]:
     """Figure 9: ResNet-50 on ImageNet over k.
 
     Claim: the best k lies between the extremes.
-    Command: python -m sweeps launch imagenet_k --set data.root=DIR --set train.precision=bfloat16
+    Command: python -m sweeps launch imagenet_k --set data.root=DIR
     Cells: 50, 10 of them imagenet's; about 3,500 GPU-hours.
     Expect: at k = 0.3 Kaiming normal 61.7, signed constant 68.6%; a fall towards both ends.
     """
@@ -188,7 +188,7 @@ def scaled() -> list[Arm]:
     """Figure 10: scaling the weights' standard deviation by sqrt(1/k), ResNet-50 on ImageNet.
 
     Claim: scaling helps.
-    Command: python -m sweeps launch scaled --set data.root=DIR --set train.precision=bfloat16
+    Command: python -m sweeps launch scaled --set data.root=DIR
     Cells: 100, 50 of them imagenet_k's; about 7,000 GPU-hours.
     Expect: scaled above unscaled, the more so the smaller k (at k = 1 they are one).
     """
