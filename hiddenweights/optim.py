@@ -21,8 +21,7 @@ def build_optimizer(
     assert config.momentum is not None
     lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
-        capturable = device.type == "cuda"
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=capturable)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
 
 

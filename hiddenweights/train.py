@@ -177,9 +177,7 @@ class Trainer:
         self.optimizer = (
             build_optimizer(self.learnable, config.optim, self.device) if self.learnable else None
         )
-        # Our own networks neither draw nor read a value in a step; of others nobody knows.
-        recordable = config.model.arch in NETWORKS and config.model.method not in ("sampled", "iterand")
-        graphed = recordable and self.device.type == "cuda"
+        graphed = self.device.type == "cuda" and recordable(config)
         self.step: Step = GraphedStep(self._step, CudaRecorder(self.device)) if graphed else self._step
         self._place(dataset, splits)
         self.steps = 0
@@ -299,6 +297,12 @@ def build_cell_network(config: TrialConfig, dataset: Dataset, ticket: "Ticket | 
         if ":" not in model.arch:  # which might recompute parts in the backward pass
             select_together(network)
     return network.to(memory_format=torch.channels_last)
+
+
+def recordable(config: TrialConfig) -> bool:
+    """Whether a step neither draws nor reads a value of the device; of networks not ours nobody knows."""
+    drawing = config.model.method in ("sampled", "iterand")
+    return config.model.arch in NETWORKS and not drawing and config.optim.optimizer == "sgd"
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:

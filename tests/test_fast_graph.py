@@ -51,13 +51,13 @@ RECORDABLE = [
     {"model__selection": "global"},
     {"model__method": "biprop", "model__distribution": "kaiming_normal"},
     {"model__method": "dense"},
-    {"model__method": "dense", "optim__optimizer": "adam"},
     {"model__arch": "resnet18", "model__width": 0.05, "data__augment": "crop_flip"},
 ]
 
 
 @pytest.mark.parametrize("options", RECORDABLE, ids=str)
 def test_a_recorded_step_gives_the_same_records_and_networks(options, monkeypatch):
+    assert train.recordable(train.resolve(cell(**options)))
     plain, recorded, recorder = Trainer(cell(**options)), Trainer(cell(**options)), Recorded()
     [*plain.epochs()]
     build = recorded._build
@@ -73,6 +73,21 @@ def test_a_recorded_step_gives_the_same_records_and_networks(options, monkeypatc
     assert recorder.replays == 2 * (270 // 32) - WARM_UP  # the last batch of an epoch has 14 images
     for ours, theirs in zip(learnt(recorded), learnt(plain), strict=True):
         assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model__method": "sampled"},
+        {"model__method": "iterand"},
+        {"model__method": "dense", "optim__optimizer": "adam"},
+        {"model__arch": "torchvision/resnet18"},
+        {"model__arch": "someones.module:network"},
+    ],
+    ids=str,
+)
+def test_steps_that_cannot_be_recorded_are_not(options):
+    assert not train.recordable(train.resolve(cell(**{"model__width": 1.0} | options)))
 
 
 @pytest.mark.parametrize("options", RECORDABLE, ids=str)
