@@ -184,7 +184,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
 class _WhenAway(tune.Stopper):  # type: ignore[misc]
     """Ends the launch when the store has been away for as long as one waits for it."""
 
-    LOOK = 5.0  # seconds between looks
+    LOOK = 2.0  # seconds between looks
 
     def __init__(self, store: Store, progress: Progress, patience: float) -> None:
         self._store, self._progress, self._patience = store, progress, patience

@@ -11,10 +11,12 @@ from ray import tune
 
 from hiddenweights.cell import Record, cell_epochs, failure_record, installed_trackers
 from hiddenweights.config import from_dict
-from hiddenweights.store import Busy, Json, LeaseLost, Store
+from hiddenweights.store import Busy, Json, LeaseLost, Store, StoreAway
 
 # Seconds between reports to the driver: each costs it 10 ms or so.
 REPORT_EVERY = 2.0
+# Seconds that a worker waits for a store which it has never seen.
+FIRST_LOOK = 30.0
 
 
 def job_of(config: Json) -> Json:
@@ -64,8 +66,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     def _advance(self) -> dict[str, Any]:
         if self._epochs is None:
             store = self._store = self._store or Store(self._job["store"])  # all jobs of a launch have one
-            if not store.present() and not store.seen:
-                raise OSError(f"the store {store.uri} is not there on this host; hosts must share it")
+            if not store.seen:
+                self._look_for(store)
             if failure := _failed_since(store, self._job["cell"], self._job["launched"]):
                 return {"state": "failed", "message": failure["message"], tune.result.DONE: True}
             self._epochs = cell_epochs(
@@ -92,6 +94,15 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
                 }
             if time.monotonic() >= until:
                 return {"state": "running", **_scalars(record)}
+
+    def _look_for(self, store: Store) -> None:
+        """Find the store that the launch has prepared; what was never here will hardly come."""
+        store.seen = True
+        try:
+            store.wait(time.monotonic() + min(FIRST_LOOK, self._job["patience"]))
+        except StoreAway:
+            store.seen = False
+            raise OSError(f"the store {store.uri} is not there on this host; hosts must share it") from None
 
     def _watch(self, store: Store) -> None:
         """Kill this worker when the cell has taken longer than it may: what hangs cannot be asked."""

@@ -5,6 +5,7 @@ is left, and W&B holds one run a cell with one record an epoch. `HIDDENWEIGHTS_K
 chaos test kills.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from sweeps.grid import Arm, arm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+HERE = Path(__file__).parent
 EPOCHS = 12
 FIELDS = {"model.arch": "conv2", "model.width": 0.25, "train.epochs": EPOCHS}
 
@@ -74,7 +76,7 @@ def hangs(num_classes: int) -> Any:
 SWEEPS = {"fragile": fragile, "faulty": faulty}
 DRIVER = f"""
 import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.insert(0, {str(HERE)!r})
 from hiddenweights import cli
 from sweeps import __main__ as main, experiments
 import test_faults
@@ -96,6 +98,16 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     return masks
 
 
+def trainers(parent: psutil.Process) -> list[psutil.Process]:
+    """The processes below `parent` that train."""
+    found = []
+    for process in parent.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("CellTrial" in word or "ray::ResourceTr" in word for word in process.cmdline()):
+                found.append(process)
+    return found
+
+
 class Launch:
     """`python -m sweeps launch NAME` on Ray, in a process of its own."""
 
@@ -104,8 +116,7 @@ class Launch:
         script = folder / "driver.py"
         script.write_text(DRIVER)
         self.log = folder / f"launch-{time.time_ns()}.log"
-        here = Path(__file__).parent
-        environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": f"{here.parent}:{here}"}
+        environment = {**os.environ, "WANDB_MODE": "offline", "PYTHONPATH": f"{HERE.parent}:{HERE}"}
         with open(self.log, "w") as log:
             self.process = psutil.Popen(
                 [sys.executable, str(script), "launch", name, "--store", str(store), *args],
@@ -114,14 +125,7 @@ class Launch:
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
-        found = []
-        for process in self.process.children(recursive=True):
-            try:
-                if any("CellTrial" in word or "ray::ResourceTr" in word for word in process.cmdline()):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return trainers(self.process)
 
     def end(self, timeout: float = 300) -> int:
         """Wait for the exit status."""
@@ -144,13 +148,36 @@ def store(tmp_path: Path) -> Iterator[Path]:
             process.kill()
 
 
-def wait_for_training(store: Path, launch: Launch, more_than: int = 0) -> None:
-    """Until some cell of this launch is in the middle."""
+def wait_until(true: Callable[[], Any], launch: Launch) -> None:
+    """Until something is so, or the launch has ended."""
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and launch.process.is_running():
-        if launch.workers() and len(list(store.glob("cells/*/checkpoint/*"))) > more_than:
-            return
+    while not true() and launch.process.poll() is None:
+        assert time.monotonic() < deadline, launch.log.read_text()
         time.sleep(0.05)
+
+
+def trained_by(workers: list[psutil.Process], store: Path) -> bool:
+    """Whether one of them is in the middle of a cell."""
+    pids = {worker.pid for worker in workers}
+    for lock in store.glob("cells/*/lock"):
+        with contextlib.suppress(FileNotFoundError):  # finished just now
+            if json.loads(lock.read_text())["pid"] in pids and any(lock.parent.glob("checkpoint/*.pt")):
+                return True
+    return False
+
+
+def wait_for_training(store: Path, launch: Launch) -> None:
+    """Until some cell of this launch is in the middle."""
+    wait_until(lambda: trained_by(launch.workers(), store), launch)
+
+
+def finish(launch: Launch) -> None:
+    """Wait for the end of a launch that trains what is left."""
+    status, printed = launch.end(), launch.log.read_text()
+    assert status == 0, printed
+    printed = printed.replace(str(launch.log.parent), "")  # the folder has the test's name
+    assert "deprecat" not in printed.lower()
+    assert "Traceback" not in printed
 
 
 def assert_undisturbed(store: Path, calm: dict[str, list[str]]) -> None:
@@ -176,33 +203,26 @@ def test_a_killed_worker_is_replaced_within_the_launch(store: Path, calm: dict[s
     launch = Launch("fragile", store)
     wait_for_training(store, launch)
     launch.workers()[0].kill()
-    assert launch.end() == 0, launch.log.read_text()
+    finish(launch)
     assert_undisturbed(store, calm)
 
 
-def test_after_the_driver_is_killed_the_same_command_goes_on(store: Path, calm: dict[str, list[str]]) -> None:
-    launch = Launch("fragile", store)
-    wait_for_training(store, launch)
-    launch.stop(signal.SIGKILL)
-    assert Launch("fragile", store).end() == 0
+def test_a_stop_is_clean_and_says_how_to_go_on(store: Path, calm: dict[str, list[str]]) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        launch = Launch("fragile", store)
+        wait_for_training(store, launch)
+        launch.stop(number)
+        assert launch.process.returncode == 130
+        assert "same command" in launch.log.read_text()
+        assert "Traceback" not in launch.log.read_text()
+        assert "running" not in Store(store).states(calm).values()
+    finish(Launch("fragile", store))
     assert_undisturbed(store, calm)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_clean_and_says_how_to_go_on(number: int, store: Path, calm: dict[str, list[str]]) -> None:
-    launch = Launch("fragile", store)
-    wait_for_training(store, launch)
-    launch.stop(number)
-    assert launch.process.returncode == 130
-    assert "same command" in launch.log.read_text()
-    assert "Traceback" not in launch.log.read_text()
-    assert "running" not in Store(store).states(calm).values()
-    again = Launch("fragile", store)
-    assert again.end() == 0, again.log.read_text()
-    assert_undisturbed(store, calm)
-
-
-def test_a_checkpoint_cut_in_half_is_not_the_end(store: Path, calm: dict[str, list[str]]) -> None:
+def test_after_a_killed_driver_and_checkpoints_cut_in_half_the_same_command_goes_on(
+    store: Path, calm: dict[str, list[str]]
+) -> None:
     launch = Launch("fragile", store)
     wait_for_training(store, launch)
     launch.stop(signal.SIGKILL)
@@ -210,9 +230,95 @@ def test_a_checkpoint_cut_in_half_is_not_the_end(store: Path, calm: dict[str, li
     assert files
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    again = Launch("fragile", store)
-    assert again.end() == 0, again.log.read_text()
+    finish(Launch("fragile", store))
     assert_undisturbed(store, calm)
+
+
+# A cluster of a head that trains nothing and two nodes. It kills the nodes whose numbers it reads.
+CLUSTER = """
+import sys
+from ray.cluster_utils import Cluster
+small = {"object_store_memory": 80 * 2**20}
+cluster = Cluster(True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+nodes = [cluster.add_node(num_cpus=1, **small) for _ in range(2)]
+raylets = [node.all_processes["raylet"][0].process for node in nodes]
+print(cluster.address, *(raylet.pid for raylet in raylets), flush=True)
+for number in sys.stdin:
+    raylets[int(number)].kill()
+    raylets[int(number)].wait()  # or its workers would take it for alive
+cluster.shutdown()
+"""
+
+
+@pytest.fixture
+def cluster() -> Iterator[psutil.Popen]:
+    """A process that runs `CLUSTER`."""
+    fast = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}  # not 15 s
+    with psutil.Popen(
+        [sys.executable, "-c", CLUSTER],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, **fast, "PYTHONPATH": f"{HERE.parent}:{HERE}", "WANDB_MODE": "offline"},
+    ) as process:  # fmt: skip
+        yield process
+        process.stdin.close()
+        process.wait(60)
+
+
+def test_the_cells_of_a_lost_node_move_to_another(
+    store: Path, calm: dict[str, list[str]], cluster: psutil.Popen
+) -> None:
+    address, *raylets = cluster.stdout.readline().split()
+    nodes = [psutil.Process(int(raylet)) for raylet in raylets]
+    launch = Launch("fragile", store, "--address", address)
+
+    wait_until(lambda: all(trained_by(trainers(node), store) for node in nodes), launch)
+    cluster.stdin.write("0\n")
+    cluster.stdin.flush()
+    finish(launch)
+    assert_undisturbed(store, calm)
+    assert max(result["attempts"] for _, result in Store(store).results(calm)) == 2
+
+
+def test_a_store_that_goes_away_is_waited_for_but_not_for_ever(
+    store: Path, calm: dict[str, list[str]]
+) -> None:
+    gone = store.with_name("gone")
+    launch = Launch("fragile", store, "--patience", "1")
+    wait_for_training(store, launch)
+    store.rename(gone)
+    assert launch.end() == 1
+    last = launch.log.read_text().strip().splitlines()[-1]
+    assert "cannot be used" in last
+    assert "same command" in last
+    assert not store.exists()
+    gone.rename(store)
+    launch = Launch("fragile", store)
+    wait_for_training(store, launch)
+    store.rename(gone)
+    wait_until(lambda: "waiting for it" in launch.log.read_text(), launch)
+    assert not store.exists()
+    gone.rename(store)
+    finish(launch)
+    assert_undisturbed(store, calm)
+
+
+def test_a_full_disk_is_waited_for(store: Path, calm: dict[str, list[str]]) -> None:
+    store.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(store)]
+    if subprocess.run(mount, check=False).returncode:
+        pytest.skip("file systems cannot be mounted here: that takes root")
+    try:
+        launch = Launch("fragile", store)
+        wait_for_training(store, launch)
+        with open(store / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(4096))
+        wait_until(lambda: "waiting for it" in launch.log.read_text(), launch)
+        (store / "filler").unlink()
+        finish(launch)
+        assert_undisturbed(store, calm)
+    finally:
+        subprocess.run(["umount", "--lazy", str(store)], check=True)
 
 
 def test_a_cell_that_raises_and_one_that_hangs_do_not_stop_the_rest(store: Path) -> None:
@@ -233,15 +339,6 @@ def test_wanting_more_than_there_is_is_refused_at_the_start(store: Path) -> None
     last = launch.log.read_text().strip().splitlines()[-1]
     assert "--gpus" in last
     assert not list(store.glob("cells/*"))
-
-
-def test_no_deprecated_part_of_ray_is_used(store: Path, calm: dict[str, list[str]]) -> None:
-    launch = Launch("fragile", store)
-    assert launch.end() == 0
-    printed = launch.log.read_text().replace(str(store), "")  # the folder has this test's name
-    assert "deprecat" not in printed.lower()
-    assert "Traceback" not in printed
-    assert_undisturbed(store, calm)
 
 
 def test_chaos(store: Path, calm: dict[str, list[str]]) -> None:

@@ -1,0 +1,142 @@
+"""`ray up deploy/onprem.yaml` on three hosts, of which one is lost and comes back during a sweep."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import hosts
+import pytest
+import yaml
+
+from analysis.offline import read_run
+from hiddenweights.cell import run_cell
+from hiddenweights.store import Store
+from sweeps import experiments
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+TOP = Path(__file__).parents[1]
+EPOCHS = 40
+SETTINGS = {"train.epochs": EPOCHS}
+AXES = {"model.arch": ["conv2"], "model.k": [0.3, 0.5], "seed": [0]}
+
+
+class Laptop:
+    """Where `ray up` is called: a home with a token, the cluster's file, Ray."""
+
+    def __init__(self, folder: Path, found: list[hosts.Host], key: Path) -> None:
+        config = yaml.safe_load(
+            (TOP / "deploy/onprem.yaml").read_text().replace("/shared", str(hosts.SHARED))
+        )
+        config["provider"] |= {"head_ip": found[0].address, "worker_ips": [h.address for h in found[1:]]}
+        config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(key)}
+        self._file = folder / "onprem.yaml"
+        self._file.write_text(yaml.safe_dump(config))
+        self.log = folder / "ray.log"
+        bin_ = Path(sys.executable).parent
+        inherited = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        self._environment = inherited | {
+            "HOME": str(folder),
+            "TMPDIR": str(folder),
+            "PATH": f"{bin_}:{os.environ['PATH']}",
+        }
+        self.token = self._call("get-auth-token", "--generate").stdout.strip()
+
+    def up(self) -> None:
+        self._call("up", "--yes", str(self._file))
+
+    def exec(self, command: str) -> subprocess.Popen[bytes]:
+        with open(self.log, "a") as log:
+            return subprocess.Popen(
+                ["ray", "exec", str(self._file), command], env=self._environment, stdout=log, stderr=log
+            )
+
+    def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            ["ray", *command], env=self._environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder with this checkout and its environment, as the cluster's file wants it."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "hidden-weights").symlink_to(TOP)
+    return folder
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, shared: Path) -> Iterator[tuple[list[hosts.Host], Laptop]]:
+    if why := hosts.missing():
+        pytest.skip(why)
+    (tmp_path / "net").mkdir()
+    (tmp_path / "laptop").mkdir()
+    with hosts.hosts(3, tmp_path / "net", shared) as (found, key):
+        laptop = Laptop(tmp_path / "laptop", found, key)
+        laptop.up()
+        yield found, laptop
+
+
+def wait_until(true: Callable[[], Any], launch: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 150
+    while not true():
+        assert launch.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.2)
+
+
+def in_training(runs: Path) -> dict[str, Path]:
+    """For each host the cell that it is in the middle of."""
+    found = {}
+    for lock in runs.glob("cells/*/lock"):
+        with contextlib.suppress(FileNotFoundError):  # finished just now
+            host = json.loads(lock.read_text())["host"].partition("/")[0]
+            if any(lock.parent.glob("checkpoint/*.pt")):
+                found[host] = lock.parent
+    return found
+
+
+def test_a_host_is_lost_and_comes_back_during_a_sweep(
+    cluster: tuple[list[hosts.Host], Laptop], shared: Path, tmp_path: Path
+) -> None:
+    (_, *workers), laptop = cluster
+    runs, cells = shared / "runs", experiments.sweep("quickstart").override(SETTINGS, AXES).cells()
+    arguments = [f"--set {name}={value}" for name, value in SETTINGS.items()]
+    arguments += [f"--axis {name}={','.join(map(str, values))}" for name, values in AXES.items()]
+    launch = laptop.exec(f"python -m sweeps launch quickstart --address auto {' '.join(arguments)}")
+    try:
+        wait_until(lambda: len(in_training(runs)) == 2, launch, laptop.log)
+        cell = in_training(runs)[workers[0].name]
+        workers[0].lose()
+        wait_until(lambda: in_training(runs).get(workers[1].name) == cell, launch, laptop.log)
+        workers[0].start()
+        assert launch.wait(200) == 0, laptop.log.read_text()
+    finally:
+        launch.kill()
+        launch.wait()
+    results, calm = dict(Store(runs).results(cells)), Store(tmp_path / "calm")
+    assert results.keys() == cells.keys()
+    assert results[cell.name]["attempts"] == 2
+    for name, config in cells.items():
+        undisturbed = run_cell(config, calm)
+        assert masks(results[name]) == masks(undisturbed)
+    assert {path.name for path in runs.glob("cells/*/*")} <= {"result.json", "ticket.ticket"}
+    tracked = [read_run(path) for path in runs.glob("wandb/offline-run-*/run-*.wandb")]
+    assert sorted(str(run.cell) for run in tracked) == sorted(cells)
+    for run in tracked:
+        assert [record["epoch"] for record in run.history] == list(range(1, EPOCHS + 1))
+    assert laptop.token
+    assert laptop.token not in laptop.log.read_text()
+
+
+def masks(result: dict[str, Any]) -> list[str]:
+    return [record["mask_checksum"] for record in result["history"]]
