@@ -1,11 +1,16 @@
-"""What a sweep costs besides training: `python -m benchmarks.sweep [ratio] [scale]`, 12 minutes on two cores.
+"""What a sweep costs besides training: `python -m benchmarks.sweep [ratio] [scale] [tracking]`.
 
-`ratio`: the wall time of launching 216 real trials of a few seconds (the quickstart's on nine seeds) over
-their pure training time divided by the slots. Start of Ray and import of torch in every worker count.
+12 minutes on two cores.
+
+`ratio`: the wall time of launching 216 real trials of two to three seconds (the quickstart's on nine seeds,
+20 epochs) over their pure training time divided by the slots. Start of Ray and import of torch in every
+worker count.
 
 `scale`: 1,008 real cells of half a second. Whether a cell takes longer, and the driver more memory, at
 the end than at the beginning; and what part of one core the driver takes. The driver is the process of
 `python -m sweeps launch` alone, from its start to its end: neither Ray's own processes nor the workers.
+
+`tracking`: what W&B, offline, adds to a trial of 30 epochs besides the training, of 20 s.
 """
 
 import itertools
@@ -16,13 +21,16 @@ import tempfile
 import time
 from collections.abc import Sequence
 from datetime import datetime
-from statistics import mean
+from statistics import mean, median
 from typing import Any
 
 import psutil
 
 from benchmarks.measure import Row, readable, report
+from hiddenweights.cell import TrackerFactory, run_cell
+from hiddenweights.config import unflatten
 from hiddenweights.store import Store
+from sweeps.tracking import WandbTracker
 
 SLOTS = os.cpu_count() or 1
 
@@ -60,10 +68,11 @@ def finished(result: dict[str, Any]) -> float:
     return datetime.fromisoformat(result["finished"]).timestamp()
 
 
-def ratio(seeds: int = 9) -> list[Row]:
+def ratio(seeds: int = 9, epochs: int = 20) -> list[Row]:
     """Wall time over the training's share of the slots."""
     with tempfile.TemporaryDirectory() as folder:
-        wall, _, _ = launch(folder, "--axis", f"seed={','.join(map(str, range(seeds)))}")
+        axis = ("--axis", f"seed={','.join(map(str, range(seeds)))}")
+        wall, _, _ = launch(folder, *axis, "--set", f"train.epochs={epochs}")
         results = results_of(folder)
     training = sum(result["seconds"] for result in results)
     each = training / len(results)
@@ -129,6 +138,34 @@ def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
     ]
 
 
+def tracking(rounds: int = 8) -> list[Row]:
+    """Trials with and without W&B by turns: what each took besides its epochs."""
+    os.environ["WANDB_MODE"] = "offline"
+    followers: dict[str, list[TrackerFactory]] = {"without": [], "with": [WandbTracker]}
+    besides: dict[str, list[float]] = {name: [] for name in followers}
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(folder)
+        store.prepare()
+        for seed, (name, trackers) in itertools.product(range(rounds + 1), followers.items()):
+            own = seed if name == "with" else seed + 1000  # or the second of the two would be finished
+            config = unflatten({"model.arch": "fc", "train.epochs": 30, "seed": own})
+            started = time.perf_counter()
+            result = run_cell(config, store, trackers=trackers)
+            if seed:  # the first one starts W&B's service, once a worker
+                besides[name].append(time.perf_counter() - started - result["seconds"])
+    added = median(w - o for w, o in zip(besides["with"], besides["without"], strict=True))
+    return [
+        Row(
+            what="W&B, offline: part of a trial of 20 s",
+            ratio=round(added / 20, 4),
+            goal="< 0.05",
+            baseline=f"besides training: {readable(median(besides['without']))}",
+            ours=f"with W&B: {readable(median(besides['with']))}",
+            rounds=rounds,
+        )
+    ]
+
+
 def megabytes(n: float) -> str:
     """Bytes for people."""
     return f"{n / 1e6:.0f} MB"
@@ -136,7 +173,7 @@ def megabytes(n: float) -> str:
 
 def main(names: Sequence[str]) -> None:
     """Run what is named, or all."""
-    parts = {"ratio": ratio, "scale": scale}
+    parts = {"ratio": ratio, "scale": scale, "tracking": tracking}
     for name in names or parts:
         report(f"sweep_{name}", parts[name]())
 
