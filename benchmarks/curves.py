@@ -71,9 +71,10 @@ def compare(arch: str, data: DataConfig, batch: int, epochs: int, seeds: int) ->
 
 def run() -> list[Row]:
     rows = compare("conv2", DataConfig(name="digits"), 64, 30, 5)
-    if root := os.environ.get("HIDDENWEIGHTS_DATA"):
-        rows += compare("conv4", DataConfig(name="cifar10", root=root, subset=10_000), 128, 8, 5)
     report("curves", rows)
+    if root := os.environ.get("HIDDENWEIGHTS_DATA"):
+        rows += compare("conv4", DataConfig(name="cifar10", root=root, subset=10_000), 128, 5, 5)
+        report("curves", rows)
     return rows
 
 

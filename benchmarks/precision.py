@@ -39,8 +39,7 @@ def run() -> list[Row]:
                 for precision, values in accuracies.items():
                     values.append(final_accuracy(arch, data, batch, epochs, precision, seed))
             rows.append(difference(f"{arch} on {what}, {epochs} epochs: points", *accuracies.items()))
-            print(rows[-1], flush=True)
-    report("precision", rows)
+            report("precision", rows)
     return rows
 
 
