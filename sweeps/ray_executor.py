@@ -25,6 +25,7 @@ from sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
 Resources = dict[str, float]
 MIB = 2**20
+FIRST_WORKER = 120.0  # seconds that a cluster without any worker is given to start one
 
 
 @contextlib.contextmanager
@@ -53,12 +54,20 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def capacity() -> Resources:
-    """CPUs and GPUs of the largest node that there is, or that the cluster would start when asked."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    # The only look inside Ray: what an autoscaling cluster may grow to has no public name.
-    config = ray._private.state.state.get_cluster_config()
-    nodes += [dict(group.resources) for group in config.node_group_configs] if config else []
-    return {kind: max((float(node.get(kind, 0)) for node in nodes), default=0.0) for kind in ("CPU", "GPU")}
+    """CPUs and GPUs of the largest node that there is, or that the cluster would start when asked.
+
+    Of a cluster that has only just come up, the head is there and the workers are on their way.
+    """
+    deadline = time.monotonic() + FIRST_WORKER
+    while True:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        # The only look inside Ray: what an autoscaling cluster may grow to has no public name.
+        config = ray._private.state.state.get_cluster_config()
+        nodes += [dict(group.resources) for group in config.node_group_configs] if config else []
+        largest = {kind: max(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU")}
+        if largest["CPU"] or time.monotonic() > deadline:
+            return largest
+        time.sleep(1)
 
 
 def wanted_by(config: TrialConfig, gpus: float | None, measured: Measured, largest: Resources) -> Resources:
