@@ -1,12 +1,15 @@
 """W&B as a tracker: one run a cell, found again by the cell's id; offline where there is no key."""
 
+import contextlib
 import logging
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 
 import wandb
 from rich.console import Console
+from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
 from hiddenweights.cell import Record, Run
 from hiddenweights.config import short_name, to_dict
@@ -25,6 +29,7 @@ from sweeps.experiments import memberships
 PROJECT = "hidden-weights"
 # Seconds. W&B's own patience with an unreachable server is 90 s a run.
 PATIENCE = 20
+BLOCK = 32 * 1024  # bytes, of W&B's files
 AT_ONCE = 100  # runs uploaded by one `wandb sync`, which takes a second to start
 
 
@@ -37,6 +42,7 @@ class WandbTracker:
 
     def __init__(self, run: Run) -> None:
         self._attempt, self._cell, self._store = run.attempt, run.cell, run.store
+        self._of, self._records = run, list[Record]()
         mode = tracking_mode()
         folder = wandb_folder(run.store)
         if mode == "disabled":
@@ -60,13 +66,25 @@ class WandbTracker:
         """One record as one step."""
         if self._run:
             self._run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
+            self._records.append(record)
 
     def finish(self, result: Json | None) -> None:
         """End the run, marked as finished when there is a `result`, and with the cell's ticket."""
         if not self._run:
             return
+        file = self._end(self._run, result)
+        if result and self._run.offline and _rows(file) != len(self._records):
+            # W&B loses without a word what it writes while the disk is full. Now there is room again.
+            again = WandbTracker(self._of)
+            for record in self._records:
+                again.log(record)
+            if again._run:
+                again._end(again._run, result)
+
+    def _end(self, run: wandb.Run, result: Json | None) -> Path:
+        """Finish `run` and return its offline file."""
         if result:
-            self._run.summary.update(
+            run.summary.update(
                 {
                     **result["summary"],
                     "initial_weights_checksum": result["initial_weights_checksum"],
@@ -74,12 +92,14 @@ class WandbTracker:
                     "finished": True,
                 }
             )
-            self._log_ticket(self._run)
-        file = Path(self._run.settings.sync_file)
+            self._log_ticket(run)
+        file = Path(run.settings.sync_file)
         size = file.stat().st_size if file.exists() else None
-        self._run.finish(exit_code=0 if result else 1)
+        run.finish(exit_code=0 if result else 1)
         if size is not None:
-            _wait_until_written(file, size)
+            with contextlib.suppress(FileNotFoundError):  # the store went away
+                _wait_until_written(file, size)
+        return file
 
     def _log_ticket(self, run: wandb.Run) -> None:
         """The cell's ticket as an artifact, where it has one."""
@@ -139,6 +159,30 @@ def _wait_until_written(file: Path, size: int) -> None:
         if now == before > size:
             return
         before = now
+
+
+def _rows(file: Path) -> int:
+    """How many rows of history an offline run's file holds, up to its first damage.
+
+    A header of 7 bytes; blocks of 32 KiB of pieces: crc32, length, kind (1 whole, 2 first, 3 middle, 4 last).
+    """
+    try:
+        data = file.read_bytes()
+    except FileNotFoundError:
+        return 0
+    rows, position, record = 0, 7, b""
+    while position + 7 <= len(data):
+        if (room := BLOCK - position % BLOCK) < 7:  # padding
+            position += room
+            continue
+        crc, length, kind = struct.unpack_from("<IHB", data, position)
+        piece = data[position + 7 : position + 7 + length]
+        if zlib.crc32(piece, zlib.crc32(bytes([kind]))) != crc:
+            break
+        position += 7 + length
+        record = piece if kind in (1, 2) else record + piece
+        rows += kind in (1, 4) and WandbRecord.FromString(record).HasField("history")
+    return rows
 
 
 def wandb_folder(store: Store) -> Path:

@@ -1,6 +1,7 @@
 """W&B's real client, offline: what a run holds, what a resumed one replaces, and when it goes offline."""
 
 import functools
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import wandb
 import wandb_standin
 
 from analysis.offline import read_run
-from hiddenweights.cell import cell_epochs, installed_trackers, run_cell
+from hiddenweights.cell import Record, cell_epochs, installed_trackers, run_cell
 from hiddenweights.config import trial_id, unflatten
 from hiddenweights.errors import UserError
 from hiddenweights.store import Store
@@ -84,6 +85,27 @@ def test_a_resumed_cell_is_still_one_run_with_every_epoch_once(store: Store) -> 
     history = read_run(path).history
     assert [record["epoch"] for record in history] == [1, 2, 3]
     assert {record["attempt"] for record in history} == {2}
+
+
+class Unlucky(WandbTracker):
+    """Loses what W&B has written when the second epoch is logged, as a full disk does."""
+
+    def log(self, record: Record) -> None:
+        super().log(record)
+        if record["epoch"] == 2:
+            file = Path(self._run.settings.sync_file)  # type: ignore[union-attr]
+            deadline = time.monotonic() + 20
+            while not file.stat().st_size and time.monotonic() < deadline:
+                time.sleep(0.05)
+            os.truncate(file, 100)
+
+
+def test_what_a_full_disk_lost_is_written_again(store: Store) -> None:
+    result = run_cell(CONFIG, store, sweep="depth", trackers=[Unlucky])
+    (path,) = files(store)
+    run = read_run(path)
+    assert (run.cell, run.state, run.sweeps) == (result["cell"], "finished", {"depth"})
+    assert [record["epoch"] for record in run.history] == [1, 2, 3]
 
 
 def test_a_run_costs_little(store: Store) -> None:
