@@ -54,8 +54,9 @@ class Laptop:
     def exec(self, command: str) -> subprocess.Popen[bytes]:
         with open(self.log, "a") as log:
             return subprocess.Popen(
-                ["ray", "exec", str(self._file), command], env=self._environment, stdout=log, stderr=log
-            )
+                ["ray", "exec", str(self._file), f"TERM=dumb {command}"],
+                env=self._environment, stdout=log, stderr=log,
+            )  # fmt: skip
 
     def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
