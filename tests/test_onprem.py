@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 TOP = Path(__file__).parents[1]
 EPOCHS = 40
 SETTINGS = {"train.epochs": EPOCHS}
-AXES = {"model.arch": ["conv2"], "model.k": [0.3, 0.5], "seed": [0]}
+AXES = {"model.arch": ["conv2"], "model.k": [0.5], "seed": [0]}
 
 
 class Laptop:
@@ -95,14 +95,14 @@ def wait_until(true: Callable[[], Any], launch: subprocess.Popen[bytes], log: Pa
         time.sleep(0.2)
 
 
-def in_training(runs: Path) -> dict[str, Path]:
-    """For each host the cell that it is in the middle of."""
-    found = {}
+def in_training(runs: Path) -> set[tuple[str, Path]]:
+    """Hosts and the cells that they are in the middle of."""
+    found = set()
     for lock in runs.glob("cells/*/lock"):
         with contextlib.suppress(FileNotFoundError):  # finished just now
             host = json.loads(lock.read_text())["host"].partition("/")[0]
             if any(lock.parent.glob("checkpoint/*.pt")):
-                found[host] = lock.parent
+                found.add((host, lock.parent))
     return found
 
 
@@ -115,10 +115,9 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
     arguments += [f"--axis {name}={','.join(map(str, values))}" for name, values in AXES.items()]
     launch = laptop.exec(f"python -m sweeps launch quickstart --address auto {' '.join(arguments)}")
     try:
-        wait_until(lambda: len(in_training(runs)) == 2, launch, laptop.log)
-        cell = in_training(runs)[workers[0].name]
+        wait_until(lambda: len({host for host, _ in in_training(runs)}) == 2, launch, laptop.log)
         workers[0].lose()
-        wait_until(lambda: in_training(runs).get(workers[1].name) == cell, launch, laptop.log)
+        lost = {cell.name for host, cell in in_training(runs) if host == workers[0].name}
         workers[0].start()
         assert launch.wait(200) == 0, laptop.log.read_text()
     finally:
@@ -126,7 +125,8 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
         launch.wait()
     results, calm = dict(Store(runs).results(cells)), Store(tmp_path / "calm")
     assert results.keys() == cells.keys()
-    assert results[cell.name]["attempts"] == 2
+    assert lost
+    assert all(results[cell]["attempts"] == 2 for cell in lost)
     for name, config in cells.items():
         undisturbed = run_cell(config, calm)
         assert masks(results[name]) == masks(undisturbed)
