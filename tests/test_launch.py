@@ -19,7 +19,7 @@ from sweeps import experiments, tracking
 from sweeps.grid import Arm, arm
 from sweeps.progress import Curves, clock
 
-TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2, "data.subset": 200}
+TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2}
 
 
 def tiny() -> list[Arm]:
