@@ -192,12 +192,11 @@ def test_everything_that_decides_a_result_decides_the_identity():
         "optim__weight_decay": 0.0, "optim__momentum": 0.8, "optim__batch_size": 64,
         "optim__schedule": "constant", "optim__warmup_epochs": 3, "optim__label_smoothing": 0.1,
         "train__epochs": 5, "train__precision": "bfloat16", "seeds__weights": 1, "seeds__scores": 1,
-        "seeds__data": 1, "seed": 1,
+        "seeds__data": 1, "seed": 1, "model__init_from": "0" * 16,
     }  # fmt: skip
     runtime = {"data.root", "train.device", "train.threads"}
-    assert {name.replace("__", ".") for name in changes} | runtime | {"data.image_size"} == set(
-        flatten(TrialConfig())
-    )
+    elsewhere = {"data.image_size", "model.init_mask"}  # which have a meaning with others alone
+    assert {name.replace("__", ".") for name in changes} | runtime | elsewhere == set(flatten(TrialConfig()))
     identities = [trial_id(TrialConfig()), *(trial_id(cell(**{n: v})) for n, v in changes.items())]
     assert len(set(identities)) == len(identities)
 
