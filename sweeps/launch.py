@@ -139,7 +139,9 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
             store.wait(time.monotonic() + options.patience)
             failed = progress.failures.keys() & ready.keys()
             if crowded := {cell: todo[cell] for cell in failed if _out_of_memory(store.failure(cell))}:
-                progress.note(f"{len(crowded)} cells ran out of memory beside others; now each by itself")
+                progress.note(
+                    f"{len(crowded)} cells died or lacked memory beside others; now each alone"
+                )
                 execute(crowded, progress, alone=True)
                 progress.note("")
             states = store.states(todo)
