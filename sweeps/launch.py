@@ -139,9 +139,7 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
             store.wait(time.monotonic() + options.patience)
             failed = progress.failures.keys() & ready.keys()
             if crowded := {cell: todo[cell] for cell in failed if _out_of_memory(store.failure(cell))}:
-                progress.note(
-                    f"{len(crowded)} cells died or lacked memory beside others; now each alone"
-                )
+                progress.note(f"{len(crowded)} cells died or lacked memory beside others; now each alone")
                 execute(crowded, progress, alone=True)
                 progress.note("")
             states = store.states(todo)
