@@ -48,7 +48,12 @@ class WandbTracker:
         if mode == "disabled":
             self._run = None
             return
+        if trouble := run.store.trouble():  # W&B would make a folder in the place of a store that has gone
+            raise OSError(f"the store {run.store.uri} cannot be used ({trouble})")
         folder.mkdir(parents=True, exist_ok=True)
+        # The service of a process that started this one: others use it, too, and it would keep the run of
+        # a killed worker open.
+        os.environ.pop("WANDB_SERVICE", None)
         if mode == "offline":
             for earlier in folder.glob(f"wandb/offline-run-*-{run.cell}"):
                 shutil.rmtree(earlier, ignore_errors=True)

@@ -2,6 +2,8 @@
 
 import functools
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +14,7 @@ import wandb
 import wandb_standin
 
 from analysis.offline import read_run
-from hiddenweights.cell import Record, cell_epochs, installed_trackers, run_cell
+from hiddenweights.cell import Record, Run, cell_epochs, installed_trackers, run_cell
 from hiddenweights.config import trial_id, unflatten
 from hiddenweights.errors import UserError
 from hiddenweights.store import Store
@@ -53,6 +55,35 @@ def files(store: Store) -> list[Path]:
 
 def test_the_tracker_is_found_by_its_entry_point() -> None:
     assert WandbTracker in installed_trackers()
+
+
+def test_the_service_of_another_process_is_left_alone(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through which a worker that was killed would still hold its run."""
+    program = (
+        "import os, sys, wandb\n"
+        "wandb.init(mode='offline', dir=sys.argv[1], id=sys.argv[2], settings=wandb.Settings(silent=True))\n"
+        "print(os.environ['WANDB_SERVICE'], flush=True)\n"
+        "sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", program, str(store.local), trial_id(CONFIG)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout
+        monkeypatch.setenv("WANDB_SERVICE", other.stdout.readline().strip())
+        result = run_cell(CONFIG, store, trackers=[WandbTracker])
+        (path,) = files(store)
+        assert [record["epoch"] for record in read_run(path).history] == [1, 2, 3]
+        assert result["summary"]["epoch"] == 3
+        other.communicate()
+
+
+def test_no_folder_is_made_where_the_store_has_gone(store: Store, tmp_path: Path) -> None:
+    assert store.local
+    gone = store.local.rename(tmp_path / "gone")
+    run = Run(cell=trial_id(CONFIG), config=CONFIG, store=store, sweep="", attempt=1)
+    with pytest.raises(OSError, match="not there"):
+        WandbTracker(run)
+    assert not store.local.exists()
+    assert gone.exists()
 
 
 def test_a_run_is_the_cell(store: Store) -> None:
