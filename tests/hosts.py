@@ -15,6 +15,7 @@ from pathlib import Path
 
 NEEDS = ("sshd", "ssh", "ssh-keygen", "ip", "rsync", "unshare", "mount")
 SHARED = Path("/mnt")  # where every host sees the shared folder
+CHECKOUT = Path(__file__).parents[1]  # which every host sees where it is, even in /tmp
 SSHD = """
 HostKey /srv/host_key
 AuthorizedKeysFile /srv/key.pub
@@ -37,7 +38,10 @@ hostname "$0"
 mount --bind "$2" /mnt
 mount --bind "$1" /srv
 mount --bind /srv/passwd /etc/passwd
+mount --bind "$4" /media
 mount -t tmpfs tmpfs /tmp
+mkdir -p "$4"
+mount --bind /media "$4"
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
 mkdir /run/sshd /tmp/home
@@ -78,7 +82,7 @@ class Host:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--kill-child",
                  "--mount", "--mount-proc", "--uts", "bash", "-c", BOOT, self.name,
-                 str(self._net.folder), str(self._net.shared), str(_which("sshd"))],
+                 str(self._net.folder), str(self._net.shared), str(_which("sshd")), str(CHECKOUT)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 20
