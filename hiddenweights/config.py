@@ -264,6 +264,9 @@ class TrialConfig:
         return self.seed if own is None else own
 
 
+SEEDS = tuple(f.name for f in fields(SeedsConfig))
+
+
 # --- recipes ---------------------------------------------------------------------------------------
 
 
@@ -314,16 +317,27 @@ def resolve(config: TrialConfig) -> TrialConfig:
 
     Raises `UserError` where `model.init_from` is a file: a cell is trained from what its store holds.
     """
-    model, data, optim, seeds = config.model, config.data, config.optim, config.seeds
+    settled = _resolve_all_but_seeds(config.model, config.data, config.optim, config.train)
+    model, idle = settled.model, set()  # seeds that nothing is drawn from
+    if model.method == "dense":
+        idle = {"scores"}
+    elif model.method == "finetune":  # the weights are the ticket's; the scores' seed shuffles
+        idle = {"weights"} if model.init_mask == "shuffled" else {"weights", "scores"}
+    own = {purpose: getattr(config.seeds, purpose) for purpose in SEEDS if purpose not in idle}
+    seeds = SeedsConfig(**{name: value for name, value in own.items() if value != config.seed})
+    return replace(settled, seeds=seeds, seed=config.seed)
+
+
+@functools.lru_cache(maxsize=1024)  # most cells of a sweep differ in nothing but their seeds
+def _resolve_all_but_seeds(
+    model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
+) -> TrialConfig:
     if model.init_from is not None:
         cell = not model.init_from.endswith(TICKET_SUFFIX)
         _check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
         model = replace(model, method="finetune")
-        config = replace(config, model=model)
-        # The weights are the ticket's; the scores' seed shuffles.
-        seeds = replace(seeds, weights=None, scores=seeds.scores if model.init_mask == "shuffled" else None)
     filled = {f.name: getattr(optim, f.name) for f in fields(optim) if getattr(optim, f.name) is not None}
-    optim = replace(recipe(config), **filled)
+    optim = replace(recipe(TrialConfig(model=model, optim=optim, train=train)), **filled)
     if optim.optimizer == "adam":
         optim = replace(optim, momentum=0.0)
     # Over weights of one magnitude biprop would be edge-popup over again.
@@ -332,7 +346,6 @@ def resolve(config: TrialConfig) -> TrialConfig:
     model = replace(model, distribution=distribution)
     if model.method == "dense":
         model = replace(model, k=1.0, selection="layer", scaled=False)
-        seeds = replace(seeds, scores=None)
     elif model.method == "sampled":
         model = replace(model, k=None, selection="layer")
     folder = data.name.startswith("folder:")
@@ -342,9 +355,7 @@ def resolve(config: TrialConfig) -> TrialConfig:
         image_size=(data.image_size or 224) if folder else None,
         validation=data.validation if data.protocol == "validation" else 0.1,
     )
-    own = {f.name: getattr(seeds, f.name) for f in fields(seeds)}
-    seeds = SeedsConfig(**{name: value for name, value in own.items() if value != config.seed})
-    return replace(config, model=model, data=data, optim=optim, seeds=seeds)
+    return TrialConfig(model=model, data=data, optim=optim, train=train)
 
 
 # --- identity and the flat form ----------------------------------------------------------------------
@@ -352,13 +363,28 @@ def resolve(config: TrialConfig) -> TrialConfig:
 
 def trial_id(config: TrialConfig) -> str:
     """The cell's identity: 16 hex digits of a hash of the resolved config's non-default fields."""
-    defaults = _defaults()
-    relevant = {
+    resolved = resolve(config)
+    relevant = _non_defaults(resolved.model, resolved.data, resolved.optim, resolved.train) | {
         name: value
-        for name, value in flatten(resolve(config)).items()
-        if value != defaults[name] and _field_of(name).identity
+        for name, value in (
+            *((f"seeds.{purpose}", getattr(resolved.seeds, purpose)) for purpose in SEEDS),
+            ("seed", resolved.seed or None),
+        )
+        if value is not None
     }
     return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1024)
+def _non_defaults(
+    model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
+) -> dict[str, Scalar]:
+    """The fields that decide a result and are not at their default, but for the seeds."""
+    defaults = _defaults()
+    flat = flatten(TrialConfig(model=model, data=data, optim=optim, train=train))
+    return {
+        name: value for name, value in flat.items() if value != defaults[name] and _field_of(name).identity
+    }
 
 
 @functools.cache
