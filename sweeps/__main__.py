@@ -119,7 +119,7 @@ def launch_(
     if dry_run:
         for cell, config in cells.items():
             state = "missing" if cell in planned.todo else "failed" if cell in planned.failed else "finished"
-            console.print(f"{cell}  {state:<8}  {short_name(config)}")
+            console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
         return 0
     launch.preflight(planned.todo.values(), address)
     if planned.todo:
