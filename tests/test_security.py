@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -24,11 +24,11 @@ from torch import nn
 
 from hiddenweights.store import Store
 from sweeps import experiments
-from sweeps.grid import Arm, arm
+from sweeps.grid import Arm, Sweep, arm
 
 KEY = "f00dfeed" * 5
 MARK = "HIDDENWEIGHTS_TEST_MARK"  # names a file that exists once memory was short
-FIELDS = {"model.width": 0.25, "train.epochs": 8}
+FIELDS = {"model.width": 0.25, "train.epochs": 40}  # seconds, for a kill in the middle
 DRIVER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
@@ -102,12 +102,17 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     command = [sys.executable, "driver.py", "launch", "watched", "--store", str(seen.store)]
     with log.open("w") as out:
         driver = psutil.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
+    cells = [
+        id
+        for id, config in Sweep(name="", about="", arms=tuple(watched())).cells().items()
+        if config.model.arch == "conv2"
+    ]
     killed = False
     try:
         while driver.poll() is None:
             seen.look(driver)
             for _ in range(10):
-                killed = killed or kill_one(seen.store)
+                killed = killed or kill_one(seen.store, cells)
                 time.sleep(0.1)
         seen.status, seen.printed = driver.wait(), log.read_text()
         assert killed
@@ -118,12 +123,14 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         shutil.rmtree(session, ignore_errors=True)
 
 
-def kill_one(store: Path) -> bool:
-    """Kill a worker that is in the middle of a cell; whether there was one."""
-    for checkpoint in store.glob("cells/*/checkpoint"):
+def kill_one(store: Path, cells: Collection[str]) -> bool:
+    """Kill a worker that is in the middle of one of these cells; whether there was one."""
+    for cell in (store / "cells" / id for id in cells):
         with contextlib.suppress(OSError, ValueError, psutil.Error):
-            psutil.Process(json.loads((checkpoint.parent / "lock").read_text())["pid"]).kill()
-            return True
+            lock = json.loads((cell / "lock").read_text())
+            if lock["heartbeat"] and (cell / "checkpoint").exists():
+                psutil.Process(lock["pid"]).kill()
+                return True
     return False
 
 
