@@ -9,6 +9,7 @@ import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,13 @@ def _load(name: str, root: str, image_size: int | None) -> Dataset:
 
 def _digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fixed fifth of them is the test set."""
-    from sklearn.datasets import load_digits  # here: it takes a second, and only digits need it
-
-    bunch: Any = load_digits()
-    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
-    images = Images(torch.from_numpy(pixels), torch.from_numpy(bunch.target.astype(np.int64)))
+    # Its file, and not its `load_digits`, whose import takes a second in every process.
+    package = find_spec("sklearn")
+    assert package is not None
+    assert package.origin is not None
+    table = np.loadtxt(Path(package.origin).parent / "datasets/data/digits.csv.gz", delimiter=",")
+    pixels = np.rint(table[:, :64].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
+    images = Images(torch.from_numpy(pixels), torch.from_numpy(table[:, 64].astype(np.int64)))
     order = torch.from_numpy(permutation(stream(0, "digits test set"), len(images)))
     n_test = len(images) // 5
     return Dataset(images.take(order[n_test:]), images.take(order[:n_test]), 10, (0.305,), (0.376,))

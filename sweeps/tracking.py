@@ -1,6 +1,5 @@
 """W&B as a tracker: one run a cell, found again by the cell's id; offline where there is no key."""
 
-import contextlib
 import logging
 import os
 import shutil
@@ -77,8 +76,8 @@ class WandbTracker:
         """End the run, marked as finished when there is a `result`, and with the cell's ticket."""
         if not self._run:
             return
-        file = self._end(self._run, result)
-        if result and self._run.offline and _rows(file) != len(self._records):
+        rows = self._end(self._run, result)
+        if result and rows is not None and rows != len(self._records):
             # W&B loses without a word what it writes while the disk is full. Now there is room again.
             again = WandbTracker(self._of)
             for record in self._records:
@@ -86,8 +85,8 @@ class WandbTracker:
             if again._run:
                 again._end(again._run, result)
 
-    def _end(self, run: wandb.Run, result: Json | None) -> Path:
-        """Finish `run` and return its offline file."""
+    def _end(self, run: wandb.Run, result: Json | None) -> int | None:
+        """Finish `run`; how many rows its offline file holds then, None where there is no such file."""
         if result:
             run.summary.update(
                 {
@@ -98,13 +97,8 @@ class WandbTracker:
                 }
             )
             self._log_ticket(run)
-        file = Path(run.settings.sync_file)
-        size = file.stat().st_size if file.exists() else None
         run.finish(exit_code=0 if result else 1)
-        if size is not None:
-            with contextlib.suppress(FileNotFoundError):  # the store went away
-                _wait_until_written(file, size)
-        return file
+        return _written(Path(run.settings.sync_file)) if run.offline else None
 
     def _log_ticket(self, run: wandb.Run) -> None:
         """The cell's ticket as an artifact, where it has one."""
@@ -152,30 +146,29 @@ def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
     return started
 
 
-def _wait_until_written(file: Path, size: int) -> None:
-    """Wait for the end of an offline run, which W&B's service writes 0.1 s after `finish` has returned.
+def _written(file: Path) -> int:
+    """How many rows an offline run's file holds at its end, which may come after `finish` has returned.
 
-    A worker that is done may be killed at once, and the service with it.
+    A worker that is done may be killed at once, and W&B's service, which writes the file, with it.
     """
-    deadline, before = time.monotonic() + 2, size
-    while time.monotonic() < deadline:
-        time.sleep(0.03)
-        now = file.stat().st_size
-        if now == before > size:
-            return
-        before = now
+    deadline = time.monotonic() + 2
+    while True:
+        kinds = _kinds(file)
+        if kinds[-1:] == ["exit"] or time.monotonic() > deadline:
+            return kinds.count("history")
+        time.sleep(0.005)
 
 
-def _rows(file: Path) -> int:
-    """How many rows of history an offline run's file holds, up to its first damage.
+def _kinds(file: Path) -> list[str]:
+    """What the records of an offline run's file are, up to its first damage; none where there is no file.
 
     A header of 7 bytes; blocks of 32 KiB of pieces: crc32, length, kind (1 whole, 2 first, 3 middle, 4 last).
     """
     try:
         data = file.read_bytes()
-    except FileNotFoundError:
-        return 0
-    rows, position, record = 0, 7, b""
+    except FileNotFoundError:  # the store went away
+        return []
+    kinds, position, record = list[str](), 7, b""
     while position + 7 <= len(data):
         if (room := BLOCK - position % BLOCK) < 7:  # padding
             position += room
@@ -186,8 +179,9 @@ def _rows(file: Path) -> int:
             break
         position += 7 + length
         record = piece if kind in (1, 2) else record + piece
-        rows += kind in (1, 4) and WandbRecord.FromString(record).HasField("history")
-    return rows
+        if kind in (1, 4):
+            kinds.append(WandbRecord.FromString(record).WhichOneof("record_type"))
+    return kinds
 
 
 def wandb_folder(store: Store) -> Path:

@@ -8,6 +8,7 @@ import pytest
 
 from hiddenweights import cell as cell_module
 from hiddenweights import store as store_module
+from hiddenweights import train
 from hiddenweights.cell import Record, Run, cell_epochs, run_cell
 from hiddenweights.config import TrialConfig, from_dict, resolve, trial_id, unflatten
 from hiddenweights.store import Busy, Json, Store, StoreAway
@@ -24,6 +25,11 @@ def store(tmp_path: Path) -> Store:
     store = Store(tmp_path / "runs")
     store.prepare()
     return store
+
+
+@pytest.fixture
+def every_epoch_saved(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
 
 
 class Notebook:
@@ -125,6 +131,7 @@ def test_a_fault_of_the_host_is_not_the_cells(store: Store, monkeypatch: pytest.
     assert store.failure(trial_id(config())) is None
 
 
+@pytest.mark.usefixtures("every_epoch_saved")
 def test_a_store_that_goes_away_is_waited_for(
     store: Store, tmp_path: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -150,6 +157,7 @@ def test_a_store_that_goes_away_is_waited_for(
     assert {path.name for path in folder.iterdir()} == {"result.json", "ticket.ticket"}
 
 
+@pytest.mark.usefixtures("every_epoch_saved")
 def test_a_store_that_stays_away_ends_the_wait_and_loses_nothing(store: Store, tmp_path: Path) -> None:
     epochs = cell_epochs(config(), store, patience=0.1)
     next(epochs)

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_digits
 from torchvision.transforms import functional as TF
 
 from hiddenweights import data
@@ -210,6 +211,17 @@ def test_digits_need_no_files_and_have_a_fixed_test_set():
     pixels = normalise(dataset.train.pixels, dataset.mean, dataset.std)
     assert pixels.mean().abs() < 0.02
     assert pixels.std().item() == pytest.approx(1, abs=0.02)
+
+
+def test_digits_are_those_that_scikit_learn_loads():
+    dataset, bunch = load_dataset(DataConfig(name="digits")), load_digits()
+    pixels = torch.cat([dataset.train.pixels, dataset.test.pixels])[:, 0].float().mul(16 / 255).round()
+    labels = torch.cat([dataset.train.labels, dataset.test.labels])
+    ours = sorted(
+        (int(label), tuple(image.flatten().tolist())) for image, label in zip(pixels, labels, strict=True)
+    )
+    theirs = zip(bunch.target, bunch.images, strict=True)
+    assert ours == sorted((int(label), tuple(image.flatten().tolist())) for label, image in theirs)
 
 
 def test_cifar10_is_whole_and_normalised_as_the_paper_does(data_root):

@@ -238,11 +238,30 @@ def test_a_finished_cell_is_replayed_with_its_network(tmp_path):
     assert equal(state_of(again), state_of(first))
 
 
-def test_the_checkpoint_is_on_disk_before_its_record_is_seen(tmp_path):
-    for seen, _ in enumerate(Trainer(cell(), tmp_path).epochs(), start=1):
-        other = Trainer(cell(), tmp_path)
-        next(other.epochs())
-        assert other.restored == seen
+def on_disk(folder) -> int:
+    """How many epochs a checkpoint holds."""
+    other = Trainer(cell(), folder)
+    next(other.epochs())
+    return other.restored
+
+
+def test_a_long_epochs_checkpoint_is_on_disk_before_its_record_is_seen(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 0.0)
+    assert [on_disk(tmp_path) for _ in Trainer(cell(), tmp_path).epochs()] == [1, 2, 3]
+
+
+def test_short_epochs_share_a_checkpoint_and_the_last_one_is_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 1000.0)
+    assert [on_disk(tmp_path) for _ in Trainer(cell(), tmp_path).epochs()] == [1, 1, 3]
+
+
+def test_what_waits_to_be_saved_is_saved_when_training_is_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "SAVE_EVERY", 1000.0)
+    epochs = Trainer(cell(), tmp_path).epochs()
+    next(epochs), next(epochs)
+    assert on_disk(tmp_path) == 1
+    epochs.close()
+    assert on_disk(tmp_path) == 2
 
 
 def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(tmp_path):
