@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import wandb
+import wandb.apis.public  # now, as a run's start imports it, too: after torch it takes a second
 from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
