@@ -1,6 +1,6 @@
 """A whole training step: supermask against dense, and against the straightforward way.
 
-`python -m benchmarks.step [conv4|resnet18|digits]`: about 2, 10 and 1 minutes on one CPU thread.
+`python -m benchmarks.step [conv4|resnet18|digits]`: about 1, 2 and 1 minutes on one CPU thread.
 Images are random, of CIFAR-10's shape, or of digits'.
 """
 
