@@ -103,17 +103,15 @@ def _kernels() -> ModuleType | None:
 
 @torch.library.impl(_library, "keep_largest", "CPU")
 def _on_cpu(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
-    """In one pass to find the threshold and one to apply it; one more where scores tie at the threshold."""
-    dropped, threshold = -1.0, 0.0
+    """In one pass to find the bound and one to apply it; one more where scores tie at it."""
+    bound, ties = -1.0, 0
     if kept < scores.numel():
-        dropped, threshold = _neighbours(_in_memory_order(scores).numpy(), scores.numel() - kept)
-    if dropped < threshold:
-        return _where_above(values, scores, dropped).to(dtype)
-    result = _where_above(values, scores, threshold).to(values.dtype)
-    magnitude = scores.abs()
-    missing = kept - int(torch.count_nonzero(magnitude > threshold))
-    tied = tuple((magnitude == threshold).nonzero()[:missing].T)
-    result[tied] = values[tied]
+        bound, ties = _bound(_in_memory_order(scores).numpy(), scores.numel() - kept)
+    result = _where_above(values, scores, bound)
+    if ties:
+        result = result.to(values.dtype)
+        places = _first_at(bound, scores, ties)
+        result[places] = values[places]
     return result.to(dtype)
 
 
@@ -123,18 +121,38 @@ def _where_above(values: Tensor, scores: Tensor, bound: float) -> Tensor:
     return result
 
 
+def _first_at(bound: float, scores: Tensor, n: int) -> tuple[Tensor, ...]:
+    """Where the first `n` elements with |score| = `bound` are, in row-major order: an index an axis."""
+    axes, flat = _memory_axes(scores), _in_memory_order(scores).numpy()
+    found = [
+        start + np.flatnonzero(np.abs(flat[start : start + _CHUNK]) == bound)
+        for start in range(0, len(flat), _CHUNK)
+    ]
+    in_memory = np.unravel_index(np.concatenate(found), [scores.shape[axis] for axis in axes])
+    indices = [in_memory[axes.index(axis)] for axis in range(scores.ndim)]
+    if axes != sorted(axes):
+        order = np.lexsort(indices[::-1])
+        indices = [index[order] for index in indices]
+    return tuple(torch.from_numpy(index[:n]) for index in indices)
+
+
+def _memory_axes(x: Tensor) -> list[int]:
+    """The axes of `x`, the outermost in memory first."""
+    return sorted(range(x.ndim), key=x.stride, reverse=True)
+
+
 def _in_memory_order(x: Tensor) -> Tensor:
     """The elements of `x`, shape (n,), in the order in which they lie: a view where there are no gaps."""
-    return x.permute(sorted(range(x.ndim), key=x.stride, reverse=True)).reshape(-1)
+    return x.permute(_memory_axes(x)).reshape(-1)
 
 
-def _neighbours(scores: NDArray[np.floating], rank: int) -> tuple[float, float]:
-    """The magnitudes number `rank - 1` and `rank` of |scores|, counted from 0 at the smallest.
+def _bound(scores: NDArray[np.floating], rank: int) -> tuple[float, int]:
+    """The magnitude number `rank - 1` of |scores|, counted from 0 at the smallest; its equals from `rank` on.
 
     Floyd and Rivest, "Expected time bounds for selection" (CACM 1975): a sample gives a bracket that
-    almost surely holds both (4 standard deviations of its quantile); one pass counts what lies below the
-    bracket and collects what lies in it. The count shows a miss, and then all are partitioned, so the
-    result never depends on the sample.
+    almost surely holds numbers `rank - 1` and `rank` (4 standard deviations of its quantile); one pass
+    counts what lies below the bracket and collects what lies in it. The count shows a miss, and then all
+    are partitioned, so the result never depends on the sample.
     """
     n = len(scores)
     if n > _SMALL:
@@ -158,6 +176,8 @@ def _neighbours(scores: NDArray[np.floating], rank: int) -> tuple[float, float]:
     return _partition(np.abs(scores), rank)
 
 
-def _partition(magnitudes: NDArray[np.floating], rank: int) -> tuple[float, float]:
+def _partition(magnitudes: NDArray[np.floating], rank: int) -> tuple[float, int]:
     magnitudes.partition(rank)
-    return float(magnitudes[:rank].max()), float(magnitudes[rank])
+    bound = magnitudes[:rank].max()
+    ties = np.count_nonzero(magnitudes[rank:] == bound) if bound == magnitudes[rank] else 0
+    return float(bound), int(ties)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hiddenweights import selection
-from hiddenweights.selection import _neighbours, _on_any_device, _on_cpu, keep_largest
+from hiddenweights.selection import _bound, _on_any_device, _on_cpu, keep_largest
 from hiddenweights.subnetwork import supermask
 
 IMPLEMENTATIONS = (_on_cpu, _on_any_device)
@@ -71,14 +71,16 @@ def test_ties_fall_to_the_first_in_row_major_order_in_any_layout(shape, levels, 
             assert result.count_nonzero() == kept
 
 
-def test_threshold_does_not_depend_on_the_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = np.random.default_rng(0).normal(size=100_000).astype(np.float32)
+@pytest.mark.parametrize("digits", [8, 2], ids=["distinct", "tied"])
+def test_bound_does_not_depend_on_the_sample(digits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = np.random.default_rng(0).normal(size=100_000).round(digits).astype(np.float32)
     expected = np.sort(np.abs(scores))
     for stride, chunk in ((1, 1000), (7, 99_999), (61, 1 << 18), (5000, 12_345), (100_000, 1 << 18)):
         monkeypatch.setattr(selection, "_STRIDE", stride)
         monkeypatch.setattr(selection, "_CHUNK", chunk)
         for rank in (1, 2, 500, 50_000, 99_998, 99_999):
-            assert _neighbours(scores, rank) == (expected[rank - 1], expected[rank])
+            bound = expected[rank - 1]
+            assert _bound(scores, rank) == (bound, (expected[rank:] == bound).sum())
 
 
 def test_scores_are_left_as_they_are() -> None:
