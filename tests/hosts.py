@@ -1,7 +1,8 @@
 """Hosts on one machine: each with an address, processes, a home and temporary files of its own, and sshd.
 
 A host is a set of Linux namespaces behind a bridge; all of them see one folder, as if over NFS. It can be
-lost (its processes die at once, its cable is pulled) and come back, empty.
+lost (its processes die at once, its cable is pulled) and come back: without processes and temporary files,
+its home as it was.
 """
 
 import contextlib
@@ -44,7 +45,8 @@ mkdir -p "$4"
 mount --bind /media "$4"
 mount -t tmpfs tmpfs /run
 mount -t tmpfs tmpfs /dev/shm
-mkdir /run/sshd /tmp/home
+mkdir -p /run/sshd /tmp/home "/srv/homes/$0"
+mount --bind "/srv/homes/$0" /tmp/home
 exec "$3" -D -e -f /srv/sshd_config
 """
 
@@ -76,7 +78,7 @@ class Host:
         self.start()
 
     def start(self) -> None:
-        """Boot, empty; returns when sshd answers."""
+        """Boot; returns when sshd answers."""
         _run("ip", "link", "set", self._cable, "up")
         with open(self._net.folder / f"{self.name}.log", "a") as log:
             self._process = subprocess.Popen(

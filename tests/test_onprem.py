@@ -22,9 +22,13 @@ from sweeps import experiments
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 TOP = Path(__file__).parents[1]
-EPOCHS = 40
+EPOCHS = 100
 SETTINGS = {"train.epochs": EPOCHS}
-AXES = {"model.arch": ["conv2"], "model.k": [0.5], "seed": [0]}
+AXES = {
+    "model.arch": ["conv2"],
+    "model.k": [0.5],
+    "seed": [0, 1, 2, 3, 4],
+}  # a minute, in which the host comes back
 
 
 class Laptop:
@@ -95,15 +99,19 @@ def wait_until(true: Callable[[], Any], launch: subprocess.Popen[bytes], log: Pa
         time.sleep(0.2)
 
 
-def in_training(runs: Path) -> set[tuple[str, Path]]:
-    """Hosts and the cells that they are in the middle of."""
+def in_training(runs: Path) -> set[tuple[str, str]]:
+    """Hosts and the cells that they are in the middle of, or were when they were lost."""
     found = set()
     for lock in runs.glob("cells/*/lock"):
         with contextlib.suppress(FileNotFoundError):  # finished just now
             host = json.loads(lock.read_text())["host"].partition("/")[0]
             if any(lock.parent.glob("checkpoint/*.pt")):
-                found.add((host, lock.parent))
+                found.add((host, lock.parent.name))
     return found
+
+
+def cells_on(host: hosts.Host, runs: Path) -> set[str]:
+    return {cell for name, cell in in_training(runs) if name == host.name}
 
 
 def test_a_host_is_lost_and_comes_back_during_a_sweep(
@@ -117,8 +125,10 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
     try:
         wait_until(lambda: len({host for host, _ in in_training(runs)}) == 2, launch, laptop.log)
         workers[0].lose()
-        lost = {cell.name for host, cell in in_training(runs) if host == workers[0].name}
+        lost = cells_on(workers[0], runs)
         workers[0].start()
+        wait_until(lambda: cells_on(workers[0], runs) - lost, launch, laptop.log)
+        after = cells_on(workers[0], runs) - lost
         assert launch.wait(200) == 0, laptop.log.read_text()
     finally:
         launch.kill()
@@ -127,9 +137,9 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
     assert results.keys() == cells.keys()
     assert lost
     assert all(results[cell]["attempts"] == 2 for cell in lost)
-    for name, config in cells.items():
-        undisturbed = run_cell(config, calm)
-        assert masks(results[name]) == masks(undisturbed)
+    for cell in lost | after:
+        undisturbed = run_cell(cells[cell], calm)
+        assert masks(results[cell]) == masks(undisturbed)
     assert {path.name for path in runs.glob("cells/*/*")} <= {"result.json", "ticket.ticket"}
     tracked = [read_run(path) for path in runs.glob("wandb/offline-run-*/run-*.wandb")]
     assert sorted(str(run.cell) for run in tracked) == sorted(cells)
