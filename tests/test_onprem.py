@@ -22,7 +22,7 @@ from sweeps import experiments
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 TOP = Path(__file__).parents[1]
-EPOCHS = 100
+EPOCHS = 80
 SETTINGS = {"train.epochs": EPOCHS}
 AXES = {
     "model.arch": ["conv2"],
@@ -35,9 +35,11 @@ class Laptop:
     """Where `ray up` is called: a home with a token, the cluster's file, Ray."""
 
     def __init__(self, folder: Path, found: list[hosts.Host], key: Path) -> None:
-        config = yaml.safe_load(
-            (TOP / "deploy/onprem.yaml").read_text().replace("/shared", str(hosts.SHARED))
-        )
+        text = (TOP / "deploy/onprem.yaml").read_text().replace("/shared", str(hosts.SHARED))
+        # Ray looks for a host that is back after 30 s; a test waits.
+        head = "ray start --head"
+        assert head in text
+        config = yaml.safe_load(text.replace(head, f"AUTOSCALER_HEARTBEAT_TIMEOUT_S=15 {head}"))
         config["provider"] |= {"head_ip": found[0].address, "worker_ips": [h.address for h in found[1:]]}
         config["auth"] |= {"ssh_user": "root", "ssh_private_key": str(key)}
         self._file = folder / "onprem.yaml"
