@@ -374,11 +374,11 @@ def _seeded(seed: int, purpose: str, epoch: int, device: torch.device) -> Iterat
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        seed = int.from_bytes(digest[:7], "little")
+        derived = int.from_bytes(digest[:7], "little")
         # Not `torch.manual_seed`: for devices that are not there it keeps a traceback, in 1 ms.
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(derived)
         if device.type == "cuda":
-            torch.cuda.manual_seed_all(seed)
+            torch.cuda.manual_seed_all(derived)
         yield
 
 

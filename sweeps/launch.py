@@ -128,7 +128,7 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
     """Train the plan's cells until none is missing but the failed ones.
 
     Raises KeyboardInterrupt when stopped by SIGINT or SIGTERM, and `StoreAway` when the store is away for
-    too long; all but the last second of training is in the store then.
+    too long; all but the last second of epochs and the unfinished one is in the store then.
     """
     todo = dict(planned.todo)
     with _executor(planned, store, options) as execute:

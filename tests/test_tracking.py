@@ -232,7 +232,7 @@ def test_what_was_trained_without_a_server_is_uploaded_later(
 
 
 def refused(variables: object) -> NoReturn:
-    raise NotImplementedError
+    raise wandb_standin.Unanswered
 
 
 def test_a_server_that_refuses_is_said(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

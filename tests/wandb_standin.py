@@ -17,6 +17,10 @@ from typing import Any
 PROJECT = "someone/hidden-weights"
 
 
+class Unanswered(Exception):
+    """The stand-in has no answer to this request of the real client."""
+
+
 @dataclass
 class Standin:
     """Runs by id, in W&B's shape, and how the server is to behave."""
@@ -164,7 +168,7 @@ class Standin:
         if operation in ("HistoryPage", "RunFullHistory"):
             low, high = int(variables.get("minStep", 0)), int(variables.get("maxStep", 10**9))
             return {"history": [json.dumps(row) for row in rows if low <= row["_step"] < high]}
-        raise NotImplementedError(operation)
+        raise Unanswered(operation)
 
 
 def _operation(query: str) -> str:
@@ -224,7 +228,7 @@ def serve() -> Iterator[Standin]:
                 return self._send(429, {"errors": [{"message": "rate limit exceeded"}]})
             try:
                 return self._send(200, {"data": standin.answer(asked["query"], asked.get("variables") or {})})
-            except NotImplementedError as error:
+            except Unanswered as error:
                 return self._send(400, {"errors": [{"message": f"not in the stand-in: {error}"}]})
 
         def _send(self, status: int, body: dict[str, Any]) -> None:
