@@ -191,13 +191,17 @@ class OfflineFolder:
 
 def _result(cell: str, found: dict[str, Any], version: str) -> Run:
     own = {name: found.get(name) for name in ("initial_weights_checksum", "seconds", "attempts", "device")}
-    versions = {f"versions.{name}": value for name, value in (found.get("versions") or {}).items()}
+    made_by = {
+        f"{part}.{name}": value
+        for part in ("versions", "processor")
+        for name, value in (found.get(part) or {}).items()
+    }
     return Run(
         key=cell,
         cell=cell,
         name=found.get("name", ""),
         config=found.get("config", {}),
-        summary=scalars({**found.get("summary", {}), **own, **versions}),
+        summary=scalars({**found.get("summary", {}), **own, **made_by}),
         history=found.get("history", ()),
         started=found.get("started", ""),
         version=version,

@@ -150,6 +150,7 @@ def _attempt(
             "finished": datetime.now(UTC).isoformat(),
             "versions": versions("hiddenweights", "torch", "ray", "wandb"),
             "device": _device(trainer),
+            "processor": _processor(trainer),
             "gpu_memory": _gpu_memory(trainer),
         }
         store.finish(cell, result, _ticket(trainer, history[-1]))
@@ -250,6 +251,12 @@ def _ticket(trainer: "Trainer", record: Record) -> bytes | None:
         return Ticket.of(trainer, record).to_bytes()
     except UserError:  # a method that changes the weights
         return None
+
+
+def _processor(trainer: "Trainer") -> Json:
+    from hiddenweights.processor import describe
+
+    return dict(describe(trainer.device, trainer.precision))
 
 
 def _device(trainer: "Trainer") -> str:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hiddenweights.config import Scalar
 from hiddenweights.errors import choices_error
 from sweeps.grid import Arm, Draw, Sweep, arm
+from sweeps.study import study, study_deep, study_depth, study_rates
 
 Axes = Mapping[str, Sequence[Scalar]]
 
@@ -306,6 +307,10 @@ SWEEPS: Mapping[str, Callable[[], list[Arm]]] = {
     "control": control,
     "lottery": lottery,
     "tune_lr": tune_lr,
+    "study_rates": study_rates,
+    "study_depth": study_depth,
+    "study_deep": study_deep,
+    "study": study,
 }
 
 

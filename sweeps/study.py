@@ -1,0 +1,88 @@
+"""The published study: the paper's questions on CIFAR-10, at a budget of two CPU cores.
+
+Half-width networks, ten epochs in place of a hundred, all 50,000 training images. The stages are sweeps of
+their own; `study` is all of them, one seed of everything first. The precision is named, because it belongs to
+a cell's identity and machines differ. Learning rates come from `study_rates`, which holds out 5,000 images.
+
+Results: docs/results/.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from hiddenweights.config import Scalar
+from sweeps.grid import Arm, arm
+
+KS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SEEDS = (0, 1, 2)
+DISTRIBUTIONS = ("signed_constant", "kaiming_normal")
+CIFAR: Mapping[str, Scalar] = {
+    "data.name": "cifar10",
+    "data.protocol": "paper",
+    "model.width": 0.5,
+    "optim.batch_size": 128,
+    "train.epochs": 10,
+    "train.precision": "bfloat16",
+}
+# Candidate learning rates: the recipe's own and a factor of about three on each side, the same number for all.
+RATES: Mapping[str, Sequence[float]] = {
+    "edge_popup": (0.03, 0.1, 0.3),
+    "sgd": (0.01, 0.03, 0.1),
+    "adam": (3e-4, 1e-3, 3e-3),
+}
+
+
+def study_rates() -> list[Arm]:
+    """The learning rates of the study, chosen on 5,000 held-out images under the study's own budget.
+
+    Claim: none; each side of a comparison gets its best of three rates.
+    Command: python -m sweeps launch study_rates --set data.root=DIR
+    Cells: 18 (6 edge-popup, 12 dense); about 2 GPU-hours.
+    Expect: edge-popup best at 0.1, the recipe's rate.
+    """
+    held_out = {**CIFAR, "data.protocol": "validation"}
+    archs = ("conv2", "conv4")
+    dense = {**held_out, "model.method": "dense"}
+    return [
+        arm({**dense, "optim.optimizer": "sgd"}, {"model.arch": archs, "optim.lr": RATES["sgd"]}),
+        arm({**dense, "optim.optimizer": "adam"}, {"model.arch": archs, "optim.lr": RATES["adam"]}),
+        arm({**held_out, "model.k": 0.5}, {"model.arch": archs, "optim.lr": RATES["edge_popup"]}),
+    ]
+
+
+def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "conv4")) -> list[Arm]:
+    """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with the random-mask control.
+
+    Claim: some subnetwork of a random network does nearly as well as the trained network.
+    Command: python -m sweeps launch study_depth --set data.root=DIR
+    Cells: 90 (60 edge-popup, 30 random); about 10 GPU-hours.
+    Expect: a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.
+    """
+    return [
+        arm(CIFAR, {"model.arch": archs, "seed": seeds, "model.distribution": DISTRIBUTIONS, "model.k": KS}),
+        arm({**CIFAR, "model.method": "random"}, {"model.arch": archs, "seed": seeds, "model.k": KS}),
+    ]
+
+
+def study_deep(seeds: Sequence[int] = SEEDS) -> list[Arm]:
+    """The study, stage a continued: Conv6 and Conv8.
+
+    Claim: the deeper the random network, the better its best subnetwork.
+    Command: python -m sweeps launch study_deep --set data.root=DIR
+    Cells: 90 (60 edge-popup, 30 random); about 15 GPU-hours.
+    Expect: Conv6 above Conv4 at k = 0.5.
+    """
+    return study_depth(seeds, ("conv6", "conv8"))
+
+
+STAGES: Sequence[Callable[..., list[Arm]]] = (study_depth, study_deep)
+
+
+def study() -> list[Arm]:
+    """The whole study, one seed of every stage before the next seed.
+
+    Claim: those of its stages.
+    Command: python -m sweeps launch study --set data.root=DIR
+    Cells: 180; about 25 GPU-hours.
+    Expect: see the stages: study_depth and study_deep.
+    """
+    return [arm for seed in SEEDS for stage in STAGES for arm in stage((seed,))]
