@@ -1,13 +1,11 @@
 """A source of runs -> one tidy table: the result store, a folder of offline W&B runs, a W&B project."""
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import fsspec
-import orjson
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
@@ -15,8 +13,7 @@ from analysis.cache import Report, batches, ignore, read_all, read_cached
 from analysis.offline import read_run, scalars
 from analysis.table import Run, Table, tidy
 from hiddenweights.errors import UserError
-
-STORE_FORMAT = 1
+from hiddenweights.files import CELL, STORE_FORMAT, Damaged, open_failure, open_plan, open_result, read_json
 
 
 class Source(Protocol):
@@ -116,9 +113,11 @@ class StoreSource:
         self.identity = self._filesystem.unstrip_protocol(self._root)
         self._local = isinstance(self._filesystem, LocalFileSystem)
         header = f"{self._root}/store.json"
-        stored = _parse(header, self._filesystem.cat_file(header)).get("format")
-        if stored != STORE_FORMAT:
-            raise UserError(f"--from: store {uri!r} has format {stored}, this version reads {STORE_FORMAT}")
+        stored = read_json(self._filesystem.cat_file(header), f"--from: {header}").get("format")
+        if type(stored) is not int or stored != STORE_FORMAT:
+            raise UserError(
+                f"--from: store {uri!r} has format {stored!r:.40}, this version reads {STORE_FORMAT}"
+            )
 
     def listing(self) -> dict[str, str]:
         """Cells begun, by identity; the version names the file that tells most, its time and its size."""
@@ -127,7 +126,7 @@ class StoreSource:
         best: dict[str, tuple[int, str]] = {}
         for path, info in self._entries(folder):
             cell, _, name = path[len(folder) + 1 :].partition("/")
-            if name in rank and rank[name] >= best.get(cell, (-1, ""))[0]:
+            if name in rank and CELL.fullmatch(cell) and rank[name] >= best.get(cell, (-1, ""))[0]:
                 best[cell] = (rank[name], f"{name} {info}")
         return {cell: version for cell, (_, version) in sorted(best.items())}
 
@@ -143,7 +142,7 @@ class StoreSource:
             found = self._filesystem.cat([paths[cell] for cell in some])
             for cell in some:
                 parse = _result if names[cell] == "result.json" else _failure
-                yield parse(cell, _parse(paths[cell], found[paths[cell]]), wanted[cell])
+                yield parse(cell, found[paths[cell]], paths[cell], wanted[cell])
 
     def _entries(self, folder: str) -> Iterator[tuple[str, str]]:
         """Files one folder down, with what tells a change; one listing request a page on object stores."""
@@ -164,8 +163,11 @@ class StoreSource:
             paths = self._filesystem.ls(f"{self._root}/sweeps", detail=False)
         except FileNotFoundError:
             return {}
-        plans = [_parse(path, self._filesystem.cat_file(path)) for path in paths if path.endswith(".json")]
-        return {plan["name"]: tuple(plan["cells"]) for plan in plans}
+        return {
+            Path(path).stem: tuple(open_plan(self._filesystem.cat_file(path), f"--from: {path}")["cells"])
+            for path in paths
+            if path.endswith(".json")
+        }
 
 
 class OfflineFolder:
@@ -189,40 +191,31 @@ class OfflineFolder:
         return {}
 
 
-def _result(cell: str, found: dict[str, Any], version: str) -> Run:
+def _result(cell: str, content: bytes, path: str, version: str) -> Run:
+    try:
+        found = open_result(content, path, cell)
+    except Damaged as error:
+        return Run(cell, cell, state="failed", reason=str(error), version=version)
     own = {name: found.get(name) for name in ("initial_weights_checksum", "seconds", "attempts", "device")}
     made_by = {
         f"{part}.{name}": value
         for part in ("versions", "processor")
-        for name, value in (found.get(part) or {}).items()
+        for name, value in found.get(part, {}).items()
     }
     return Run(
         key=cell,
         cell=cell,
         name=found.get("name", ""),
-        config=found.get("config", {}),
-        summary=scalars({**found.get("summary", {}), **own, **made_by}),
-        history=found.get("history", ()),
+        config=found["config"],
+        summary=scalars({**found["summary"], **own, **made_by}),
+        history=found["history"],
         started=found.get("started", ""),
         version=version,
     )
 
 
-def _failure(cell: str, found: dict[str, Any], version: str) -> Run:
-    epoch = f" (after epoch {found['epoch']})" if found.get("epoch") else ""
-    reason = str(found.get("message") or found.get("error") or "no reason recorded") + epoch
+def _failure(cell: str, content: bytes, path: str, version: str) -> Run:
+    found = open_failure(content, path)
+    epoch = f" (after epoch {found['epoch']})" if found["epoch"] else ""
+    reason = (found["message"] or found["error"] or "no reason recorded") + epoch
     return Run(cell, cell, state="failed", reason=reason, version=version)
-
-
-def _parse(path: str, data: bytes) -> dict[str, Any]:
-    """The JSON object in a file of the store."""
-    try:
-        try:
-            found = orjson.loads(data)  # five times as fast, and most of the time goes here
-        except orjson.JSONDecodeError:
-            found = json.loads(data)  # NaN, which is no JSON, but Python writes it
-    except ValueError as error:
-        raise UserError(f"--from: {path} is not readable JSON ({error})") from error
-    if not isinstance(found, dict):
-        raise UserError(f"--from: {path} holds no JSON object")
-    return found

@@ -110,6 +110,11 @@ def _finetune(config: TrialConfig, store: Store) -> tuple[TrialConfig, "Ticket"]
         value, found = getattr(given, name), getattr(ticket.config.model, name)
         if value not in (getattr(ModelConfig(), name), found):
             raise UserError(f"model.{name}: {value!r}, but the ticket has {found!r}")
+    if ":" in ticket.config.model.arch and given.arch != ticket.config.model.arch:
+        raise UserError(
+            f"model.arch: the ticket's network is code, {ticket.config.model.arch!r}, which is imported only"
+            f" if you name it, too: --model.arch {ticket.config.model.arch}"
+        )
     settled = {name: getattr(ticket.config.model, name) for name in SUBNETWORK}
     return replace(config, model=replace(given, **settled, init_from=cell)), ticket
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from hiddenweights.config import NETWORKS, TrialConfig, resolve, short_name, to_dict, trial_id
 from hiddenweights.errors import UserError
+from hiddenweights.files import RESULT_FORMAT
 from hiddenweights.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway
 from hiddenweights.versions import versions
 
@@ -137,7 +138,7 @@ def _attempt(
                 yield record
         lease.check()
         result = {
-            "format": 1,
+            "format": RESULT_FORMAT,
             "cell": cell,
             "name": short_name(config),
             "config": to_dict(config),

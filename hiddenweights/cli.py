@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,12 @@ def run(commands: Mapping[str, Command], prog: str, args: Sequence[str] | None =
     line on stderr and status 2.
     """
     try:
-        return parse(commands, prog, args)() or 0
+        status = parse(commands, prog, args)() or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, say `head`, has seen enough; nor can the rest be flushed at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

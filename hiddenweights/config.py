@@ -97,7 +97,7 @@ class ModelConfig:
         _check(0 < self.width < math.inf, "model.width", self.width, "must be above 0")
         if self.method == "sampled":
             _check(not self.scaled, "model.scaled", self.scaled, "needs a given k; sampled has none")
-        elif self.method not in ("dense", "finetune"):
+        elif self.method not in ("dense", "finetune") and self.init_from is None:
             _check(self.k is not None, "model.k", self.k, f"is needed by method {self.method}")
         if self.k is not None:
             _check(0 < self.k <= 1, "model.k", self.k, "is the fraction of weights kept, in (0, 1]")
@@ -232,7 +232,7 @@ class SeedsConfig:
         _check_types(self, "seeds")
         for name in ("weights", "scores", "data"):
             value = getattr(self, name)
-            _check(value is None or value >= 0, f"seeds.{name}", value, "must be at least 0")
+            _check(value is None or 0 <= value < 2**64, f"seeds.{name}", value, "must lie in [0, 2^64)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +249,7 @@ class TrialConfig:
 
     def __post_init__(self) -> None:
         _check_types(self, "")
-        _check(self.seed >= 0, "seed", self.seed, "must be at least 0")
+        _check(0 <= self.seed < 2**64, "seed", self.seed, "must lie in [0, 2^64)")
         warmup = self.optim.warmup_epochs
         _check(
             warmup is None or warmup < self.train.epochs,

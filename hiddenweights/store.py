@@ -3,7 +3,7 @@
 Layout::
 
     store.json                  {"format": 1}
-    cells/<id>/result.json      exists = finished; written last
+    cells/<id>/result.json      exists = finished; written last, with its checksum (see `files`)
     cells/<id>/ticket.ticket    the found subnetwork, where the method leaves the weights alone
     cells/<id>/failure.json     the last failure
     cells/<id>/checkpoint/      the trainer's folder, removed once finished
@@ -33,11 +33,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fsspec
-import orjson
 
 from hiddenweights.errors import UserError
+from hiddenweights.files import (
+    CELL,
+    STORE_FORMAT,
+    Damaged,
+    open_failure,
+    open_plan,
+    open_result,
+    read_json,
+    seal,
+)
+from hiddenweights.files import Json as Json  # every user of a store names it
 
-FORMAT = 1
 # A lease is renewed every HEARTBEAT seconds and anybody's after STALE seconds of silence. Hosts that
 # share a store need clocks that agree to well within the difference.
 HEARTBEAT = 15.0
@@ -46,9 +55,6 @@ STALE = 90.0
 PATIENCE = 300.0
 POLL = 1.0  # seconds between looks at it
 
-_CELL = re.compile("[0-9a-f]{16}")
-
-Json = dict[str, Any]
 State = Literal["finished", "failed", "running", "stopped", "missing"]
 
 
@@ -109,16 +115,17 @@ class Store:
             header = self._read("store.json")
         except OSError as error:
             raise UserError(f"store: {self.uri!r} cannot be read: {_reason(error)}") from None
-        if header and header.get("format", 0) > FORMAT:
+        found = STORE_FORMAT if header is None else header.get("format")
+        if type(found) is not int or found > STORE_FORMAT:
             raise UserError(
-                f"store: {self.uri!r} has format {header['format']}; this version reads up to {FORMAT}"
+                f"store: {self.uri!r} has format {found!r:.40}; this version reads up to {STORE_FORMAT}"
             )
 
     def prepare(self) -> None:
         """Make the store, or raise `UserError` when it cannot be written."""
         self.check()
         try:
-            self._write("store.json", {"format": FORMAT})
+            self._write("store.json", {"format": STORE_FORMAT})
         except OSError as error:
             raise UserError(f"store: {self.uri!r} cannot be written: {_reason(error)}") from None
         self.seen = True
@@ -159,21 +166,47 @@ class Store:
     # --- results -------------------------------------------------------------------------------------
 
     def result(self, cell: str) -> Json | None:
-        """The finished cell's result, or None."""
-        return self._read(self._of(cell, "result.json"))
+        """The finished cell's result, or None. Raises `Damaged` for one that is not as it was written."""
+        name = self._of(cell, "result.json")
+        content = self._read_bytes(name)
+        return None if content is None else open_result(content, self._path(name), cell)
 
     def failure(self, cell: str) -> Json | None:
-        """The cell's last failure, or None."""
-        return self._read(self._of(cell, "failure.json"))
+        """The cell's last failure, every key of it there, or None."""
+        name = self._of(cell, "failure.json")
+        content = self._read_bytes(name)
+        return None if content is None else open_failure(content, self._path(name))
 
-    def results(self, cells: Iterable[str]) -> Iterator[tuple[str, Json]]:
-        """The results of those of `cells` that are finished, one at a time: all at once may fill memory."""
+    def results(
+        self, cells: Iterable[str], damaged: dict[str, str] | None = None
+    ) -> Iterator[tuple[str, Json]]:
+        """The results of those of `cells` that are finished, one at a time: all at once may fill memory.
+
+        Damaged ones are left out; `damaged` receives why, by cell.
+        """
+
+        def read(cell: str) -> Json | Damaged | None:
+            try:
+                return self.result(cell)
+            except Damaged as error:
+                return error
+
         cells = list(cells)
         with ThreadPoolExecutor(8) as pool:  # parsing is what takes the time of a local store's
-            found = map(self.result, cells) if self.local else pool.map(self.result, cells)
+            found = map(read, cells) if self.local else pool.map(read, cells)
             for cell, result in zip(cells, found, strict=True):
-                if result:
+                if isinstance(result, Damaged):
+                    if damaged is not None:
+                        damaged[cell] = str(result)
+                elif result is not None:
                     yield cell, result
+
+    def discard_damaged(self, cell: str) -> None:
+        """Remove the cell's result if it is damaged, so that the cell can be trained again."""
+        try:
+            self.result(cell)
+        except Damaged:
+            self._remove(self._of(cell, "result.json"))
 
     def ticket(self, cell: str) -> bytes | None:
         """The content of the finished cell's ticket, or None where it has none."""
@@ -196,7 +229,7 @@ class Store:
         """Record the cell as finished, its ticket first, and remove what was only needed on the way."""
         if ticket is not None:
             self.add_ticket(cell, ticket)
-        self._write(self._of(cell, "result.json"), result)
+        self._write_bytes(self._of(cell, "result.json"), seal(result))
         self._remove(self._of(cell, "failure.json"))
         self._remove(self._of(cell, "checkpoint"))
         if self.local:
@@ -210,7 +243,7 @@ class Store:
     def finished(self) -> set[str]:
         """All finished cells."""
         names = self._names().items()
-        return {cell for cell, files in names if "result.json" in files and _CELL.fullmatch(cell)}
+        return {cell for cell, files in names if "result.json" in files and CELL.fullmatch(cell)}
 
     def states(self, cells: Iterable[str]) -> dict[str, State]:
         """The state of each of `cells`; ``stopped`` ones have begun, and nobody trains them now."""
@@ -220,7 +253,7 @@ class Store:
     def _state(self, cell: str, names: set[str]) -> State:
         if "result.json" in names:
             return "finished"
-        if "lock" in names and _alive(self._read(self._of(cell, "lock"))):
+        if "lock" in names and _alive(self._read_lock(self._of(cell, "lock"))):
             return "running"
         if "failure.json" in names:
             return "failed"
@@ -245,8 +278,9 @@ class Store:
     # --- plans ---------------------------------------------------------------------------------------
 
     def plan(self, name: str) -> Json | None:
-        """The plan last launched as sweep `name`, or None."""
-        return self._read(_plan_file(name))
+        """The plan last launched as sweep `name`, or None. Raises `Damaged` for what is no plan."""
+        content = self._read_bytes(_plan_file(name))
+        return None if content is None else open_plan(content, self._path(_plan_file(name)))
 
     def write_plan(self, name: str, plan: Mapping[str, Any]) -> None:
         """Keep `plan` as the one last launched as sweep `name`."""
@@ -270,7 +304,7 @@ class Store:
         lock = self._of(cell, "lock")
         owner = uuid.uuid4().hex
         with self._guard():
-            held = self._read(lock)
+            held = self._read_lock(lock)
             if _alive(held, launch):
                 raise Busy(f"cell {cell} is being trained by another process")
             failure = self.failure(cell) or {}
@@ -336,7 +370,7 @@ class Store:
     # --- files ---------------------------------------------------------------------------------------
 
     def _of(self, cell: str, name: str) -> str:
-        if not _CELL.fullmatch(cell):  # never a path that leaves the store
+        if not CELL.fullmatch(cell):  # never a path that leaves the store
             raise UserError(f"cell: {cell!r} is not a cell's id (16 hex digits)")
         return f"cells/{cell}/{name}"
 
@@ -364,16 +398,24 @@ class Store:
 
     def _read(self, name: str) -> Json | None:
         content = self._read_bytes(name)
-        if content is None:
-            return None
+        return None if content is None else read_json(content, f"store: {self._path(name)}")
+
+    def _read_lock(self, name: str) -> Json | None:
+        """A lease; what is none, and so held by nobody, reads as None."""
         try:
-            data: Json = orjson.loads(content)  # five times as fast as `json`
-        except ValueError:
-            try:
-                data = json.loads(content)  # which writes and reads NaN
-            except ValueError as error:
-                raise UserError(f"store: {self._path(name)} is not valid JSON: {error}") from None
-        return data
+            lock = self._read(name)
+        except Damaged:
+            return None
+        kinds: dict[str, tuple[type, ...]] = {
+            "owner": (str,),
+            "host": (str,),
+            "pid": (int,),
+            "born": (str, type(None)),
+            "heartbeat": (int, float),
+            "attempt": (int,),
+        }
+        fine = lock and all(type(lock.get(key)) in types for key, types in kinds.items())
+        return lock if fine else None
 
     def _write(self, name: str, data: Mapping[str, Any], *, durable: bool = True) -> None:
         self._write_bytes(name, (json.dumps(data) + "\n").encode(), durable=durable)
@@ -463,7 +505,7 @@ class Lease:
                 self._store._write(self._lock, self._mine | {"heartbeat": 0.0}, durable=False)
 
     def _held(self) -> bool:
-        held = self._store._read(self._lock)
+        held = self._store._read_lock(self._lock)
         return held is not None and held["owner"] == self._mine["owner"]
 
     def _beat(self) -> None:

@@ -27,6 +27,7 @@ from torch.overrides import TorchFunctionMode
 from hiddenweights.config import DataConfig, TrialConfig, flatten, from_dict, resolve, to_dict
 from hiddenweights.data import Dataset, load_dataset
 from hiddenweights.errors import UserError
+from hiddenweights.files import shown
 from hiddenweights.maskcode import decode_mask, encode_mask
 from hiddenweights.masks import METHODS, Biprop, Mask
 from hiddenweights.models import build_network
@@ -40,6 +41,11 @@ MAGIC = b"\x93ticket\n"
 # Limits of what is read at all; the largest network of torchvision has 6.4e8 weights.
 MAX_BYTES = 2**30
 MAX_WEIGHTS = 2**30
+MAX_SIDES = 8  # of a weight's shape
+# A ticket of this many weights may be as short as its writer likes; a larger one is of some bytes, as
+# masks over many weights are: at k = 0.001 the code takes a hundredth of a bit per weight.
+FREE_WEIGHTS = 2**24
+MOST_PER_BYTE = 2**13
 
 _DIGEST_BYTES = 32
 _TIMES = ("seconds", "images_per_second")  # left out, so that a cell's ticket is the same in every run
@@ -160,11 +166,11 @@ class Ticket:
             metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
             return _parse(json.loads(metadata["ticket"]), tensors)
         except UserError as error:
-            raise UserError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {shown(error)}") from error
         except (
             SafetensorError, KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError
         ) as error:  # fmt: skip
-            raise UserError(f"{source}: holds no ticket: {_first_line(error)}") from error
+            raise UserError(f"{source}: holds no ticket: {shown(_first_line(error))}") from error
 
     def shuffled(self, seed: int) -> "Ticket":
         """The ticket with as many weights of each layer kept, at random places that `seed` decides."""
@@ -317,13 +323,19 @@ def load_ticket(
 
 
 def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
-    if header["format"] != FORMAT:
-        raise UserError(f"has format {header['format']!r}; this version reads format {FORMAT}")
+    if type(header["format"]) is not int or header["format"] != FORMAT:
+        raise UserError(f"has format {header['format']!r:.40}; this version reads format {FORMAT}")
     layers = {_text(name): layer for name, layer in header["layers"].items()}
     shapes = {name: [_count(side) for side in layer["shape"]] for name, layer in layers.items()}
+    # Before any arithmetic: a file may name integers of any length.
+    if any(len(shape) > MAX_SIDES or any(side > MAX_WEIGHTS for side in shape) for shape in shapes.values()):
+        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if sum(sizes.values()) > MAX_WEIGHTS:
         raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+    coded = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("mask/"))
+    if sum(sizes.values()) > FREE_WEIGHTS + MOST_PER_BYTE * coded:
+        raise UserError(f"names {sum(sizes.values())} weights in {coded} bytes of masks")
     parts: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -343,6 +355,8 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
         raise ValueError("masks and layers differ")
     masks = {}
     for name, layer in layers.items():
+        if parts["mask"][name].dtype != torch.uint8:
+            raise ValueError("a mask's code is not of bytes")
         code = parts["mask"][name].numpy().tobytes()
         mask = decode_mask(code, sizes[name], _count(layer["kept"], 0), _count(layer["rice"], 0))
         masks[name] = torch.from_numpy(mask).view(shapes[name])
@@ -384,6 +398,8 @@ def _record(data: dict[str, Any]) -> Record:
         _text(name)
         if type(value) not in (int, float) and (name.endswith("_accuracy") or not _text(value)):
             raise ValueError(f"{name}: {value!r} is not a number")
+        if type(value) is int and abs(value) >= 2**64:
+            raise ValueError(f"{name}: is too large a number")
     return data
 
 

@@ -55,6 +55,9 @@ def evaluate(
     from hiddenweights.ticket import read_ticket
     from hiddenweights.train import evaluate as measure
 
+    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device: {device!r}, but there is no such device; choices: auto, cpu")
     ticket = read_ticket(file)
     config = ticket.config
     chosen = replace(config.data, name=data or config.data.name, root=root)
@@ -66,7 +69,6 @@ def evaluate(
         raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
     # As in training, for the same bits; but a file is not to start any number of threads.
     torch.set_num_threads(min(config.train.threads, os.cpu_count() or 1))
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     batches = Batches(images.to(place), ticket.inputs.mean, ticket.inputs.std)
     loss, accuracy = measure(network.to(place), batches, ticket.precision)
     _print(
@@ -135,6 +137,10 @@ def export(
     from hiddenweights.ticket import read_ticket
 
     path = output or file.with_suffix(SUFFIXES[to])
+    if path.is_dir():
+        raise UserError(f"output: {str(path)!r} is a folder; name a file in it")
+    if path.exists() and file.exists() and path.samefile(file):
+        raise UserError(f"output: {str(path)!r} is the ticket itself")
     ticket = read_ticket(file)
     # In torch's default memory format, as whoever loads the file builds the network.
     network = ticket.network(arch).to(memory_format=torch.contiguous_format)

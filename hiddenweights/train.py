@@ -283,6 +283,8 @@ def build_cell_network(config: TrialConfig, dataset: Dataset, ticket: "Ticket | 
         if ticket is None:
             raise UserError(f"model.init_from: the ticket of cell {model.init_from} is needed")
         ticket.inputs.check(dataset)
+        # The config's own word, never the ticket's: a network of the user's code is imported only if it
+        # was named beside the ticket.
         return ticket.network(model.arch if ":" in model.arch else None)
     network = build_network(
         model.arch,

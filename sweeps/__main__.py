@@ -76,7 +76,7 @@ def launch_(
     executor: launch.Executor = "ray",
     address: str | None = None,
     gpus: float | None = None,
-    rerun: Literal["failed"] | None = None,
+    rerun: Literal["failed", "damaged"] | None = None,
     time_limit: float | None = None,
     retries: int = 3,
     patience: float = PATIENCE,
@@ -97,7 +97,7 @@ def launch_(
         executor: `inline` trains one cell after the other in this process, without Ray.
         address: A running Ray cluster (`auto`, or host:port). Unset: Ray on this machine, for the launch.
         gpus: GPUs a cell; a fraction shares a card. Unset: by the network's size, where there are any.
-        rerun: `failed` tries cells again that failed before.
+        rerun: `failed` trains cells again that failed before, `damaged` those with a damaged result.
         time_limit: Seconds that one attempt at a cell may take (with Ray).
         retries: How often a cell is taken up again whose worker died (with Ray).
         patience: Seconds to wait for a store that is away, read-only or full.
@@ -114,11 +114,21 @@ def launch_(
         raise UserError("data.protocol: a search selects, and so needs a validation split")
     if tuned:
         cells = cells.tuned(_winners(results, tuned))
-    planned = launch.plan(name, cells, results, rerun_failed=rerun == "failed")
+    planned = launch.plan(name, cells, results, rerun=rerun)
     console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
+    for cell, why in planned.damaged.items():
+        console.print(f"damaged: {cell}: {why}", markup=False)
     if dry_run:
         for cell, config in cells.items():
-            state = "missing" if cell in planned.todo else "failed" if cell in planned.failed else "finished"
+            state = (
+                "damaged"
+                if cell in planned.damaged
+                else "missing"
+                if cell in planned.todo
+                else "failed"
+                if cell in planned.failed
+                else "finished"
+            )
             console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
         return 0
     launch.preflight(planned.todo.values(), address)
@@ -127,6 +137,8 @@ def launch_(
 
         console.print(f"W&B: {tracking.announce()}")
     results.prepare()
+    for cell in planned.damaged.keys() & planned.todo.keys():
+        results.discard_damaged(cell)
     launched = datetime.now(UTC).isoformat()
     axes = parse_axes(axis)
     plain = {field: str(values) if isinstance(values, Draw) else values for field, values in axes.items()}
@@ -151,7 +163,8 @@ def launch_(
     progress = Progress(name, cells, curves, console)
     for cell, (accuracy, seconds) in planned.finished.items():
         progress.known(cell, accuracy, seconds)
-    for cell, message in planned.failed.items():
+    left = {cell: why for cell, why in planned.damaged.items() if cell not in planned.todo}
+    for cell, message in {**planned.failed, **left}.items():
         progress.failed(cell, message)
     progress.early |= {*planned.early}
     try:
@@ -168,17 +181,18 @@ def launch_(
         results.write_plan(name, record | {"winners": best})
         for where, found in best.items():
             console.print(f"best for {where}: " + ", ".join(f"{field}={v}" for field, v in found.items()))
-    return _conclude(progress, curves, results, console)
+    return _conclude(progress, curves, results, console, damaged=bool(left))
 
 
-def _conclude(progress: Progress, curves: Curves, store: Store, console: Console) -> int:
+def _conclude(progress: Progress, curves: Curves, store: Store, console: Console, *, damaged: bool) -> int:
     console.print(curves.table(progress.accuracies))
     console.print(f"{progress.counts()} · {clock(progress.elapsed())} · results in {store.uri}")
     if progress.failures:
         reasons = Counter(progress.failures.values())
         for reason, n in reasons.most_common():
-            console.print(f"{n} failed: {reason}")
-        console.print("`--rerun failed` tries them again")
+            console.print(f"{n} failed: {reason}", markup=False)
+        again = "; `--rerun damaged` trains those with a damaged result" if damaged else ""
+        console.print(f"`--rerun failed` tries them again{again}")
         return 1
     return 0
 
@@ -198,18 +212,22 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
     saved = None if set or axis else results.plan(name)
     cells = saved["cells"] if saved else list(_sweep(name, set, axis)[1])
     states = results.states(cells)
-    counts = Counter(states.values())
-    words = [f"{counts[state]} {state}" for state in ("finished", "running", "failed", "stopped", "missing")]
-    console.print(f"{name}: {len(cells)} cells: {', '.join(words)}")
     configs, accuracies = {}, {}
-    for cell, result in results.results(cell for cell, state in states.items() if state == "finished"):
+    damaged: dict[str, str] = {}
+    ended = (cell for cell, state in states.items() if state == "finished")
+    for cell, result in results.results(ended, damaged):
         configs[cell], accuracies[cell] = from_dict(result["config"]), result["summary"]["test_accuracy"]
+    counts = Counter("damaged" if cell in damaged else state for cell, state in states.items())
+    kinds = ("finished", "running", "failed", "stopped", "missing", *(["damaged"] if damaged else []))
+    console.print(f"{name}: {len(cells)} cells: {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}")
     if configs:
-        curves = Curves(configs, saved["axes"] if saved else parse_axes(axis))
+        curves = Curves(configs, saved.get("axes", {}) if saved else parse_axes(axis))
         console.print(curves.table(accuracies))
     for cell, state in states.items():
         if state == "failed" and (failure := results.failure(cell)):
-            console.print(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}")
+            console.print(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}", markup=False)
+    for cell, why in damaged.items():
+        console.print(f"damaged: {cell}: {why}", markup=False)
     return 0 if counts["finished"] == len(cells) else 1
 
 
@@ -240,8 +258,9 @@ def _winners(store: Store, name: str) -> Mapping[str, Mapping[str, Scalar]]:
 
 
 def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
-    finished = len(cells) - len(planned.todo) - len(planned.failed) - len(planned.early)
+    finished = len(planned.finished)
     failed = f", {len(planned.failed)} failed before" if planned.failed else ""
+    failed += f", {len(planned.damaged)} damaged" if planned.damaged else ""
     return (
         f"{planned.name}: {len(cells)} cells{_repeated(cells)}: {finished} in {store.uri}{failed}, "
         f"{len(planned.todo)} to train"
@@ -270,8 +289,9 @@ def _cost(planned: launch.Plan, gpus: float | None, price: float | None) -> str:
 
 def _check_numbers(**options: float | None) -> None:
     for name, value in options.items():
-        if value is not None and (value < 0 or (value == 0 and name in ("time_limit", "samples"))):
-            raise UserError(f"--{name.replace('_', '-')}: {value!r} must be above 0")
+        if value is not None and (not value >= 0 or (value == 0 and name in ("time_limit", "samples"))):
+            least = "above 0" if name in ("time_limit", "samples") else "at least 0"
+            raise UserError(f"--{name.replace('_', '-')}: {value!r} must be {least}")
 
 
 def _console() -> Console:

@@ -69,14 +69,20 @@ class Plan:
     """The outcome of every finished cell."""
     failed: Mapping[str, str]
     """Cells that failed before and are left alone, with the reason."""
+    damaged: Mapping[str, str]
+    """Cells whose results are damaged, with the reason: left alone, or among `todo` if that was asked."""
     early: Collection[str]
     """Cells that a search has stopped early."""
     measured: Measured
     """What cells of these kinds took before."""
 
 
-def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_failed: bool) -> Plan:
+def plan(
+    name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun: Literal["failed", "damaged"] | None
+) -> Plan:
     """Sort the cells by what the store says of them. Reads only.
+
+    `rerun` names the cells that are trained again: those that failed before, or have a damaged result.
 
     Raises `UserError` where a cell trains a subnetwork that neither the store nor the plan has.
     """
@@ -87,24 +93,35 @@ def plan(name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun_fai
         failure = store.failure(cell) if state == "failed" else None
         if failure and failure["error"] == STOPPED_EARLY:
             early.add(cell)
-        elif failure and not failure["transient"] and not rerun_failed:
+        elif failure and not failure["transient"] and rerun != "failed":
             failed[cell] = failure["message"]
+    finished: dict[str, tuple[float, float]] = {}
+    damaged: dict[str, str] = {}
+    measured = Measured()
+    ended = (cell for cell, state in states.items() if state == "finished")
+    for cell, result in store.results(ended, damaged):
+        finished[cell] = outcome(result)
+        measured.add(cells[cell], result)
     todo = {
         cell: config
         for cell, config in cells.items()
-        if states[cell] != "finished" and cell not in failed and cell not in early
+        if (states[cell] != "finished" or (cell in damaged and rerun == "damaged"))
+        and cell not in failed
+        and cell not in early
     }
     for parent in {config.model.init_from for config in todo.values()} - cells.keys():
         if parent and not store.has_ticket(parent):
             raise UserError(f"model.init_from: cell {parent} has no ticket in {store.uri}; train it first")
-    finished: dict[str, tuple[float, float]] = {}
-    measured = Measured()
-    for cell, result in store.results(cell for cell, state in states.items() if state == "finished"):
-        finished[cell] = outcome(result)
-        measured.add(cells[cell], result)
     measured.add_others(store, todo.values(), cells)
     return Plan(
-        name=name, cells=cells, todo=todo, finished=finished, failed=failed, early=early, measured=measured
+        name=name,
+        cells=cells,
+        todo=todo,
+        finished=finished,
+        failed=failed,
+        damaged=damaged,
+        early=early,
+        measured=measured,
     )
 
 

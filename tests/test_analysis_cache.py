@@ -151,9 +151,10 @@ def test_ten_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
     text = json.dumps(template)
     store = write_store(tmp_path / "store", [])
     for seed in range(10_000):
-        folder = store / "cells" / f"{seed:016x}"
+        cell = trial_id(config(train__epochs=100, model__arch="conv4", seed=seed))
+        folder = store / "cells" / cell
         folder.mkdir()
-        named = text.replace(f'"cell": "{template["cell"]}"', f'"cell": "{seed:016x}"')
+        named = text.replace(f'"cell": "{template["cell"]}"', f'"cell": "{cell}"')
         (folder / "result.json").write_text(named.replace('"seed": 0}', f'"seed": {seed}}}'))
     code = (
         "import time, resource, sys; from pathlib import Path; from analysis.fetch import fetch; "

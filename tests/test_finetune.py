@@ -269,9 +269,9 @@ def test_launch_trains_parents_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_plan_without_the_parents_is_refused(store: Store) -> None:
     orphan = child(unflatten({"seed": 5}, parent_of()))
     with pytest.raises(UserError, match=r"model\.init_from"):
-        launch.plan("orphans", {trial_id(orphan): orphan}, store, rerun_failed=False)
+        launch.plan("orphans", {trial_id(orphan): orphan}, store, rerun=None)
     known = child(parent_of(), train__epochs=4)
-    assert launch.plan("known", {trial_id(known): known}, store, rerun_failed=False).todo
+    assert launch.plan("known", {trial_id(known): known}, store, rerun=None).todo
 
 
 def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> None:
@@ -281,7 +281,7 @@ def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> N
     cells = {trial_id(config): config for config in configs}
     store = Store(tmp_path)
     store.prepare()
-    planned = launch.plan("some", cells, store, rerun_failed=False)
+    planned = launch.plan("some", cells, store, rerun=None)
     progress = Progress("some", cells, Curves(cells, {}), Console(quiet=True))
     with progress:
         launch.run(planned, store, launch.Options(executor="inline"), progress)

@@ -24,6 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     record = {f"kept/{layer}.weight": 0.5 for layer in range(20)} | {"epoch": 1, "test_accuracy": 0.5}
     for cell, config in CELLS.items():
         result = {
+            "format": 1,
             "cell": cell,
             "name": short_name(config),
             "config": to_dict(resolve(config)),

@@ -14,10 +14,19 @@ import fsspec
 import pytest
 
 from hiddenweights import store as store_module
+from hiddenweights.config import TrialConfig, to_dict, trial_id
 from hiddenweights.errors import UserError
+from hiddenweights.files import STORE_FORMAT, Damaged
 from hiddenweights.store import Busy, LeaseLost, Store
 
-CELL, OTHER = "0" * 16, "1" * 16
+CELL, OTHER = trial_id(TrialConfig()), "1" * 16
+RESULT = {
+    "format": 2,
+    "config": to_dict(TrialConfig()),
+    "history": [{"epoch": 1}],
+    "summary": {"test_accuracy": 0.5},
+    "seconds": 1.5,
+}
 HOLDER = """
 import sys, time
 from hiddenweights.store import Store
@@ -44,12 +53,12 @@ def test_a_cell_is_missing_then_stopped_then_failed_then_finished(store: Store) 
     store.fail(CELL, {"message": "no", "attempt": 1})
     assert store.states([CELL]) == {CELL: "failed"}
     with store.lease(CELL) as lease:
-        store.finish(CELL, {"seconds": 1.5})
+        store.finish(CELL, RESULT)
         lease.finished()
     assert store.states([CELL, OTHER]) == {CELL: "finished", OTHER: "missing"}
-    assert store.result(CELL) == {"seconds": 1.5}
+    assert store.result(CELL) == RESULT
     assert store.failure(CELL) is None
-    assert dict(store.results([CELL, OTHER])) == {CELL: {"seconds": 1.5}}
+    assert dict(store.results([CELL, OTHER])) == {CELL: RESULT}
 
 
 def test_plans_are_kept_by_name(store: Store) -> None:
@@ -150,7 +159,7 @@ def test_a_reader_never_sees_half_a_result(tmp_path: Path) -> None:
     writing = True
 
     def write() -> None:
-        store._write(f"cells/{CELL}/result.json", {"history": list(range(20_000))}, durable=False)
+        store.finish(CELL, RESULT | {"history": [{"epoch": 1}] * 2000})
 
     def write_on() -> None:
         while writing:
@@ -164,22 +173,22 @@ def test_a_reader_never_sees_half_a_result(tmp_path: Path) -> None:
     finally:
         writing = False
         writer.join()
-    assert all(result and len(result["history"]) == 20_000 for result in seen)
+    assert all(result and len(result["history"]) == 2000 for result in seen)
 
 
 def test_a_failed_write_leaves_nothing_and_keeps_what_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = Store(tmp_path)
-    store.finish(CELL, {"seconds": 1.0})
+    store.finish(CELL, RESULT)
 
     def full(file: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="space"):
-        store.finish(CELL, {"seconds": 2.0})
-    assert store.result(CELL) == {"seconds": 1.0}
+        store.finish(CELL, RESULT | {"seconds": 2.0})
+    assert store.result(CELL) == RESULT
     assert sorted(path.name for path in (tmp_path / "cells" / CELL).iterdir()) == ["result.json"]
 
 
@@ -188,7 +197,7 @@ def test_what_a_killed_writer_left_goes_when_the_cell_is_finished(tmp_path: Path
     store.fail(CELL, {"message": "no"})
     (tmp_path / "cells" / CELL / ".result.json.0.tmp").write_text("{")
     (tmp_path / "cells" / CELL / "checkpoint").mkdir()
-    store.finish(CELL, {})
+    store.finish(CELL, RESULT)
     assert sorted(path.name for path in (tmp_path / "cells" / CELL).iterdir()) == ["result.json"]
 
 
@@ -213,7 +222,7 @@ def test_a_remote_checkpoint_is_saved_and_found_again(monkeypatch: pytest.Monkey
 def test_a_newer_store_is_refused(store: Store) -> None:
     store.prepare()
     store.check()
-    store._write("store.json", {"format": store_module.FORMAT + 1})
+    store._write("store.json", {"format": STORE_FORMAT + 1})
     with pytest.raises(UserError, match="format"):
         store.check()
 
@@ -239,8 +248,31 @@ def test_no_name_leaves_the_store(cell: str, tmp_path: Path) -> None:
 
 def test_a_damaged_result_is_said_and_not_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.finish(CELL, {"seconds": 1.0})
+    store.finish(CELL, RESULT)
     path = tmp_path / "cells" / CELL / "result.json"
-    path.write_text(json.dumps({"seconds": 1.0})[:-3])
-    with pytest.raises(UserError, match=r"result\.json"):
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        with pytest.raises(Damaged, match=r"result\.json"):
+            store.result(CELL)
+    why: dict[str, str] = {}
+    assert not [*store.results([CELL], why)]
+    assert set(why) == {CELL}
+    store.discard_damaged(CELL)
+    assert store.states([CELL]) == {CELL: "missing"}
+
+
+def test_results_without_a_seal_are_read_only_from_the_first_format(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.finish(CELL, RESULT)
+    path = tmp_path / "cells" / CELL / "result.json"
+    path.write_text(json.dumps(RESULT | {"format": 1}))
+    assert store.result(CELL) == RESULT | {"format": 1}
+    path.write_text(json.dumps(RESULT))
+    with pytest.raises(Damaged):
         store.result(CELL)
+    store.finish(OTHER, RESULT)
+    with pytest.raises(Damaged, match=CELL):  # the result of another cell
+        store.result(OTHER)

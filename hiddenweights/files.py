@@ -1,0 +1,172 @@
+"""The store's files as bytes: what they must hold, and the seal that notices a changed result.
+
+A result is one JSON object whose last key is ``sha256``, the digest of every byte before that key: a
+suffix of fixed length. Results of format 1 have no seal and are still read. Whatever is wrong with a
+file raises `Damaged`, a `UserError`; reading one executes nothing.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from hiddenweights.config import flatten, from_dict, trial_id
+from hiddenweights.errors import UserError
+
+Json = dict[str, Any]
+
+STORE_FORMAT = 1
+RESULT_FORMAT = 2
+CELL = re.compile("[0-9a-f]{16}")
+_SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"}\n', re.DOTALL)
+_SEAL_BYTES = len(b', "sha256": "' + bytes(64) + b'"}\n')
+_SCALARS = {str, int, float, bool, type(None)}
+
+
+class Damaged(UserError):
+    """A file of the store does not hold what it must."""
+
+
+def shown(text: object, most: int = 300) -> str:
+    """`text` from a file as one line that is safe on a terminal: escaped, and cut after `most` characters."""
+    line = str(text)[: most + 1]
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return safe if len(line) <= most else safe[:most] + "..."
+
+
+def read_json(content: bytes, source: str) -> Json:
+    """The JSON object in `content`; `source` names it in messages. NaN and Infinity are read, too."""
+    try:
+        try:
+            data = orjson.loads(content)  # five times as fast as `json`
+        except ValueError:
+            data = json.loads(content, parse_int=_integer)  # which writes and reads NaN
+            json.dumps(data, ensure_ascii=False).encode()  # no half of a surrogate pair
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{source} is not valid JSON: {shown(error)}") from None
+    if not isinstance(data, dict):
+        raise Damaged(f"{source} holds no JSON object")
+    return data
+
+
+def seal(result: Mapping[str, Any]) -> bytes:
+    """The content of a result's file, with its checksum."""
+    body = json.dumps(dict(result)).encode()[:-1]
+    if not result:
+        raise ValueError("a result is not empty")
+    return body + f', "sha256": "{hashlib.sha256(body).hexdigest()}"}}\n'.encode()
+
+
+def open_result(content: bytes, source: str, cell: str) -> Json:
+    """The result in a file of `cell`, without its checksum. Raises `Damaged`, naming `source`."""
+    body, suffix = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
+    found = _SEAL.fullmatch(suffix)
+    if found and hashlib.sha256(body).hexdigest().encode() != found[1]:
+        raise Damaged(f"{source} is damaged: its checksum does not match")
+    result = read_json(content, source)
+    if not found and result.get("format") != 1:
+        raise Damaged(f"{source} is damaged: it has no checksum")
+    if found and (type(result.get("format")) is not int or result["format"] > RESULT_FORMAT):
+        raise Damaged(f"{source} has format {shown(repr(result.get('format')))}; this version reads 1 and 2")
+    result.pop("sha256", None)
+    try:
+        _check_result(result, cell)
+    except UserError as error:
+        raise Damaged(f"{source} is damaged: {shown(error)}") from None
+    return result
+
+
+def open_plan(content: bytes, source: str) -> Json:
+    """The plan of a sweep in a file. Raises `Damaged`, naming `source`."""
+    plan = read_json(content, source)
+    try:
+        for cell in _typed(plan, "cells", list):
+            if not (isinstance(cell, str) and CELL.fullmatch(cell)):
+                raise UserError(f"cells: {shown(repr(cell), 60)} is not a cell's id (16 hex digits)")
+        axes = _typed(plan, "axes", dict, {})
+        known = flatten(from_dict({}))
+        for field, values in axes.items():
+            listed = isinstance(values, list) and all(type(value) in _SCALARS for value in values)
+            if field not in known or not (listed or isinstance(values, str)):
+                raise UserError(f"axes: {shown(repr(field), 60)} is no field with its values")
+        for field, inner in _typed(plan, "winners", dict, {}).items():
+            if not isinstance(inner, dict) or not {*map(type, inner.values())} <= _SCALARS:
+                raise UserError(f"winners: {shown(repr(field), 60)} has no values of fields")
+        _typed(plan, "overrides", dict, {})
+        for name in ("name", "launched"):
+            _text(_typed(plan, name, str, ""), name)
+    except UserError as error:
+        raise Damaged(f"{source} is damaged: {shown(error)}") from None
+    return plan
+
+
+def open_failure(content: bytes, source: str) -> Json:
+    """The failure in a file, every key there. One that cannot be read says so; it is tried again."""
+    whole = {"error": "", "message": "", "traceback": "", "epoch": 0, "attempt": 1, "transient": False}
+    try:
+        found = read_json(content, source)
+        for name, default in whole.items():
+            _typed(found, name, type(default), default)
+    except UserError as error:
+        return whole | {"error": "Damaged", "message": shown(error), "transient": True}
+    return whole | found | {name: shown(found.get(name, ""), 2000) for name in ("error", "message")}
+
+
+def _check_result(result: Json, cell: str) -> None:
+    config = from_dict(_typed(result, "config", dict))
+    for name, value in flatten(config).items():
+        if isinstance(value, str):
+            _text(value, name)
+    if (own := trial_id(config)) != cell:
+        raise UserError(f"its config is that of cell {own}")
+    if _typed(result, "cell", str, cell) != cell:
+        raise UserError(f"cell: {shown(repr(result['cell']), 60)}")
+    history = _typed(result, "history", list)
+    summary = _typed(result, "summary", dict)
+    if not history:
+        raise UserError("history: has no record")
+    for record in (*history, summary):
+        if not isinstance(record, dict) or not {*map(type, record.values())} <= _SCALARS:
+            raise UserError("history, summary: a record is no object of plain values")
+    for record in history:
+        if type(record.get("epoch")) is not int:
+            raise UserError("history: a record has no whole number as its epoch")
+    if not all(map(str.isprintable, {name for record in (*history, summary) for name in record})):
+        raise UserError("history: the name of a value is not printable")
+    for name, value in summary.items():
+        if isinstance(value, str):
+            _text(value, name)
+    for name in ("name", "device", "started", "finished", "initial_weights_checksum"):
+        _text(_typed(result, name, str, ""), name)
+    for numbers, name in ((summary, "test_accuracy"), (result, "seconds")):
+        if type(numbers.get(name)) not in (int, float):
+            raise UserError(f"{name}: is not a number")
+    for name in ("versions", "processor"):
+        for key, value in _typed(result, name, dict, {}).items():
+            if type(value) not in _SCALARS:
+                raise UserError(f"{name}: is no object of plain values")
+            _text(f"{key} {value}", name)
+    for name in ("attempts", "gpu_memory"):
+        if type(result.get(name)) not in (int, float, type(None)):
+            raise UserError(f"{name}: is not a number")
+
+
+def _typed(data: Mapping[str, Any], name: str, kind: type, default: Any = None) -> Any:
+    value = data.get(name, default)
+    if type(value) is not kind:
+        raise UserError(f"{name}: is missing or not of type {kind.__name__}")
+    return value
+
+
+def _text(value: str, name: str) -> None:
+    if not value.isprintable():
+        raise UserError(f"{name}: {shown(repr(value), 60)} is not printable text")
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError("a whole number is too large")
+    return int(digits)
