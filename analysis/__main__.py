@@ -34,7 +34,7 @@ def _figure(options: argparse.Namespace) -> None:
     spec = specs.find_spec(options.name)
     table = _table(options)
     points = specs.points(table, spec)
-    ours = aggregate.curves(points, seed=options.seed, mixed=options.mixed)
+    ours = aggregate.curves(points, mixed=options.mixed)
     drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
     from analysis import figures  # here, because numbers alone need no matplotlib
 
@@ -52,7 +52,7 @@ def _report(options: argparse.Namespace) -> None:
     table = _table(options)
     from analysis import figures, report  # here, because numbers alone need no matplotlib
 
-    found = report.collect(table, ", ".join(_sources(options)), seed=options.seed, mixed=options.mixed)
+    found = report.collect(table, ", ".join(_sources(options)), mixed=options.mixed)
     with _writing(options.out):
         for drawing in found.drawings:
             drawn, spec = drawing.drawn, drawing.spec
@@ -134,7 +134,6 @@ def parser() -> argparse.ArgumentParser:
         help="only cells with this value of a config field; may be repeated",
     )
     common.add_argument("--no-cache", action="store_true", help="read every run from the source")
-    common.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
     common.add_argument(
         "--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)"
     )

@@ -73,13 +73,13 @@ class Report:
         )
 
 
-def collect(table: Table, source: str, *, seed: int = 0, mixed: bool = False) -> Report:
+def collect(table: Table, source: str, *, mixed: bool = False) -> Report:
     """Everything the report shows, measured once."""
     drawings, skipped = [], {}
     for spec in specs.FIGURES.values():
         try:
             points = specs.points(table, spec)
-            ours = aggregate.curves(points, seed=seed, mixed=mixed)
+            ours = aggregate.curves(points, mixed=mixed)
         except UserError as error:
             skipped[spec.name] = str(error)
             continue
@@ -120,7 +120,7 @@ def as_html(report: Report) -> str:
         lead=html.escape(report.lead),
         figures="\n".join(map(_figure_html, report.drawings)) + _skipped_html(report),
         claims_note=html.escape(
-            "Differences in percentage points of test accuracy, paired over shared seeds, with 95% bootstrap "
+            "Differences in percentage points of test accuracy, paired over shared seeds, with 95% t "
             "intervals; of several comparisons the one furthest from supporting the claim is shown."
         ),
         claims=_table(shown, "claim-table", verdict=True),

@@ -104,7 +104,7 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
     return (
         f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; "
-        f"mean of {seeds}, band: 95% bootstrap interval{paper}"
+        f"mean of {seeds}, band: 95% t interval{paper}"
     )
 
 

@@ -2,9 +2,10 @@
 
 import contextlib
 import errno
+import logging
 import time
 import traceback
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import entry_points
@@ -54,12 +55,50 @@ TrackerFactory = Callable[[Run], Tracker]
 
 
 def installed_trackers() -> list[TrackerFactory]:
-    """The trackers whose packages are installed."""
+    """The trackers whose packages are installed. Raises `UserError` for one that is broken."""
     found = []
     for point in entry_points(group="hiddenweights.trackers"):
-        with contextlib.suppress(ImportError):
+        try:
             found.append(point.load())
+        except ImportError as error:
+            if error.name != "wandb":  # which is optional; anything else is a broken installation
+                raise UserError(
+                    f"tracker {point.name} ({point.value}) cannot be imported: {error}"
+                ) from error
     return found
+
+
+class _Guarded:
+    """A tracker whose errors never reach the cell: the first is reported and ends this attempt's tracking."""
+
+    def __init__(self, make: TrackerFactory, run: Run) -> None:
+        self._run = run
+        self._tracker: Tracker | None = None
+        with self._guard():
+            self._tracker = make(run)
+
+    def log(self, record: Record) -> None:
+        with self._guard():
+            if self._tracker:
+                self._tracker.log(record)
+
+    def finish(self, result: Json | None) -> None:
+        with self._guard():
+            if self._tracker:
+                self._tracker.finish(result)
+
+    @contextlib.contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if self._run.store.trouble():  # the store is what failed, which the cell waits for
+                raise
+            self._tracker = None
+            logging.getLogger(__name__).warning(
+                "cell %s is no longer tracked (%s: %s); its result goes to the store all the same",
+                self._run.cell, type(error).__name__, error,
+            )  # fmt: skip
 
 
 def cell_epochs(
@@ -122,7 +161,7 @@ def _attempt(
     """The cell from its checkpoint, if it has one, to its result. Appends every record to `history`."""
     cell, config, store = run.cell, run.config, run.store
     started = datetime.now(UTC)
-    followers: list[Tracker] = []
+    followers: list[_Guarded] = []
     result = None
     try:
         with store.checkpoint(cell) as checkpoint:
@@ -131,7 +170,7 @@ def _attempt(
                 lease.check()
                 checkpoint.save()
                 if not history:
-                    followers += [make(run) for make in trackers]
+                    followers += [_Guarded(make, run) for make in trackers]
                 history.append(record)
                 for follower in followers:
                     follower.log(record)

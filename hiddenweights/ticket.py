@@ -42,10 +42,6 @@ MAGIC = b"\x93ticket\n"
 MAX_BYTES = 2**30
 MAX_WEIGHTS = 2**30
 MAX_SIDES = 8  # of a weight's shape
-# A ticket of this many weights may be as short as its writer likes; a larger one is of some bytes, as
-# masks over many weights are: at k = 0.001 the code takes a hundredth of a bit per weight.
-FREE_WEIGHTS = 2**24
-MOST_PER_BYTE = 2**13
 
 _DIGEST_BYTES = 32
 _TIMES = ("seconds", "images_per_second")  # left out, so that a cell's ticket is the same in every run
@@ -333,9 +329,6 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if sum(sizes.values()) > MAX_WEIGHTS:
         raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
-    coded = sum(tensor.numel() for name, tensor in tensors.items() if name.startswith("mask/"))
-    if sum(sizes.values()) > FREE_WEIGHTS + MOST_PER_BYTE * coded:
-        raise UserError(f"names {sum(sizes.values())} weights in {coded} bytes of masks")
     parts: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")

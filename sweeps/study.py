@@ -23,7 +23,7 @@ CIFAR: Mapping[str, Scalar] = {
     "train.epochs": 10,
     "train.precision": "bfloat16",
 }
-# Candidate learning rates: the recipe's own and a factor of about three on each side, the same number for all.
+# Candidate learning rates, as many for each side: about the recipe's own, a factor of three apart.
 RATES: Mapping[str, Sequence[float]] = {
     "edge_popup": (0.03, 0.1, 0.3),
     "sgd": (0.01, 0.03, 0.1),

@@ -10,6 +10,7 @@ import pytest
 from analysis_stores import config, grid, made_store, result, write_store
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from analysis import aggregate, specs, summary
 from analysis.fetch import fetch
@@ -19,23 +20,21 @@ from hiddenweights.errors import UserError
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.randoms())
-def test_the_interval_holds_the_mean_and_ignores_order(values: list[float], rng: object) -> None:
-    low, high = aggregate.bootstrap(np.array(values))
-    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
-    assert low - 1e-9 <= np.mean(values) <= high + 1e-9
+def test_the_interval_is_students(values: list[float], rng: object) -> None:
+    low, high = aggregate.interval(np.array(values))
+    assert (low + high) / 2 == pytest.approx(np.mean(values), abs=1e-9)
+    if np.std(values) > 1e-3:
+        expected = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+        assert (low, high) == pytest.approx(expected)
     rng.shuffle(values)  # type: ignore[attr-defined]
-    assert (low, high) == aggregate.bootstrap(np.array(values))
+    assert (low, high) == pytest.approx(aggregate.interval(np.array(values)), abs=1e-9)
 
 
-def test_the_interval_has_its_level_and_obeys_its_seed() -> None:
+def test_the_interval_of_three_seeds_has_its_level() -> None:
     rng = np.random.default_rng(0)
-    hits = sum(
-        low <= 0 <= high
-        for low, high in (aggregate.bootstrap(rng.normal(size=40), seed=i) for i in range(200))
-    )
-    assert 175 <= hits <= 199  # about 94% for n = 40
-    values = rng.normal(size=20)
-    assert aggregate.bootstrap(values, seed=1) != aggregate.bootstrap(values, seed=2)
+    drawn = [aggregate.interval(rng.normal(size=3)) for _ in range(4000)]
+    hits = sum(low <= 0 <= high for low, high in drawn)
+    assert 0.935 < hits / len(drawn) < 0.965  # 0.95 +- four standard errors
 
 
 def test_one_value_has_no_interval() -> None:
@@ -43,13 +42,6 @@ def test_one_value_has_no_interval() -> None:
     assert found["mean"] == 3.0
     assert found["n"] == 1
     assert np.isnan([found["sd"], found["low"], found["high"]]).all()
-
-
-def test_pairing_takes_shared_seeds_only_and_removes_what_they_share() -> None:
-    a = pd.DataFrame({"seed": [0, 1, 2, 9], "y": [1.0, 11.0, 21.0, 500.0]})
-    b = pd.DataFrame({"seed": [2, 1, 0, 7], "y": [20.5, 10.5, 0.5, -500.0]})
-    found = aggregate.paired(a, b, "y")
-    assert (found["n"], found["mean"], found["low"], found["high"]) == (3, 0.5, 0.5, 0.5)
 
 
 def points_of(tmp_path: Path, cells: list[TrialConfig], sweep: str = "depth") -> pd.DataFrame:

@@ -180,3 +180,26 @@ def test_the_thread_count_is_the_configs(store: Store) -> None:
 def test_the_papers_protocol_has_no_best_epoch(store: Store) -> None:
     result = run_cell(config(data__protocol="paper", train__epochs=1), store)
     assert "best_validation_accuracy" not in result["summary"]
+
+
+@pytest.mark.parametrize("call", ["make", "log", "finish"])
+def test_a_tracker_never_costs_a_cell(call: str, store: Store) -> None:
+    class Broken:
+        def __init__(self, run: Run) -> None:
+            self.at("make")
+
+        def at(self, name: str) -> None:
+            if name == call:
+                raise RuntimeError("the server answers nonsense")
+
+        def log(self, record: Record) -> None:
+            self.at("log")
+
+        def finish(self, result: object) -> None:
+            self.at("finish")
+
+    tracked = config(train__epochs=2)
+    result = run_cell(tracked, store, trackers=[Broken])
+    assert len(result["history"]) == 2
+    assert store.states([trial_id(tracked)]) == {trial_id(tracked): "finished"}
+    assert store.failure(trial_id(tracked)) is None

@@ -46,17 +46,19 @@ def test_edge_popup_beats_its_random_control_and_chance_widely(data_root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "floor"),
+    "options",
     [
-        ({"model__method": "sampled"}, 0.28),
-        ({"model__method": "iterand"}, 0.33),
-        ({"model__method": "biprop"}, 0.33),
-        ({"model__selection": "global"}, 0.33),
-        ({"model__method": "dense"}, 0.38),
+        {"model__method": "sampled"},
+        {"model__method": "iterand"},
+        {"model__method": "biprop"},
+        {"model__selection": "global"},
+        {"model__method": "dense"},
     ],
-    ids=lambda value: "-".join(value.values()) if isinstance(value, dict) else "",
+    ids=lambda options: "-".join(options.values()),
 )
-def test_every_other_method_learns(options, floor, data_root):
-    learnt = accuracies(data_root, **options)
-    assert learnt[-1] > floor
-    assert learnt[-1] > learnt[0] + 0.05
+def test_every_other_method_learns(options, data_root):
+    # In float32, since bfloat16 differs between processors. The floor is twice chance. `sampled` comes
+    # nearest: over four seeds its lowest was 0.32 and its standard deviation 0.02, six of them above it.
+    learnt = accuracies(data_root, train__precision="float32", **options)
+    assert learnt[-1] > 2 * CHANCE
+    assert learnt[-1] > learnt[0]
