@@ -13,8 +13,8 @@ probability ERROR at most, where the margin is the truth; benchmarks/claims.py m
 
 These are verdicts on the paper when the cells are like the paper's: its data, all images, its width and its
 number of epochs. Of other cells a claim only *holds here*, *does not hold here* or is *open here*. It is out
-of scope when the runs have none of the cells it speaks of. What is reported as its effect is the comparison that
-came out worst. Numbers are test accuracies of the last epoch; nothing is selected on them.
+of scope when the runs have none of the cells it speaks of. What is reported as its effect is the comparison
+that came out worst. Numbers are test accuracies of the last epoch; nothing is selected on them.
 """
 
 import itertools

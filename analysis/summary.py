@@ -100,12 +100,12 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
 
     protocol = {"validation": "validation split held out", "paper": "all training images (paper's protocol)"}
     protocols = ", ".join(protocol[name] for name in dict.fromkeys(points["data.protocol"]))
-    seeds = f"{drawn['n'].max():g} seeds" + ("" if drawn["full"].all() else " (hollow: fewer)")
+    most = drawn["n"].max()
+    seeds = "one seed" if most == 1 else f"mean of {most:g} seeds"
+    seeds += "" if drawn["full"].all() else " (hollow: fewer)"
+    band = "" if most == 1 else ", band: 95% t interval"
     paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
-    return (
-        f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; "
-        f"mean of {seeds}, band: 95% t interval{paper}"
-    )
+    return f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; {seeds}{band}{paper}"
 
 
 def left_out(table: Table, sweep: str) -> str:
