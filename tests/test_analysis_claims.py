@@ -149,6 +149,33 @@ def test_every_outcome(claim: str, made: list[TrialConfig], yes: Accuracy, no: A
     assert verdict(claim, table_of([config(model__arch="fc", model__k=0.2)], yes)) == OUT_OF_SCOPE
 
 
+def test_cells_unlike_the_papers_say_nothing_about_the_paper() -> None:
+    like = {"data__name": ("cifar10",), "train__epochs": (100,)}
+    for fields_, words in (
+        (like, (SUPPORTED, CONTRADICTED)),
+        (like | {"data__name": ("digits",)}, ("holds here", "does not hold here")),
+        (like | {"train__epochs": (99,)}, ("holds here", "does not hold here")),
+        (like | {"model__width": (0.5,)}, ("holds here", "does not hold here")),
+        (like | {"data__subset": (5000,)}, ("holds here", "does not hold here")),
+    ):
+        for above, word in zip((0.02, -0.02), words, strict=True):
+            table = table_of(cells(**KS, **fields_), lambda m: 0.8 + above * (m.distribution == SIGNED))  # noqa: B023
+            found = claims.verdicts(table).set_index("claim")
+            assert found.loc["signed_above", "verdict"] == word
+
+
+def test_a_wrong_verdict_is_rare_at_the_margin() -> None:
+    rng = np.random.default_rng(0)
+
+    def made(m: int) -> list[claims.Effect]:
+        rows = rng.normal(size=(m, 3)) * np.geomspace(0.1, 1, m)[:, None]
+        return [claims.effect([*row], "", 0.0, ()) for row in rows]
+
+    for m in (1, 16):
+        wrong = sum(claims.judge(made(m)) != NOT_ENOUGH for _ in range(2000))
+        assert wrong / 2000 < 0.05 + 4 * 0.005  # four standard errors
+
+
 def test_the_cases_cover_every_claim() -> None:
     assert {case[0] for case in CASES} | {"unchanged"} == {claim.name for claim in claims.CLAIMS}
     assert len({claim.name for claim in claims.CLAIMS}) == len(claims.CLAIMS)
