@@ -17,3 +17,10 @@ def choices_error(field: str, value: object, choices: Iterable[object]) -> UserE
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     return UserError(f"{field}: unknown value {value!r}{hint}; choices: {', '.join(names)}")
+
+
+def shown(text: object, most: int = 300) -> str:
+    """`text` from a file as one line that is safe on a terminal: escaped, and cut after `most` characters."""
+    line = str(text)[: most + 1]
+    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return safe if len(line) <= most else safe[:most] + "..."

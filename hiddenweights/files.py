@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from hiddenweights.config import flatten, from_dict, trial_id
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, shown
 
 Json = dict[str, Any]
 
@@ -28,13 +28,6 @@ _SCALARS = {str, int, float, bool, type(None)}
 
 class Damaged(UserError):
     """A file of the store does not hold what it must."""
-
-
-def shown(text: object, most: int = 300) -> str:
-    """`text` from a file as one line that is safe on a terminal: escaped, and cut after `most` characters."""
-    line = str(text)[: most + 1]
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    return safe if len(line) <= most else safe[:most] + "..."
 
 
 def read_json(content: bytes, source: str) -> Json:

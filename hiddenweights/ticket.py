@@ -26,8 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from hiddenweights.config import DataConfig, TrialConfig, flatten, from_dict, resolve, to_dict
 from hiddenweights.data import Dataset, load_dataset
-from hiddenweights.errors import UserError
-from hiddenweights.files import shown
+from hiddenweights.errors import UserError, shown
 from hiddenweights.maskcode import decode_mask, encode_mask
 from hiddenweights.masks import METHODS, Biprop, Mask
 from hiddenweights.models import build_network
