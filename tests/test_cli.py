@@ -100,14 +100,18 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_killed_at_random_moments_the_masks_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
     fields: dict[str, Any] = {"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}
-    assert subprocess.run(command(*LONG, "--store", str(tmp_path / "calm")), check=False).returncode == 0
+    with subprocess.Popen(command(*LONG, "--store", str(tmp_path / "calm"))) as process:
+        _wait_for(tmp_path / "calm", "cells/*/checkpoint/*", process)
+        began = time.monotonic()
+    assert process.returncode == 0
+    seconds = time.monotonic() - began
     seed = time.time_ns()
     moments = random.Random(seed)
     killed = tmp_path / "killed"
-    for _ in range(2):
+    for furthest in (0.5, 0.2):  # shares of the time that the calm run took from its first checkpoint to its end
         with subprocess.Popen(command(*LONG, "--store", str(killed)), start_new_session=True) as process:
             _wait_for(killed, "cells/*/checkpoint/*", process)
-            time.sleep(moments.uniform(0, 1.5))
+            time.sleep(moments.uniform(0, furthest) * seconds)
             os.killpg(process.pid, signal.SIGKILL)
     assert subprocess.run(command(*LONG, "--store", str(killed)), check=False).returncode == 0
     calm, resumed = result(tmp_path / "calm", **fields), result(killed, **fields)
