@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from hiddenweights.config import Scalar
 from hiddenweights.errors import choices_error
 from sweeps.grid import Arm, Draw, Sweep, arm
-from sweeps.study import study, study_deep, study_depth, study_rates
+from sweeps.study import study, study_deep, study_depth, study_rates, study_rates_more
 
 Axes = Mapping[str, Sequence[Scalar]]
 
@@ -308,6 +308,7 @@ SWEEPS: Mapping[str, Callable[[], list[Arm]]] = {
     "lottery": lottery,
     "tune_lr": tune_lr,
     "study_rates": study_rates,
+    "study_rates_more": study_rates_more,
     "study_depth": study_depth,
     "study_deep": study_deep,
     "study": study,

@@ -1,8 +1,9 @@
 """The published study: the paper's questions on CIFAR-10, at a budget of two CPU cores.
 
-Half-width networks, ten epochs in place of a hundred, all 50,000 training images. The stages are sweeps of
-their own; `study` is all of them, one seed of everything first. The precision is named, because it belongs to
-a cell's identity and machines differ. Learning rates come from `study_rates`, which holds out 5,000 images.
+Half-width networks, ten epochs in place of a hundred, all 50,000 training images. Each stage is a sweep of
+its own and complete by itself; `study` is all of them, one seed of everything first. The precision is named,
+because it belongs to a cell's identity and machines differ. `study_rates` finds the learning rates on 5,000
+held-out images under the study's own budget; `BEST` holds what it found.
 
 Results: docs/results/.
 """
@@ -15,17 +16,29 @@ from sweeps.grid import Arm, arm
 KS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEEDS = (0, 1, 2)
 DISTRIBUTIONS = ("signed_constant", "kaiming_normal")
-CIFAR: Mapping[str, Scalar] = {
-    "data.name": "cifar10",
+BUDGET: Mapping[str, Scalar] = {
     "data.protocol": "paper",
-    "model.width": 0.5,
     "optim.batch_size": 128,
     "train.epochs": 10,
     "train.precision": "bfloat16",
 }
-# Candidate learning rates, as many for each side: about the recipe's own, a factor of three apart.
+CIFAR: Mapping[str, Scalar] = {**BUDGET, "data.name": "cifar10", "model.width": 0.5}
+FASHION: Mapping[str, Scalar] = {**BUDGET, "data.name": "fashion_mnist", "model.width": 0.5}
+
+SIDES: Mapping[str, Mapping[str, Scalar]] = {
+    "edge_popup": {"model.k": 0.5},
+    "iterand": {"model.method": "iterand", "model.k": 0.5},
+    "biprop": {"model.method": "biprop", "model.k": 0.5},
+    "sampled": {"model.method": "sampled"},
+    "sgd": {"model.method": "dense", "optim.optimizer": "sgd"},
+    "adam": {"model.method": "dense", "optim.optimizer": "adam"},
+}
+# Candidate learning rates, as many for each side: around the recipe's own, a factor of three apart.
 RATES: Mapping[str, Sequence[float]] = {
     "edge_popup": (0.03, 0.1, 0.3),
+    "iterand": (0.03, 0.1, 0.3),
+    "biprop": (0.03, 0.1, 0.3),
+    "sampled": (60.0, 200.0, 600.0),
     "sgd": (0.01, 0.03, 0.1),
     "adam": (3e-4, 1e-3, 3e-3),
 }
@@ -39,14 +52,30 @@ def study_rates() -> list[Arm]:
     Cells: 18 (6 edge-popup, 12 dense); about 2 GPU-hours.
     Expect: edge-popup best at 0.1, the recipe's rate.
     """
-    held_out = {**CIFAR, "data.protocol": "validation"}
-    archs = ("conv2", "conv4")
-    dense = {**held_out, "model.method": "dense"}
-    return [
-        arm({**dense, "optim.optimizer": "sgd"}, {"model.arch": archs, "optim.lr": RATES["sgd"]}),
-        arm({**dense, "optim.optimizer": "adam"}, {"model.arch": archs, "optim.lr": RATES["adam"]}),
-        arm({**held_out, "model.k": 0.5}, {"model.arch": archs, "optim.lr": RATES["edge_popup"]}),
+    return [_rates(CIFAR, ("conv2", "conv4"), side) for side in ("sgd", "adam", "edge_popup")]
+
+
+def study_rates_more() -> list[Arm]:
+    """The learning rates of the study's later stages: mask methods, and shallow networks.
+
+    Claim: none; each side of a comparison gets its best of three rates.
+    Command: python -m sweeps launch study_rates_more --set data.root=DIR
+    Cells: 39 (15 edge-popup, 15 dense, 9 of other methods); about 2 GPU-hours.
+    Expect: the recipes' own rates.
+    """
+    methods = [_rates(CIFAR, ("conv4",), side) for side in ("iterand", "biprop", "sampled")]
+    flat = [
+        _rates({**data, "model.width": 1.0}, ("linear", "fc"), side)
+        for data in (CIFAR, FASHION)
+        for side in ("edge_popup", "sgd")
     ]
+    return [*flat, *(_rates(FASHION, ("conv2",), side) for side in ("edge_popup", "sgd")), *methods]
+
+
+def _rates(base: Mapping[str, Scalar], archs: Sequence[str], side: str) -> Arm:
+    """One side's candidate rates for some networks, under the validation protocol."""
+    held_out = {**base, "data.protocol": "validation", **SIDES[side]}
+    return arm(held_out, {"model.arch": archs, "optim.lr": RATES[side]})
 
 
 def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "conv4")) -> list[Arm]:
