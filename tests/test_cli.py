@@ -108,7 +108,7 @@ def test_killed_at_random_moments_the_masks_are_those_of_an_undisturbed_run(tmp_
     seed = time.time_ns()
     moments = random.Random(seed)
     killed = tmp_path / "killed"
-    for furthest in (0.5, 0.2):  # shares of the time that the calm run took from its first checkpoint to its end
+    for furthest in (0.5, 0.2):  # shares of the time from the calm run's first checkpoint to its end
         with subprocess.Popen(command(*LONG, "--store", str(killed)), start_new_session=True) as process:
             _wait_for(killed, "cells/*/checkpoint/*", process)
             time.sleep(moments.uniform(0, furthest) * seconds)
