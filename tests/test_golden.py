@@ -19,14 +19,23 @@ CELLS = [
     ({"model.method": "sampled", "model.arch": "conv8", "data.name": "cifar10"}, "831fd963dd73e483"),
     ({"model.method": "iterand", "model.arch": "conv4", "model.width": 2}, "f31d53b7ab24f989"),
     ({"model.method": "biprop", "model.k": 0.2}, "3ebda2e4617b5657"),
-    ({"model.selection": "global", "model.distribution": "kaiming_normal", "model.scaled": True}, "5f017cbf0b93ba84"),
-    ({"model.method": "finetune", "model.init_from": "0" * 16, "model.init_mask": "shuffled"}, "123d5a8efd5b683e"),
+    (
+        {"model.selection": "global", "model.distribution": "kaiming_normal", "model.scaled": True},
+        "5f017cbf0b93ba84",
+    ),
+    (
+        {"model.method": "finetune", "model.init_from": "0" * 16, "model.init_mask": "shuffled"},
+        "123d5a8efd5b683e",
+    ),
     ({"model.init_from": "0" * 16}, "703abc3108547621"),
-    ({"model.arch": "torchvision/resnet50", "data.name": "folder:imagenet", "train.epochs": 5}, "6da46fd9a540600a"),
+    (
+        {"model.arch": "torchvision/resnet50", "data.name": "folder:imagenet", "train.epochs": 5},
+        "6da46fd9a540600a",
+    ),
     ({"model.arch": "my.code:network", "data.subset": 500, "data.protocol": "paper"}, "a8d426a407421cea"),
     ({"optim.batch_size": 60, "optim.lr": 1, "optim.label_smoothing": 0.1}, "435910eb8de470b2"),
     ({"train.precision": "bfloat16", "train.threads": 4, "train.device": "cuda:1"}, "4a31e6bd64753c0f"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("fields", "cell"), CELLS)
