@@ -17,11 +17,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from analysis.table import Raw, Run, frame
-from hiddenweights.config import TrialConfig, flatten
+from hiddenweights.analysis.table import Raw, Run, frame
+from hiddenweights.config import CellConfig, flatten
 
 if TYPE_CHECKING:
-    from analysis.fetch import Source
+    from hiddenweights.analysis.fetch import Source
 
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]
@@ -81,7 +81,7 @@ def read_cached(source: "Source", listing: Mapping[str, str], cache: Path, repor
 
 def _folder_name(identity: str) -> str:
     """One folder a source; another one once the columns of a row are others."""
-    columns = [FORMAT, *flatten(TrialConfig())]
+    columns = [FORMAT, *flatten(CellConfig())]
     digest = hashlib.sha256(json.dumps([identity, columns]).encode()).hexdigest()
     return digest[:24]
 

@@ -26,10 +26,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.aggregate import describe, t_quantile
-from analysis.specs import network
-from analysis.table import FINISHED, FROZEN, METRIC, Table
-from hiddenweights.config import OptimConfig, TrialConfig, flatten
+from hiddenweights.analysis.aggregate import describe, t_quantile
+from hiddenweights.analysis.specs import network
+from hiddenweights.analysis.table import FINISHED, FROZEN, METRIC, Table
+from hiddenweights.config import CellConfig, OptimConfig, flatten
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NOT_ENOUGH, OUT_OF_SCOPE = "not enough data", "out of scope of these runs"
@@ -42,7 +42,7 @@ ERROR = 0.05  # the probability of a wrong verdict, supported and contradicted t
 SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 # Where and how fast a cell was computed is no part of what it is.
 _RUNTIME = ("data.root", "train.device", "train.threads")
-_IDENTITY = tuple(name for name in flatten(TrialConfig()) if name not in _RUNTIME)
+_IDENTITY = tuple(name for name in flatten(CellConfig()) if name not in _RUNTIME)
 _RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
 # A trained network has none of the subnetwork's fields, and a recipe of its own.
 TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *_RECIPE)

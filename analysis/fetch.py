@@ -9,11 +9,19 @@ import fsspec
 import pandas as pd
 from fsspec.implementations.local import LocalFileSystem
 
-from analysis.cache import Report, batches, ignore, read_all, read_cached
-from analysis.offline import read_run, scalars
-from analysis.table import Run, Table, tidy
+from hiddenweights.analysis.cache import Report, batches, ignore, read_all, read_cached
+from hiddenweights.analysis.sources.offline import read_run, scalars
+from hiddenweights.analysis.table import Run, Table, tidy
+from hiddenweights.cells.format import (
+    CELL,
+    STORE_FORMAT,
+    Damaged,
+    open_failure,
+    open_plan,
+    open_result,
+    read_json,
+)
 from hiddenweights.errors import UserError
-from hiddenweights.files import CELL, STORE_FORMAT, Damaged, open_failure, open_plan, open_result, read_json
 
 
 class Source(Protocol):
@@ -39,7 +47,7 @@ def open_source(text: str) -> Source:
     Raises `UserError` where there is none.
     """
     if text.startswith("wandb:"):
-        from analysis.project import Project
+        from hiddenweights.analysis.sources.project import Project
 
         return Project(text.removeprefix("wandb:"))
     try:

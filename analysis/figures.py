@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from analysis.paper import PREFIX
-from analysis.specs import PUBLISHED, SUBNETWORK, Spec
+from hiddenweights.analysis.paper import PREFIX
+from hiddenweights.analysis.specs import PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
     "font.size": 9,

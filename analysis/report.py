@@ -11,9 +11,9 @@ from typing import Any
 import matplotlib as mpl
 import pandas as pd
 
-from analysis import aggregate, claims, figures, specs, summary
-from analysis.paper import published
-from analysis.table import FINISHED, Table
+from hiddenweights.analysis import aggregate, claims, figures, specs, summary
+from hiddenweights.analysis.paper import published
+from hiddenweights.analysis.table import FINISHED, Table
 from hiddenweights.errors import UserError
 
 TITLE = "Hidden weights: what random networks already contain"
@@ -113,7 +113,7 @@ def facts(table: Table) -> pd.DataFrame:
 
 def as_html(report: Report) -> str:
     """The page; it needs no network to open."""
-    template = Template((resources.files("analysis") / "report.html").read_text())
+    template = Template((resources.files(__package__) / "report.html").read_text())
     shown = report.verdicts[["verdict", "says", "setting", "effect", "mean", "low", "high", "n", "rule"]]
     return template.substitute(
         title=html.escape(TITLE),

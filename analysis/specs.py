@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from analysis.aggregate import SAME
-from analysis.table import METRIC, Table
+from hiddenweights.analysis.aggregate import SAME
+from hiddenweights.analysis.table import METRIC, Table
 from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
-from analysis.table import FROZEN, Table
+from hiddenweights.analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
+from hiddenweights.analysis.table import FROZEN, Table
 from hiddenweights.config import parse_value
 from hiddenweights.errors import UserError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.report import TITLE, Report, markdown_table
+from hiddenweights.analysis.report import TITLE, Report, markdown_table
 from hiddenweights.errors import UserError
 
 

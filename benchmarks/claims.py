@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis.aggregate import describe
-from analysis.claims import NOT_ENOUGH, SUPPORTED, Effect, judge
+from hiddenweights.analysis.aggregate import describe
+from hiddenweights.analysis.claims import NOT_ENOUGH, SUPPORTED, Effect, judge
 
 REPEATS = 2_000
 SEEDS, COMPARISONS, SHARED = (3, 5, 10), (1, 4, 16, 40), (0.0, 0.5, 0.9)

@@ -12,16 +12,16 @@ import torch
 
 from benchmarks import straightforward
 from benchmarks.measure import Row, difference, report
-from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, TrialConfig
-from hiddenweights.data import load_dataset, split
-from hiddenweights.train import Trainer
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from hiddenweights.training.data import load_dataset, split
+from hiddenweights.training.train import Trainer
 
 Curve = list[float]
 
 
 def curves(arch: str, data: DataConfig, batch: int, epochs: int, seed: int) -> tuple[Curve, Curve]:
     """Test accuracies by epoch: (plain, ours)."""
-    config = TrialConfig(
+    config = CellConfig(
         model=ModelConfig(arch=arch, width=0.25),
         data=data,
         optim=OptimConfig(batch_size=batch, schedule="constant"),  # the plain trainer's
@@ -32,7 +32,7 @@ def curves(arch: str, data: DataConfig, batch: int, epochs: int, seed: int) -> t
     return _plain_curve(config, batch), ours
 
 
-def _plain_curve(config: TrialConfig, batch: int) -> Curve:
+def _plain_curve(config: CellConfig, batch: int) -> Curve:
     torch.manual_seed(config.seed)
     dataset = load_dataset(config.data)
     parts = split(dataset, config.data, config.seed)

@@ -25,10 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import pipeline, selection, step, straightforward, trial
 from benchmarks.measure import Row, race, readable, report
-from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, TrialConfig
-from hiddenweights.data import Batches, Dataset
-from hiddenweights.ticket import Ticket
-from hiddenweights.train import Trainer
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from hiddenweights.tickets.ticket import Ticket
+from hiddenweights.training.data import Batches, Dataset
+from hiddenweights.training.train import Trainer
 
 STEPS = 300
 
@@ -85,14 +85,14 @@ def share_of_the_matrix_rate(case: str, peak: float, device: str) -> Row:
 
 def predictions_elsewhere(arch: str, dataset: Dataset, device: str, width: float = 1.0) -> Row:
     """How many predictions of a ticket found on `device` differ on the CPU, in float32, of 1,000 images."""
-    config = TrialConfig(
+    config = CellConfig(
         model=ModelConfig(arch=arch, width=width),
         data=DataConfig(name="cifar10", subset=len(dataset.train) // 2),
         train=TrainConfig(epochs=1, device=device, precision="float32"),
     )
     with (
-        mock.patch("hiddenweights.train.load_dataset", return_value=dataset),
-        mock.patch("hiddenweights.ticket.load_dataset", return_value=dataset),
+        mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset),
+        mock.patch("hiddenweights.tickets.ticket.load_dataset", return_value=dataset),
     ):
         trainer = Trainer(config)
         *_, last = trainer.epochs()
@@ -183,7 +183,7 @@ def _on_streams(arch: str, width: float, count: int, device: str, steps: int) ->
 
 
 def _trial_step(arch: str, width: float, device: str) -> Callable[[], object]:
-    config = TrialConfig(
+    config = CellConfig(
         model=ModelConfig(arch=arch, width=width),
         data=DataConfig(name="cifar10"),
         optim=OptimConfig(batch_size=128),

@@ -9,15 +9,15 @@ import os
 import torch
 
 from benchmarks.measure import Row, difference, report
-from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig, TrialConfig
-from hiddenweights.train import Trainer
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig
+from hiddenweights.training.train import Trainer
 
 
 def final_accuracy(
     arch: str, data: DataConfig, batch: int, epochs: int, precision: Precision, seed: int
 ) -> float:
     """Test accuracy after the last epoch."""
-    config = TrialConfig(
+    config = CellConfig(
         model=ModelConfig(arch=arch, width=0.25),
         data=data,
         optim=OptimConfig(batch_size=batch),

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from benchmarks.measure import Row, compare, race, report
 from benchmarks.straightforward import SortAndIndex
+from hiddenweights.masking.supermask import weight_layers
+from hiddenweights.masking.topk import _on_any_device, keep_largest
 from hiddenweights.models import build_network
-from hiddenweights.selection import _on_any_device, keep_largest
-from hiddenweights.subnetwork import weight_layers
 
 CONV4 = [
     tuple(getattr(owner, name).shape)

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from benchmarks import straightforward
 from benchmarks.measure import Row, compare, race, report
-from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig, TrialConfig
-from hiddenweights.data import Dataset, Images
-from hiddenweights.graph import WARM_UP
-from hiddenweights.train import Trainer
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig
+from hiddenweights.training.cuda_graph import WARM_UP
+from hiddenweights.training.data import Dataset, Images
+from hiddenweights.training.train import Trainer
 
 # Name: architecture, width, (channels, side) of the images, batch, rounds, goal against dense.
 CASES = {
@@ -33,13 +33,13 @@ def random_images(channels: int, side: int, n: int = 512) -> Dataset:
     return Dataset(images, images, 10, (0.5,) * channels, (0.25,) * channels)
 
 
-def our_step(config: TrialConfig, dataset: Dataset, eager: bool = False) -> Callable[[], Tensor]:
+def our_step(config: CellConfig, dataset: Dataset, eager: bool = False) -> Callable[[], Tensor]:
     """The trainer's own step on one batch, as it comes out of the input pipeline.
 
     On a GPU it is recorded already, unless it is to be `eager`.
     """
     trainer = Trainer(config)
-    with mock.patch("hiddenweights.train.load_dataset", return_value=dataset):
+    with mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset):
         trainer._build()
     trainer.network.train()
     batch = trainer.config.optim.batch_size
@@ -59,7 +59,7 @@ def steps(case: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
     precisions: tuple[Precision, ...] = ("float32", "bfloat16")
     for precision in precisions:
         for method in ("dense", "edge_popup"):
-            config = TrialConfig(
+            config = CellConfig(
                 model=ModelConfig(arch=arch, width=width, method=method),  # type: ignore[arg-type]
                 data=DataConfig(name="cifar10"),
                 optim=OptimConfig(batch_size=batch),

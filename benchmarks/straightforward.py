@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms.functional import to_pil_image
 
-from hiddenweights.init import draw_scores
+from hiddenweights.masking.rng import stream
+from hiddenweights.masking.supermask import set_weights, weight_layers
+from hiddenweights.masking.weights import draw_scores
 from hiddenweights.models import build_network
-from hiddenweights.streams import stream
-from hiddenweights.subnetwork import set_weights, weight_layers
 
 
 class SortAndIndex(torch.autograd.Function):
@@ -34,7 +34,7 @@ class SortAndIndex(torch.autograd.Function):
 
 
 class SortedMask(nn.Module):
-    """A parametrization like `hiddenweights.masks.EdgePopup`, by `SortAndIndex`."""
+    """A parametrization like `hiddenweights.masking.masks.EdgePopup`, by `SortAndIndex`."""
 
     def __init__(self, scores: Tensor, k: float) -> None:
         super().__init__()

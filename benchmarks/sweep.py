@@ -27,10 +27,10 @@ from typing import Any
 import psutil
 
 from benchmarks.measure import Row, readable, report
-from hiddenweights.cell import TrackerFactory, run_cell
+from hiddenweights.cells.cell import TrackerFactory, run_cell
+from hiddenweights.cells.store import Store
 from hiddenweights.config import unflatten
-from hiddenweights.store import Store
-from sweeps.tracking import WandbTracker
+from hiddenweights.sweeps.tracking import WandbTracker
 
 SLOTS = os.cpu_count() or 1
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from hiddenweights.config import unflatten
+from hiddenweights.masking.supermask import weight_layers
 from hiddenweights.models import build_network
-from hiddenweights.subnetwork import weight_layers
-from hiddenweights.ticket import Inputs, Ticket
+from hiddenweights.tickets.ticket import Inputs, Ticket
 
 # Network, channels and side of its images, classes.
 NETWORKS = [

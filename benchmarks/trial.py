@@ -10,9 +10,9 @@ import torch
 
 from benchmarks import straightforward
 from benchmarks.measure import Row, compare, race, report
-from hiddenweights.config import DataConfig, ModelConfig, OptimConfig, TrainConfig, TrialConfig
-from hiddenweights.data import Dataset, load_dataset, split
-from hiddenweights.train import Trainer
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from hiddenweights.training.data import Dataset, load_dataset, split
+from hiddenweights.training.train import Trainer
 
 
 def run(
@@ -25,7 +25,7 @@ def run(
 ) -> list[Row]:
     """`dataset`: images in place of those of the data set `name`."""
     batch = 64 if name == "digits" else 128
-    config = TrialConfig(
+    config = CellConfig(
         model=ModelConfig(arch=arch, width=width),
         data=DataConfig(name=name),
         optim=OptimConfig(batch_size=batch),
@@ -43,7 +43,7 @@ def run(
     workers = 4 if device == "cuda" else 0
 
     def ours() -> None:
-        with mock.patch("hiddenweights.train.load_dataset", return_value=dataset):
+        with mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset):
             for _ in Trainer(config).epochs():
                 pass
 

@@ -8,26 +8,26 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from hiddenweights.config import TrialConfig as TrialConfig
+    from hiddenweights.config import CellConfig as CellConfig
     from hiddenweights.errors import UserError as UserError
-    from hiddenweights.masks import Mask as Mask
-    from hiddenweights.subnetwork import current_masks as current_masks
-    from hiddenweights.subnetwork import supermask as supermask
-    from hiddenweights.ticket import load_ticket as load_ticket
-    from hiddenweights.ticket import read_ticket as read_ticket
-    from hiddenweights.ticket import save_ticket as save_ticket
-    from hiddenweights.train import Trainer as Trainer
+    from hiddenweights.masking.masks import Mask as Mask
+    from hiddenweights.masking.supermask import current_masks as current_masks
+    from hiddenweights.masking.supermask import supermask as supermask
+    from hiddenweights.tickets.ticket import load_ticket as load_ticket
+    from hiddenweights.tickets.ticket import read_ticket as read_ticket
+    from hiddenweights.tickets.ticket import save_ticket as save_ticket
+    from hiddenweights.training.train import Trainer as Trainer
 
 _HOME = {
-    "TrialConfig": "config",
+    "CellConfig": "config",
     "UserError": "errors",
-    "Mask": "masks",
-    "current_masks": "subnetwork",
-    "supermask": "subnetwork",
-    "load_ticket": "ticket",
-    "read_ticket": "ticket",
-    "save_ticket": "ticket",
-    "Trainer": "train",
+    "Mask": "masking.masks",
+    "current_masks": "masking.supermask",
+    "supermask": "masking.supermask",
+    "load_ticket": "tickets.ticket",
+    "read_ticket": "tickets.ticket",
+    "save_ticket": "tickets.ticket",
+    "Trainer": "training.train",
 }
 
 

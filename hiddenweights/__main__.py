@@ -10,8 +10,8 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hiddenweights import cli, ticket_commands
-from hiddenweights.cell import (
+from hiddenweights import cli
+from hiddenweights.cells.cell import (
     SUBNETWORK,
     Record,
     check_inputs,
@@ -19,23 +19,24 @@ from hiddenweights.cell import (
     run_cell,
     stored_ticket,
 )
+from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import (
     TICKET_SUFFIX,
+    CellConfig,
     ModelConfig,
-    TrialConfig,
+    cell_id,
     resolve,
     short_name,
-    trial_id,
 )
 from hiddenweights.errors import UserError
-from hiddenweights.store import PATIENCE, Busy, Store, default_store
+from hiddenweights.tickets import commands
 
 if TYPE_CHECKING:
-    from hiddenweights.ticket import Ticket
+    from hiddenweights.tickets.ticket import Ticket
 
 
 def train(
-    config: Annotated[TrialConfig, tyro.conf.arg(name="")] = TrialConfig(),  # noqa: B008 (it is frozen)
+    config: Annotated[CellConfig, tyro.conf.arg(name="")] = CellConfig(),  # noqa: B008 (it is frozen)
     store: str | None = None,
     track: bool = True,
     patience: float = PATIENCE,
@@ -53,7 +54,7 @@ def train(
     if config.model.init_from:
         config, ticket = _finetune(config, results)
     config = resolve(config)
-    cell = trial_id(config)
+    cell = cell_id(config)
     console = Console(highlight=False, soft_wrap=True)
     if result := results.result(cell):
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
@@ -61,8 +62,8 @@ def train(
         return 0
     check_inputs(config, ticket)  # bad data is said here, before a file is written
     results.prepare()
-    if ticket and not results.has_ticket(trial_id(ticket.config)):
-        results.add_ticket(trial_id(ticket.config), ticket.to_bytes())
+    if ticket and not results.has_ticket(cell_id(ticket.config)):
+        results.add_ticket(cell_id(ticket.config), ticket.to_bytes())
     signal.signal(signal.SIGTERM, _interrupt)
     console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
     done = 0
@@ -93,15 +94,15 @@ def train(
     return 0
 
 
-def _finetune(config: TrialConfig, store: Store) -> tuple[TrialConfig, "Ticket"]:
+def _finetune(config: CellConfig, store: Store) -> tuple[CellConfig, "Ticket"]:
     """The config with its network as in the ticket that `model.init_from` names: a cell's, or a file."""
-    from hiddenweights.ticket import read_ticket
+    from hiddenweights.tickets.ticket import read_ticket
 
     given = config.model
     assert given.init_from is not None
     file = given.init_from.endswith(TICKET_SUFFIX)
     ticket = read_ticket(given.init_from) if file else stored_ticket(given.init_from, store)
-    cell = trial_id(ticket.config)
+    cell = cell_id(ticket.config)
     if file and store.has_ticket(cell) and stored_ticket(cell, store).record != ticket.record:
         raise UserError(
             f"model.init_from: {given.init_from!r} is of cell {cell}; {store.uri} has another one"
@@ -144,7 +145,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-COMMANDS: dict[str, cli.Command] = {"train": train, **ticket_commands.COMMANDS}
+COMMANDS: dict[str, cli.Command] = {"train": train, **commands.COMMANDS}
 
 if __name__ == "__main__":
     sys.exit(cli.run(COMMANDS, "hiddenweights"))

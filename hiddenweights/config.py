@@ -1,7 +1,7 @@
-"""What one cell of a sweep is: a frozen, validated `TrialConfig`, and the identity derived from it.
+"""What one cell of a sweep is: a frozen, validated `CellConfig`, and the identity derived from it.
 
 A field left at ``None`` is filled by `resolve` from the recipe of its method and architecture.
-`trial_id` hashes the resolved config's non-default fields, so adding a field with a default keeps
+`cell_id` hashes the resolved config's non-default fields, so adding a field with a default keeps
 every old identity, and a value written out by hand names the same cell as the recipe's own.
 """
 
@@ -236,7 +236,7 @@ class SeedsConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TrialConfig:
+class CellConfig:
     """One cell of a sweep: everything that decides its result, and a little about where it runs."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -270,7 +270,7 @@ SEEDS = tuple(f.name for f in fields(SeedsConfig))
 # --- recipes ---------------------------------------------------------------------------------------
 
 
-def recipe(config: TrialConfig) -> OptimConfig:
+def recipe(config: CellConfig) -> OptimConfig:
     """The paper's optimiser settings for the config's (method, architecture, optimiser), complete.
 
     Sources: Ramanujan et al. 2020, section 4 and appendix; Zhou et al. 2019 for `sampled`. Frankle &
@@ -309,7 +309,7 @@ def recipe(config: TrialConfig) -> OptimConfig:
     return base
 
 
-def resolve(config: TrialConfig) -> TrialConfig:
+def resolve(config: CellConfig) -> CellConfig:
     """The same cell with every field filled in, and fields without effect set to one fixed value.
 
     Idempotent. Two configs that compute the same thing resolve to equal configs, up to the fields
@@ -331,13 +331,13 @@ def resolve(config: TrialConfig) -> TrialConfig:
 @functools.lru_cache(maxsize=1024)  # most cells of a sweep differ in nothing but their seeds
 def _resolve_all_but_seeds(
     model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
-) -> TrialConfig:
+) -> CellConfig:
     if model.init_from is not None:
         cell = not model.init_from.endswith(TICKET_SUFFIX)
         _check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
         model = replace(model, method="finetune")
     filled = {f.name: getattr(optim, f.name) for f in fields(optim) if getattr(optim, f.name) is not None}
-    optim = replace(recipe(TrialConfig(model=model, optim=optim, train=train)), **filled)
+    optim = replace(recipe(CellConfig(model=model, optim=optim, train=train)), **filled)
     if optim.optimizer == "adam":
         optim = replace(optim, momentum=0.0)
     # Over weights of one magnitude biprop would be edge-popup over again.
@@ -355,13 +355,13 @@ def _resolve_all_but_seeds(
         image_size=(data.image_size or 224) if folder else None,
         validation=data.validation if data.protocol == "validation" else 0.1,
     )
-    return TrialConfig(model=model, data=data, optim=optim, train=train)
+    return CellConfig(model=model, data=data, optim=optim, train=train)
 
 
 # --- identity and the flat form ----------------------------------------------------------------------
 
 
-def trial_id(config: TrialConfig) -> str:
+def cell_id(config: CellConfig) -> str:
     """The cell's identity: 16 hex digits of a hash of the resolved config's non-default fields."""
     resolved = resolve(config)
     relevant = _non_defaults(resolved.model, resolved.data, resolved.optim, resolved.train) | {
@@ -381,7 +381,7 @@ def _non_defaults(
 ) -> dict[str, Scalar]:
     """The fields that decide a result and are not at their default, but for the seeds."""
     defaults = _defaults()
-    flat = flatten(TrialConfig(model=model, data=data, optim=optim, train=train))
+    flat = flatten(CellConfig(model=model, data=data, optim=optim, train=train))
     return {
         name: value for name, value in flat.items() if value != defaults[name] and _field_of(name).identity
     }
@@ -389,10 +389,10 @@ def _non_defaults(
 
 @functools.cache
 def _defaults() -> dict[str, Scalar]:
-    return flatten(TrialConfig())
+    return flatten(CellConfig())
 
 
-def flatten(config: TrialConfig) -> dict[str, Scalar]:
+def flatten(config: CellConfig) -> dict[str, Scalar]:
     """The config as ``{"model.arch": "conv4", ..., "seed": 0}``, in the order of its fields."""
     flat: dict[str, Scalar] = {}
     for part in fields(config):
@@ -404,12 +404,12 @@ def flatten(config: TrialConfig) -> dict[str, Scalar]:
     return flat
 
 
-def unflatten(flat: Mapping[str, Any], base: TrialConfig | None = None) -> TrialConfig:
+def unflatten(flat: Mapping[str, Any], base: CellConfig | None = None) -> CellConfig:
     """`base` (default: a default config) with the named fields replaced.
 
     Raises `UserError` for a field that does not exist, naming those that do.
     """
-    base = base or TrialConfig()
+    base = base or CellConfig()
     parts: dict[str, dict[str, Any]] = {}
     top: dict[str, Any] = {}
     for name, value in flat.items():
@@ -424,12 +424,12 @@ def unflatten(flat: Mapping[str, Any], base: TrialConfig | None = None) -> Trial
     )
 
 
-def to_dict(config: TrialConfig) -> dict[str, Any]:
+def to_dict(config: CellConfig) -> dict[str, Any]:
     """The config as nested plain dicts, ready for JSON."""
     return dataclasses.asdict(config)
 
 
-def from_dict(nested: Mapping[str, Any]) -> TrialConfig:
+def from_dict(nested: Mapping[str, Any]) -> CellConfig:
     """The inverse of `to_dict`; missing fields take their defaults, unknown ones raise `UserError`."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
@@ -463,7 +463,7 @@ def parse_value(name: str, text: str) -> Scalar:
     raise UserError(f"{name}: {text!r} is not a number")
 
 
-def short_name(config: TrialConfig) -> str:
+def short_name(config: CellConfig) -> str:
     """A name for people: ``conv4 k=0.5 signed_constant seed=2``."""
     model = resolve(config).model
     words = [model.arch.removeprefix("torchvision/")]
@@ -539,13 +539,13 @@ def _choices(hint: Any) -> tuple[str, ...]:
 def _fields() -> dict[str, Field]:
     """Every leaf field by its dotted name."""
     found: dict[str, Field] = {}
-    for f in fields(TrialConfig):
-        if (part := get_type_hints(TrialConfig)[f.name]) is not int:
+    for f in fields(CellConfig):
+        if (part := get_type_hints(CellConfig)[f.name]) is not int:
             for leaf in fields(part):
                 types_, choices = _field_types(part)[leaf.name]
                 found[f"{f.name}.{leaf.name}"] = Field(types_, choices, leaf.metadata.get("identity", True))
         else:
-            found[f.name] = Field(*_field_types(TrialConfig)[f.name], identity=True)
+            found[f.name] = Field(*_field_types(CellConfig)[f.name], identity=True)
     return found
 
 

@@ -1,0 +1,1 @@
+"""Sets of cells, and launching them: on Ray, or in this process."""

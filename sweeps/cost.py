@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from statistics import fmean
 
-from hiddenweights.config import TrialConfig, from_dict, resolve
-from hiddenweights.store import Json, Store
+from hiddenweights.cells.store import Json, Store
+from hiddenweights.config import CellConfig, from_dict, resolve
 
 Kind = tuple[object, ...]
 
@@ -17,7 +17,7 @@ SHARES = (0.25, 0.5, 1.0)
 HEADROOM = 1.2
 
 
-def kind(config: TrialConfig) -> Kind:
+def kind(config: CellConfig) -> Kind:
     """Cells of one kind take about equally long."""
     config = resolve(config)
     model, data, train = config.model, config.data, config.train
@@ -34,13 +34,13 @@ class Measured:
         self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
         self._gpu_memory: dict[Kind, float] = defaultdict(float)
 
-    def add(self, config: TrialConfig, result: Json) -> None:
+    def add(self, config: CellConfig, result: Json) -> None:
         """Count a finished cell."""
         what = kind(config)
         self._seconds[what]["CPU" if result["device"] == "cpu" else "GPU"].append(result["seconds"])
         self._gpu_memory[what] = max(self._gpu_memory[what], result.get("gpu_memory") or 0.0)
 
-    def add_others(self, store: Store, todo: Iterable[TrialConfig], seen: Iterable[str]) -> None:
+    def add_others(self, store: Store, todo: Iterable[CellConfig], seen: Iterable[str]) -> None:
         """Look through the rest of the store if it takes that to know all kinds of `todo`."""
         if {kind(config) for config in todo} - self._seconds.keys():
             others = islice(store.finished() - set(seen), SAMPLE)
@@ -52,7 +52,7 @@ class Measured:
         chosen = {what: "GPU" if "GPU" in taken else "CPU" for what, taken in self._seconds.items()}
         return {what: (fmean(self._seconds[what][unit]), unit) for what, unit in chosen.items()}
 
-    def gpu_share(self, config: TrialConfig) -> float:
+    def gpu_share(self, config: CellConfig) -> float:
         """The part of a card for the cell: small networks leave most of one idle.
 
         By the network's size, and more where cells of the kind took more. Ray keeps the books and nobody
@@ -62,7 +62,7 @@ class Measured:
         return next((share for share in SHARES if share >= wanted), 1.0)
 
 
-def _guess(config: TrialConfig) -> float:
+def _guess(config: CellConfig) -> float:
     model = config.model
     if model.width <= 2 and model.arch.startswith(("linear", "fc", "conv")):
         return 0.25
@@ -71,9 +71,7 @@ def _guess(config: TrialConfig) -> float:
     return 1.0
 
 
-def costs(
-    todo: Iterable[TrialConfig], measured: Measured, gpus: float | None
-) -> tuple[dict[str, float], int]:
+def costs(todo: Iterable[CellConfig], measured: Measured, gpus: float | None) -> tuple[dict[str, float], int]:
     """Hours of a ``GPU`` and of a ``CPU`` that `todo` will take, and how many cells nothing is known of.
 
     `gpus`: GPUs a cell; None for what `Measured.gpu_share` says.

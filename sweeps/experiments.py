@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from hiddenweights.config import Scalar
 from hiddenweights.errors import choices_error
-from sweeps.grid import Arm, Draw, Sweep, arm
-from sweeps.study import study, study_deep, study_depth, study_rates, study_rates_more
+from hiddenweights.sweeps.grid import Arm, Draw, Sweep, arm
+from hiddenweights.sweeps.study import study, study_deep, study_depth, study_rates, study_rates_more
 
 Axes = Mapping[str, Sequence[Scalar]]
 

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hiddenweights.config import Scalar, TrialConfig, parse_value, resolve, trial_id, unflatten
+from hiddenweights.config import CellConfig, Scalar, cell_id, parse_value, resolve, unflatten
 from hiddenweights.errors import UserError, choices_error
 
 
@@ -44,7 +44,7 @@ Axis = tuple[Scalar, ...] | Draw
 class Arm:
     """One side of a comparison: a cell for every combination of the axes' values, all else as in `base`."""
 
-    base: TrialConfig = field(default_factory=TrialConfig)
+    base: CellConfig = field(default_factory=CellConfig)
     axes: Mapping[str, Axis] = field(default_factory=dict)
     samples: int = 16
     """Points drawn for every combination, where an axis is searched."""
@@ -56,7 +56,7 @@ class Arm:
         """The searched axes."""
         return {name: axis for name, axis in self.axes.items() if isinstance(axis, Draw)}
 
-    def cells(self) -> list[TrialConfig]:
+    def cells(self) -> list[CellConfig]:
         """The last axis varies fastest. Raises `UserError` for fields and values that do not exist."""
         grid = {name: axis for name, axis in self.axes.items() if not isinstance(axis, Draw)}
         drawn = self.searched()
@@ -106,9 +106,9 @@ class Sweep:
     def cells(self) -> "Cells":
         """The cells of all arms, each once, under their ids, in the order of the arms."""
         configs = [config for arm in self.arms for config in arm.cells()]
-        cells: dict[str, TrialConfig] = {}
+        cells: dict[str, CellConfig] = {}
         for config in configs:
-            cells.setdefault(trial_id(config), config)
+            cells.setdefault(cell_id(config), config)
         return Cells(cells, repeated=len(configs) - len(cells))
 
     def override(self, settings: Mapping[str, Scalar], axes: Mapping[str, Axis]) -> "Sweep":
@@ -128,32 +128,32 @@ class Sweep:
         return any(arm.searched() for arm in self.arms)
 
 
-class Cells(dict[str, TrialConfig]):
+class Cells(dict[str, CellConfig]):
     """Cells by id. `repeated` says how many more times the axes name one of them."""
 
-    def __init__(self, cells: Mapping[str, TrialConfig], repeated: int = 0) -> None:
+    def __init__(self, cells: Mapping[str, CellConfig], repeated: int = 0) -> None:
         super().__init__(cells)
         self.repeated = repeated
 
     def tuned(self, winners: Mapping[str, Mapping[str, Scalar]]) -> "Cells":
         """The cells with what was found best for the side each is on; all others as they are."""
         tuned = {cell: unflatten(winners.get(side(config), {}), config) for cell, config in self.items()}
-        ids = {cell: trial_id(config) for cell, config in tuned.items()}
+        ids = {cell: cell_id(config) for cell, config in tuned.items()}
         for cell, config in tuned.items():
             parent = config.model.init_from
             if parent in ids:
                 tuned[cell] = replace(config, model=replace(config.model, init_from=ids[parent]))
-        return Cells({trial_id(config): config for config in tuned.values()}, self.repeated)
+        return Cells({cell_id(config): config for config in tuned.values()}, self.repeated)
 
 
-def _finetuned(parent: TrialConfig, base: TrialConfig) -> TrialConfig:
+def _finetuned(parent: CellConfig, base: CellConfig) -> CellConfig:
     """The cell that trains the subnetwork found by the cell `parent`, with the optimiser of `base`."""
     parent = resolve(parent)
-    model = replace(parent.model, method="finetune", init_from=trial_id(parent))
+    model = replace(parent.model, method="finetune", init_from=cell_id(parent))
     return replace(parent, model=model, optim=base.optim)
 
 
-def side(config: TrialConfig) -> str:
+def side(config: CellConfig) -> str:
     """The side of a comparison that a cell is on: its network, its method, its optimiser."""
     config = resolve(config)
     width = "" if config.model.width == 1 else f" width={config.model.width:g}"

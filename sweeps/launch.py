@@ -12,13 +12,13 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-from hiddenweights.cell import check_inputs, installed_trackers, run_cell
-from hiddenweights.config import NETWORKS, Scalar, TrialConfig, flatten, resolve, to_dict
+from hiddenweights.cells.cell import check_inputs, installed_trackers, run_cell
+from hiddenweights.cells.store import PATIENCE, Busy, Json, LeaseLost, Store, StoreAway
+from hiddenweights.config import NETWORKS, CellConfig, Scalar, flatten, resolve, to_dict
 from hiddenweights.errors import UserError
-from hiddenweights.store import PATIENCE, Busy, Json, LeaseLost, Store, StoreAway
-from sweeps.cost import Measured
-from sweeps.grid import Sweep, side
-from sweeps.progress import Progress, outcome
+from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.grid import Sweep, side
+from hiddenweights.sweeps.progress import Progress, outcome
 
 Executor = Literal["ray", "inline"]
 STOPPED_EARLY = "StoppedEarly"  # the error of a cell that a search gave up
@@ -63,8 +63,8 @@ class Plan:
     """A launch about to happen: all cells, and those that are to be trained."""
 
     name: str
-    cells: Mapping[str, TrialConfig]
-    todo: Mapping[str, TrialConfig]
+    cells: Mapping[str, CellConfig]
+    todo: Mapping[str, CellConfig]
     finished: Mapping[str, tuple[float, float]]
     """The outcome of every finished cell."""
     failed: Mapping[str, str]
@@ -78,7 +78,7 @@ class Plan:
 
 
 def plan(
-    name: str, cells: Mapping[str, TrialConfig], store: Store, *, rerun: Literal["failed", "damaged"] | None
+    name: str, cells: Mapping[str, CellConfig], store: Store, *, rerun: Literal["failed", "damaged"] | None
 ) -> Plan:
     """Sort the cells by what the store says of them. Reads only.
 
@@ -125,7 +125,7 @@ def plan(
     )
 
 
-def preflight(configs: Iterable[TrialConfig], address: str | None) -> None:
+def preflight(configs: Iterable[CellConfig], address: str | None) -> None:
     """Raise `UserError` for data and networks that the workers could not load.
 
     In a process of its own, since loading needs torch and memory, and the launch itself neither. With a
@@ -176,20 +176,20 @@ def _out_of_memory(failure: Json | None) -> bool:
     return failure is None or failure["error"] in ("OutOfMemoryError", "MemoryError")
 
 
-def _ready(todo: Mapping[str, TrialConfig]) -> dict[str, TrialConfig]:
+def _ready(todo: Mapping[str, CellConfig]) -> dict[str, CellConfig]:
     """The cells that need not wait for another one's subnetwork."""
     return {cell: config for cell, config in todo.items() if config.model.init_from not in todo}
 
 
-def _groups(todo: Mapping[str, TrialConfig], search: bool) -> Iterable[dict[str, TrialConfig]]:
+def _groups(todo: Mapping[str, CellConfig], search: bool) -> Iterable[dict[str, CellConfig]]:
     """All cells at once; of a search, one side of the comparison after the other: only its cells compete."""
-    groups: dict[str, dict[str, TrialConfig]] = {}
+    groups: dict[str, dict[str, CellConfig]] = {}
     for cell, config in todo.items():
         groups.setdefault(side(config) if search else "", {})[cell] = config
     return groups.values()
 
 
-def winners(sweep: Sweep, cells: Mapping[str, TrialConfig], store: Store) -> dict[str, dict[str, Scalar]]:
+def winners(sweep: Sweep, cells: Mapping[str, CellConfig], store: Store) -> dict[str, dict[str, Scalar]]:
     """For each side of a search, the searched fields' values of the cell that validated best."""
     searched = sorted({name for arm in sweep.arms for name in arm.searched()})
     best: dict[str, tuple[float, dict[str, Scalar]]] = {}
@@ -201,7 +201,7 @@ def winners(sweep: Sweep, cells: Mapping[str, TrialConfig], store: Store) -> dic
     return {name: settings for name, (_, settings) in best.items()}
 
 
-def _wait_for_others(todo: Mapping[str, TrialConfig], store: Store, progress: Progress) -> None:
+def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Progress) -> None:
     """Return once some of `todo` is finished or free to be taken."""
     while all(state == "running" for state in store.states(todo).values()):
         progress.note(f"{len(todo)} cells are being trained by another launch; waiting for them")
@@ -220,7 +220,7 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
         # Trials that wait for a place. Ray's 200 are for clusters that grow; each costs the driver time.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
-    from sweeps import ray_executor  # only now: Ray reads its environment when imported
+    from hiddenweights.sweeps import ray_executor  # only now: Ray reads its environment when imported
 
     with ray_executor.cluster(options.address):
         largest = ray_executor.capacity()
@@ -261,7 +261,7 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
 
 
 def _inline(
-    name: str, store: Store, options: Options, cells: Mapping[str, TrialConfig], progress: Progress
+    name: str, store: Store, options: Options, cells: Mapping[str, CellConfig], progress: Progress
 ) -> None:
     trackers = installed_trackers()
     for cell, config in cells.items():

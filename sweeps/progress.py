@@ -12,9 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hiddenweights.config import TrialConfig, flatten, resolve, short_name
-from hiddenweights.store import Json
-from sweeps.cost import Kind, kind
+from hiddenweights.cells.store import Json
+from hiddenweights.config import CellConfig, flatten, resolve, short_name
+from hiddenweights.sweeps.cost import Kind, kind
 
 MOST_COLUMNS = 12  # what fits beside the curves' names
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -23,9 +23,9 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Curves:
     """Where each cell stands in the figure: on which curve, at which x."""
 
-    def __init__(self, cells: Mapping[str, TrialConfig], axes: Iterable[str] = ()) -> None:
+    def __init__(self, cells: Mapping[str, CellConfig], axes: Iterable[str] = ()) -> None:
         # Cells that differ in the seed alone stand in one place, and to find it takes some time.
-        alike: dict[TrialConfig, list[str]] = defaultdict(list)
+        alike: dict[CellConfig, list[str]] = defaultdict(list)
         for cell, config in cells.items():
             alike[replace(config, seed=0)].append(cell)
         groups = [(resolve(cells[members[0]]), members) for members in alike.values()]
@@ -121,7 +121,7 @@ def outcome(result: Json) -> tuple[float, float]:
 class Progress:
     """Counts and shows. Use it as a context manager around the work."""
 
-    def __init__(self, name: str, cells: Mapping[str, TrialConfig], curves: Curves, console: Console) -> None:
+    def __init__(self, name: str, cells: Mapping[str, CellConfig], curves: Curves, console: Console) -> None:
         self._name, self._cells, self._curves, self._console = name, cells, curves, console
         self.accuracies: dict[str, float] = {}
         self.failures: dict[str, str] = {}

@@ -14,14 +14,14 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from hiddenweights.cell import failure_record
-from hiddenweights.config import TrialConfig
+from hiddenweights.cells.cell import failure_record
+from hiddenweights.cells.store import Json, Store, StoreAway
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
-from hiddenweights.store import Json, Store, StoreAway
-from sweeps.cost import Measured
-from sweeps.launch import STOPPED_EARLY
-from sweeps.progress import Progress
-from sweeps.trial import REPORT_EVERY, CellTrial, job_of
+from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.launch import STOPPED_EARLY
+from hiddenweights.sweeps.progress import Progress
+from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
 Resources = dict[str, float]
 MIB = 2**20
@@ -70,7 +70,7 @@ def capacity() -> Resources:
         time.sleep(1)
 
 
-def wanted_by(config: TrialConfig, gpus: float | None, measured: Measured, largest: Resources) -> Resources:
+def wanted_by(config: CellConfig, gpus: float | None, measured: Measured, largest: Resources) -> Resources:
     """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: a share, where there are any)."""
     share = measured.gpu_share(config) if gpus is None else gpus
     if config.train.device == "cpu" or (

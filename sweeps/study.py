@@ -11,7 +11,7 @@ Results: docs/results/.
 from collections.abc import Callable, Mapping, Sequence
 
 from hiddenweights.config import Scalar
-from sweeps.grid import Arm, arm
+from hiddenweights.sweeps.grid import Arm, arm
 
 KS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEEDS = (0, 1, 2)

@@ -20,11 +20,11 @@ import wandb.apis.public  # now, as a run's start imports it, too: after torch i
 from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
-from hiddenweights.cell import Record, Run
+from hiddenweights.cells.cell import Record, Run
+from hiddenweights.cells.store import Json, Store
 from hiddenweights.config import short_name, to_dict
 from hiddenweights.errors import UserError
-from hiddenweights.store import Json, Store
-from sweeps.experiments import memberships
+from hiddenweights.sweeps.experiments import memberships
 
 PROJECT = "hidden-weights"
 # Seconds. W&B's own patience with an unreachable server is 90 s a run.

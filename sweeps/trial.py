@@ -9,9 +9,9 @@ from typing import Any
 
 from ray import tune
 
-from hiddenweights.cell import Record, cell_epochs, failure_record, installed_trackers
+from hiddenweights.cells.cell import Record, cell_epochs, failure_record, installed_trackers
+from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.config import from_dict
-from hiddenweights.store import Busy, Json, LeaseLost, Store, StoreAway
 
 # Seconds between reports to the driver: each costs it 10 ms or so.
 REPORT_EVERY = 2.0

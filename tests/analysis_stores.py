@@ -7,23 +7,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hiddenweights.config import TrialConfig, resolve, short_name, to_dict, trial_id, unflatten
+from hiddenweights.config import CellConfig, cell_id, resolve, short_name, to_dict, unflatten
 
 KS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DISTRIBUTIONS = ("signed_constant", "kaiming_normal")
 LAYERS = ("features.0", "features.2", "classifier.0")
 
 
-def config(**flat: Any) -> TrialConfig:
+def config(**flat: Any) -> CellConfig:
     """A small cell; ``model__k=0.5`` names the field ``model.k``."""
     named = {name.replace("__", "."): value for name, value in flat.items()}
     return unflatten({"model.arch": "conv2", "train.epochs": 3, **named})
 
 
-def made_accuracy(cell: TrialConfig) -> float:
+def made_accuracy(cell: CellConfig) -> float:
     """A plateau over k with both ends falling, signed constant above except at 0.1; a little by seed."""
     model = resolve(cell).model
-    noise = random.Random(trial_id(cell)).gauss(0, 0.004)
+    noise = random.Random(cell_id(cell)).gauss(0, 0.004)
     depth = {"conv2": 0.0, "conv4": 0.01, "conv6": 0.015, "conv8": 0.02}.get(model.arch, -0.05)
     if model.method == "dense":
         return 0.93 + depth + (0.005 if cell.optim.optimizer == "adam" else 0) + noise
@@ -33,9 +33,7 @@ def made_accuracy(cell: TrialConfig) -> float:
     return 0.92 + depth + (0.012 if signed and k > 0.2 else 0) - fall + noise
 
 
-def result(
-    cell: TrialConfig, accuracy: float | None = None, layers: Iterable[str] = LAYERS
-) -> dict[str, Any]:
+def result(cell: CellConfig, accuracy: float | None = None, layers: Iterable[str] = LAYERS) -> dict[str, Any]:
     """What `run_cell` would have written for `cell`."""
     cell = resolve(cell)
     final = made_accuracy(cell) if accuracy is None else accuracy
@@ -45,7 +43,7 @@ def result(
     best = max(history, key=lambda record: record["validation_accuracy"])
     return {
         "format": 1,
-        "cell": trial_id(cell),
+        "cell": cell_id(cell),
         "name": short_name(cell),
         "config": to_dict(cell),
         "history": history,
@@ -61,9 +59,7 @@ def result(
     }
 
 
-def _record(
-    cell: TrialConfig, epoch: int, final: float, dense: bool, layers: Iterable[str]
-) -> dict[str, Any]:
+def _record(cell: CellConfig, epoch: int, final: float, dense: bool, layers: Iterable[str]) -> dict[str, Any]:
     progress = 1 - math.exp(-3 * epoch / cell.train.epochs) + math.exp(-3)
     accuracy = 0.1 + (final - 0.1) * progress
     kept = 1.0 if dense else cell.model.k if cell.model.k is not None else 0.5
@@ -71,7 +67,7 @@ def _record(
     for part, shift in (("train", 0.01), ("validation", 0.002), ("test", 0.0)):
         record |= {f"{part}_loss": 1 - accuracy, f"{part}_accuracy": min(1.0, accuracy + shift)}
     record |= {"kept": kept, "weights_checksum": f"dense{epoch}" if dense else f"w{cell.seed}"}
-    record |= {"mask_checksum": f"m{epoch}-{trial_id(cell)}"}
+    record |= {"mask_checksum": f"m{epoch}-{cell_id(cell)}"}
     if not dense:
         record |= {"churn": 0.1 / epoch}
         record |= {f"{what}/{layer}": kept for what in ("kept", "churn") for layer in layers}
@@ -101,7 +97,7 @@ def grid(
     distributions: Iterable[str] = DISTRIBUTIONS,
     seeds: Iterable[int] = (0, 1, 2),
     **flat: Any,
-) -> list[TrialConfig]:
+) -> list[CellConfig]:
     """The cells of a figure over k: subnetworks, and dense baselines by SGD and Adam."""
     archs, ks, distributions, seeds = [*archs], [*ks], [*distributions], [*seeds]
     subnetworks = [
@@ -115,7 +111,7 @@ def grid(
     return subnetworks + dense
 
 
-def made_store(root: Path, sweep: str, cells: Iterable[TrialConfig]) -> Path:
+def made_store(root: Path, sweep: str, cells: Iterable[CellConfig]) -> Path:
     """A store in which all `cells`, planned as `sweep`, are finished."""
     results = [result(cell) for cell in cells]
     return write_store(root, results, {sweep: [found["cell"] for found in results]})

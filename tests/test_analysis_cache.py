@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 from analysis_stores import config, made_store, result, write_store
 
-from analysis import cache, fetch
-from analysis.table import Run, Table
-from hiddenweights.config import trial_id
+from hiddenweights.analysis import cache, fetch
+from hiddenweights.analysis.table import Run, Table
+from hiddenweights.config import cell_id
 
 CELLS = [config(seed=seed) for seed in range(6)]
 
@@ -47,7 +47,7 @@ def test_a_second_call_reads_nothing_and_a_third_what_changed(tmp_path: Path, re
     changed = result(CELLS[2], accuracy=0.5)
     write_store(store, [changed, result(CELLS[5])])
     table = fetch.fetch(str(store), tmp_path / "cache")
-    assert sorted(reads) == sorted([changed["cell"], trial_id(CELLS[5])])
+    assert sorted(reads) == sorted([changed["cell"], cell_id(CELLS[5])])
     assert len(table.cells) == 6
     same(table, fetch.fetch(str(store)))
     same(fetch.fetch(str(store), tmp_path / "cache"), table)
@@ -56,10 +56,10 @@ def test_a_second_call_reads_nothing_and_a_third_what_changed(tmp_path: Path, re
 def test_what_vanished_from_the_source_vanishes_from_the_table(tmp_path: Path) -> None:
     store = made_store(tmp_path / "store", "depth", CELLS)
     fetch.fetch(str(store), tmp_path / "cache")
-    for path in (store / "cells" / trial_id(CELLS[0])).iterdir():
+    for path in (store / "cells" / cell_id(CELLS[0])).iterdir():
         path.unlink()
     table = fetch.fetch(str(store), tmp_path / "cache")
-    assert trial_id(CELLS[0]) not in {*table.cells["cell"], *table.epochs["cell"]}
+    assert cell_id(CELLS[0]) not in {*table.cells["cell"], *table.epochs["cell"]}
     assert len(table.cells) == 5
 
 
@@ -151,13 +151,14 @@ def test_ten_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
     text = json.dumps(template)
     store = write_store(tmp_path / "store", [])
     for seed in range(10_000):
-        cell = trial_id(config(train__epochs=100, model__arch="conv4", seed=seed))
+        cell = cell_id(config(train__epochs=100, model__arch="conv4", seed=seed))
         folder = store / "cells" / cell
         folder.mkdir()
         named = text.replace(f'"cell": "{template["cell"]}"', f'"cell": "{cell}"')
         (folder / "result.json").write_text(named.replace('"seed": 0}', f'"seed": {seed}}}'))
     code = (
-        "import time, resource, sys; from pathlib import Path; from analysis.fetch import fetch; "
+        "import time, resource, sys; from pathlib import Path; "
+        "from hiddenweights.analysis.fetch import fetch; "
         "cpu, clock = time.process_time(), time.perf_counter(); "
         "table = fetch(sys.argv[1], Path(sys.argv[2])); "
         "assert table.epochs.shape[0] == 1_000_000 and len(table.cells) == 10_000; "

@@ -9,16 +9,16 @@ import pandas as pd
 import pytest
 from analysis_stores import config, grid, made_store, result
 
-from analysis import claims
-from analysis.__main__ import main
-from analysis.claims import CONTRADICTED, NOT_ENOUGH, OUT_OF_SCOPE, SUPPORTED
-from analysis.table import Run, Table, frame, tidy
-from hiddenweights.config import ModelConfig, TrialConfig, flatten, resolve, to_dict, trial_id
+from hiddenweights.analysis import claims
+from hiddenweights.analysis.claims import CONTRADICTED, NOT_ENOUGH, OUT_OF_SCOPE, SUPPORTED
+from hiddenweights.analysis.commands import main
+from hiddenweights.analysis.table import Run, Table, frame, tidy
+from hiddenweights.config import CellConfig, ModelConfig, cell_id, flatten, resolve, to_dict
 
 Accuracy = Callable[[ModelConfig], float]
 
 
-def table_of(cells: list[TrialConfig], accuracy: Accuracy, noise: float = 0.001) -> Table:
+def table_of(cells: list[CellConfig], accuracy: Accuracy, noise: float = 0.001) -> Table:
     """A table without histories; `accuracy` as a function of the resolved model, plus a little by seed."""
     runs = []
     for cell in map(resolve, cells):
@@ -26,7 +26,7 @@ def table_of(cells: list[TrialConfig], accuracy: Accuracy, noise: float = 0.001)
         dense = cell.model.method == "dense"
         summary = {"test_accuracy": value, "kept": cell.model.k or 0.5, "weights_checksum": "w"}
         summary |= {"initial_weights_checksum": "other" if dense else "w"}
-        runs.append(Run(trial_id(cell), trial_id(cell), config=to_dict(cell), summary=summary))
+        runs.append(Run(cell_id(cell), cell_id(cell), config=to_dict(cell), summary=summary))
     return tidy(frame(runs, "made"))
 
 
@@ -40,7 +40,7 @@ def outcome(verdict: str) -> str:
     return {here: paper for paper, here in claims.HERE.items()}.get(verdict, verdict)
 
 
-def cells(seeds: int = 4, **axes: Any) -> list[TrialConfig]:
+def cells(seeds: int = 4, **axes: Any) -> list[CellConfig]:
     """Every combination of the axes (tuples), with seeds."""
     found = [{}]
     for name, values in axes.items():
@@ -55,7 +55,7 @@ WIDTHS = {"model__width": (0.5, 1.0)}
 SIGNED = "signed_constant"
 
 # claim, its cells, accuracy that supports it, accuracy that contradicts it
-CASES: list[tuple[str, list[TrialConfig], Accuracy, Accuracy]] = [
+CASES: list[tuple[str, list[CellConfig], Accuracy, Accuracy]] = [
     ("plateau", cells(**KS), lambda m: 0.9 - (m.k in (0.1, 0.9)) * 0.2, lambda m: 0.9 - (m.k == 0.7) * 0.1),
     ("plateau", cells(**KS), lambda m: 0.9, lambda m: 0.8 + (m.k == 0.3) * 0.1),
     ("ends", cells(**KS), lambda m: 0.9 - (m.k in (0.1, 0.9)) * 0.2, lambda m: 0.9 - (m.k == 0.9) * 0.2),
@@ -140,7 +140,7 @@ CASES: list[tuple[str, list[TrialConfig], Accuracy, Accuracy]] = [
 
 
 @pytest.mark.parametrize(("claim", "made", "yes", "no"), CASES, ids=[case[0] for case in CASES])
-def test_every_outcome(claim: str, made: list[TrialConfig], yes: Accuracy, no: Accuracy) -> None:
+def test_every_outcome(claim: str, made: list[CellConfig], yes: Accuracy, no: Accuracy) -> None:
     assert verdict(claim, table_of(made, yes)) == SUPPORTED
     assert verdict(claim, table_of(made, no)) == CONTRADICTED
     few = [cell for cell in made if cell.seed < claims.MIN_PAIRS - 1]
@@ -184,11 +184,11 @@ def test_the_cases_cover_every_claim() -> None:
 def test_one_changed_weight_contradicts() -> None:
     table = table_of(cells(model__method=("edge_popup", "dense", "iterand")), lambda m: 0.9)
     assert verdict("unchanged", table) == SUPPORTED
-    changed = table.cells["cell"] == trial_id(config(seed=1))
+    changed = table.cells["cell"] == cell_id(config(seed=1))
     table.cells.loc[changed, "initial_weights_checksum"] = "other"
     rows = claims.verdicts(table).set_index("claim")
     assert rows.loc["unchanged", "verdict"] == CONTRADICTED
-    assert rows.loc["unchanged", "cells"] == trial_id(config(seed=1))
+    assert rows.loc["unchanged", "cells"] == cell_id(config(seed=1))
     assert verdict("unchanged", table_of([config(model__method="dense")], lambda m: 0.9)) == OUT_OF_SCOPE
 
 
@@ -234,7 +234,7 @@ def test_the_command_writes_one_row_a_claim(tmp_path: Path, capsys: pytest.Captu
     middle = [
         cell for cell in grid() if resolve(cell).model.k in (0.3, 0.5, 0.7) and cell.model.method != "dense"
     ]
-    assert sorted(behind) == sorted(trial_id(cell) for cell in middle)
+    assert sorted(behind) == sorted(cell_id(cell) for cell in middle)
     out = capsys.readouterr().out
     assert all(claim.name in out for claim in claims.CLAIMS)
     assert set(flatten(middle[0])) <= set(table_of(middle, lambda m: 0.9).cells.columns)

@@ -13,10 +13,10 @@ import pandas as pd
 import pytest
 from analysis_stores import config, grid, made_store, result, write_store
 
-from analysis.fetch import fetch
-from analysis.offline import chunks, read_run
-from analysis.table import combine
-from hiddenweights.config import TrialConfig, flatten, resolve, to_dict, trial_id
+from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.sources.offline import chunks, read_run
+from hiddenweights.analysis.table import combine
+from hiddenweights.config import CellConfig, cell_id, flatten, resolve, to_dict
 from hiddenweights.errors import UserError
 
 wandb = pytest.importorskip("wandb")
@@ -24,7 +24,7 @@ wandb = pytest.importorskip("wandb")
 
 def log_offline(
     folder: Path,
-    cell: TrialConfig,
+    cell: CellConfig,
     records: list[dict[str, Any]] | None = None,
     finished: bool = True,
     attempt: int = 1,
@@ -100,7 +100,7 @@ def test_our_reader_agrees_with_the_official_one(tmp_path: Path) -> None:
     ours = read_run(file)
     assert json.loads(json.dumps(ours.history).replace("NaN", '"NaN"')) == rows
     run = next(record["run"] for record in official if record["type"] == "run")
-    assert ours.cell == run["config"]["update"]["cell"] == trial_id(config())
+    assert ours.cell == run["config"]["update"]["cell"] == cell_id(config())
     assert ours.config["model"] == run["config"]["update"]["model"]
 
 
@@ -132,12 +132,12 @@ def test_attempts_of_one_cell_become_one_row_and_say_so(tmp_path: Path) -> None:
 
     table = fetch(str(tmp_path))
     assert len(table.cells) == 2
-    mine = table.epochs[table.epochs["cell"] == trial_id(cell)]
+    mine = table.epochs[table.epochs["cell"] == cell_id(cell)]
     assert mine["test_accuracy"].tolist() == [record["test_accuracy"] for record in history]
     reasons = dict(zip(table.left_out["cell"], table.left_out["reason"], strict=True))
-    assert "replaced" in reasons[trial_id(cell)]
-    assert table.cells.set_index("cell").loc[trial_id(config(seed=1)), "state"] == "failed"
-    assert trial_id(config(seed=1)) in reasons
+    assert "replaced" in reasons[cell_id(cell)]
+    assert table.cells.set_index("cell").loc[cell_id(config(seed=1)), "state"] == "failed"
+    assert cell_id(config(seed=1)) in reasons
 
 
 def test_foreign_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
@@ -166,7 +166,7 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
     good, nan, failed, begun, misfit, missing = (result(cell) for cell in cells)
     nan["summary"]["test_accuracy"] = math.nan
     misfit["config"]["model"]["colour"] = "red"
-    store = write_store(tmp_path, [good, nan, misfit], {"depth": [trial_id(cell) for cell in cells]})
+    store = write_store(tmp_path, [good, nan, misfit], {"depth": [cell_id(cell) for cell in cells]})
     for found, name, content in (
         (failed, "failure.json", {"error": "Diverged", "message": "Diverged: loss is nan", "epoch": 2}),
         (begun, "lock", {"owner": "x", "heartbeat": 0}),
@@ -187,23 +187,23 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
 
 def test_a_damaged_result_is_named(tmp_path: Path) -> None:
     store = made_store(tmp_path, "depth", [config()])
-    path = store / "cells" / trial_id(config()) / "result.json"
+    path = store / "cells" / cell_id(config()) / "result.json"
     path.write_text(path.read_text()[:100])
-    with pytest.raises(UserError, match=trial_id(config())):
+    with pytest.raises(UserError, match=cell_id(config())):
         fetch(str(store))
 
 
 def test_two_sources_are_put_together(tmp_path: Path) -> None:
     shared, ours, theirs = config(), config(seed=1), config(seed=2)
     a = fetch(str(made_store(tmp_path / "a", "depth", [shared, ours])))
-    failed = write_store(tmp_path / "b", [result(shared), result(theirs)], {"width": [trial_id(shared)]})
-    (failed / "cells" / trial_id(ours)).mkdir()
-    (failed / "cells" / trial_id(ours) / "failure.json").write_text('{"message": "Diverged"}')
+    failed = write_store(tmp_path / "b", [result(shared), result(theirs)], {"width": [cell_id(shared)]})
+    (failed / "cells" / cell_id(ours)).mkdir()
+    (failed / "cells" / cell_id(ours) / "failure.json").write_text('{"message": "Diverged"}')
     table = combine([a, fetch(str(failed))])
-    assert sorted(table.cells["cell"]) == sorted(map(trial_id, (shared, ours, theirs)))
+    assert sorted(table.cells["cell"]) == sorted(map(cell_id, (shared, ours, theirs)))
     assert len(table.epochs) == 9
     assert table.left_out.empty  # what failed there is finished here
-    assert table.cells.set_index("cell").loc[trial_id(shared), "sweeps"] == "depth width"
+    assert table.cells.set_index("cell").loc[cell_id(shared), "sweeps"] == "depth width"
 
 
 def test_two_sources_that_disagree_on_a_cell_are_named(tmp_path: Path) -> None:
@@ -212,13 +212,13 @@ def test_two_sources_that_disagree_on_a_cell_are_named(tmp_path: Path) -> None:
     write_store(tmp_path / "b", [result(cells[0], accuracy=0.4), result(cells[1])])
     with pytest.raises(UserError) as error:
         combine([fetch(str(tmp_path / name)) for name in "ab"])
-    assert all(word in str(error.value) for word in (trial_id(cells[0]), str(tmp_path / "a"), "0.4"))
-    assert trial_id(cells[1]) not in str(error.value)
+    assert all(word in str(error.value) for word in (cell_id(cells[0]), str(tmp_path / "a"), "0.4"))
+    assert cell_id(cells[1]) not in str(error.value)
 
 
 def test_a_golden_file_of_the_wandb_this_was_written_for() -> None:
     run = read_run(Path(__file__).parent / "golden.wandb")
-    assert (run.cell, run.state, len(run.history)) == (trial_id(config()), "finished", 3)
+    assert (run.cell, run.state, len(run.history)) == (cell_id(config()), "finished", 3)
     assert run.sweeps == {"depth", "quickstart"}
     assert run.history[-1] == {**run.history[-1], **result(config())["history"][-1]}
     assert run.summary["initial_weights_checksum"] == "w0"

@@ -10,10 +10,10 @@ import pytest
 from analysis_stores import config, grid, made_store, result, write_store
 from matplotlib.colors import to_rgb
 
-from analysis import aggregate, figures, specs
-from analysis.__main__ import main
-from analysis.fetch import fetch
-from hiddenweights.config import trial_id
+from hiddenweights.analysis import aggregate, figures, specs
+from hiddenweights.analysis.commands import main
+from hiddenweights.analysis.fetch import fetch
+from hiddenweights.config import cell_id
 
 
 @pytest.fixture(autouse=True)
@@ -122,7 +122,7 @@ def test_where_picks_cells(tmp_path: Path) -> None:
 
 def test_analysis_needs_neither_torch_nor_ray_nor_wandb(store: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from analysis.__main__ import main; "
+        "import sys; from hiddenweights.analysis.commands import main; "
         f"main(['figure', 'quickstart', '--from', {str(store)!r}, '--out', {str(tmp_path)!r}]); "
         "heavy = {'torch', 'ray', 'wandb', 'matplotlib.pyplot'} & {*sys.modules}; "
         "sys.exit(str(heavy) if heavy else 0)"
@@ -131,7 +131,10 @@ def test_analysis_needs_neither_torch_nor_ray_nor_wandb(store: Path, tmp_path: P
 
 
 def test_numbers_do_not_import_matplotlib() -> None:
-    code = "import sys, analysis.specs, analysis.fetch; sys.exit('matplotlib' in sys.modules)"
+    code = (
+        "import sys, hiddenweights.analysis.specs, hiddenweights.analysis.fetch; "
+        "sys.exit('matplotlib' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -141,13 +144,13 @@ def test_trained_subnetworks_are_curves_of_their_own(
     """Beside those with random weights: whose line never quotes a trained one's accuracy as its own."""
     found = grid(archs=["conv4"], ks=[0.3, 0.5], distributions=["signed_constant"])
     trained = [
-        config(model__method="finetune", model__init_from=trial_id(cell), model__init_mask=mask,
+        config(model__method="finetune", model__init_from=cell_id(cell), model__init_mask=mask,
                model__arch="conv4", model__k=cell.model.k, seed=cell.seed)
         for cell in found if cell.model.method == "edge_popup" for mask in ("found", "shuffled")
     ]  # fmt: skip
     store = made_store(tmp_path, "lottery", found)
     better = [result(cell, 0.99) for cell in trained]
-    write_store(store, better, {"lottery": [trial_id(cell) for cell in (*found, *trained)]})
+    write_store(store, better, {"lottery": [cell_id(cell) for cell in (*found, *trained)]})
     assert main(["figure", "lottery", "--from", str(store), "--out", str(tmp_path)]) == 0
     drawn = pd.read_csv(tmp_path / "lottery.csv")
     kinds = drawn.groupby("curve")["kind"].first().to_dict()

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from analysis import aggregate, specs, summary
-from analysis.fetch import fetch
-from analysis.paper import published
-from hiddenweights.config import TrialConfig, trial_id
+from hiddenweights.analysis import aggregate, specs, summary
+from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.paper import published
+from hiddenweights.config import CellConfig, cell_id
 from hiddenweights.errors import UserError
 
 
@@ -44,7 +44,7 @@ def test_one_value_has_no_interval() -> None:
     assert np.isnan([found["sd"], found["low"], found["high"]]).all()
 
 
-def points_of(tmp_path: Path, cells: list[TrialConfig], sweep: str = "depth") -> pd.DataFrame:
+def points_of(tmp_path: Path, cells: list[CellConfig], sweep: str = "depth") -> pd.DataFrame:
     table = fetch(str(made_store(tmp_path, sweep, cells)))
     return specs.points(table, specs.find_spec(sweep))
 
@@ -53,11 +53,11 @@ def test_every_drawn_point_names_its_cells(tmp_path: Path) -> None:
     cells = grid(archs=("conv2",), ks=(0.3, 0.5))
     drawn = aggregate.curves(points_of(tmp_path, cells))
     assert len(drawn) == 2 * 2 + 2
-    assert sorted(" ".join(drawn["cells"]).split()) == sorted(trial_id(cell) for cell in cells)
+    assert sorted(" ".join(drawn["cells"]).split()) == sorted(cell_id(cell) for cell in cells)
     assert set(drawn["n"]) == {3}
     assert drawn["full"].all()
     row = drawn[(drawn["curve"] == "kaiming normal") & (drawn["x"] == 30)].iloc[0]
-    expected = [result(cell)["summary"]["test_accuracy"] for cell in cells if trial_id(cell) in row["cells"]]
+    expected = [result(cell)["summary"]["test_accuracy"] for cell in cells if cell_id(cell) in row["cells"]]
     assert row["mean"] == pytest.approx(100 * np.mean(expected))
     assert row["sd"] == pytest.approx(100 * np.std(expected, ddof=1))
 
@@ -110,7 +110,9 @@ def test_changed_weights_are_found(tmp_path: Path) -> None:
     assert "2 of 4" in summary.unchanged(points, table)
 
 
-PAPER = [path for path in resources.files("analysis.paper").iterdir() if path.name.endswith(".csv")]
+PAPER = [
+    path for path in resources.files("hiddenweights.analysis.paper").iterdir() if path.name.endswith(".csv")
+]
 
 
 @pytest.mark.parametrize("path", PAPER, ids=[path.name for path in PAPER])

@@ -10,12 +10,13 @@ import pytest
 from analysis_stores import config, made_store, result
 from wandb_standin import PROJECT, Standin, serve
 
-from analysis import claims, project
-from analysis.__main__ import main
-from analysis.fetch import fetch
-from analysis.project import Project
-from analysis.table import tidy
-from hiddenweights.config import trial_id
+from hiddenweights.analysis import claims
+from hiddenweights.analysis.commands import main
+from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.sources import project
+from hiddenweights.analysis.sources.project import Project
+from hiddenweights.analysis.table import tidy
+from hiddenweights.config import cell_id
 from hiddenweights.errors import UserError
 
 pytest.importorskip("wandb")
@@ -124,7 +125,7 @@ def test_errors_are_repeated_with_growing_pauses_and_then_told(monkeypatch: pyte
 def test_only_what_changed_is_asked_for_and_a_dead_fetch_resumes(
     standin: Standin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("analysis.cache.BATCH", 1)
+    monkeypatch.setattr("hiddenweights.analysis.cache.BATCH", 1)
     for cell in CELLS:
         standin.add(result(cell))
 
@@ -143,7 +144,7 @@ def test_only_what_changed_is_asked_for_and_a_dead_fetch_resumes(
     standin.add(result(CELLS[0], accuracy=0.5), heartbeat="2026-02-02T00:00:00")
     table = fetch(SOURCE, tmp_path)
     assert standin.asked["HistoryPage"] == 1
-    changed = table.cells.set_index("cell").loc[trial_id(CELLS[0])]
+    changed = table.cells.set_index("cell").loc[cell_id(CELLS[0])]
     assert changed["test_accuracy"] == pytest.approx(0.5, abs=0.01)
 
 
@@ -178,7 +179,7 @@ def test_a_figure_from_a_project(standin: Standin, tmp_path: Path) -> None:
 def test_tidy_orders_what_came_in_any_order(standin: Standin) -> None:
     for cell in CELLS:
         standin.add(result(cell))
-    from analysis.table import frame
+    from hiddenweights.analysis.table import frame
 
     source = Project(PROJECT)
     runs = [*source.read(source.listing())]

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from analysis_stores import config, grid, made_store
 
-from analysis import claims
-from analysis.__main__ import main
-from hiddenweights.config import trial_id
+from hiddenweights.analysis import claims
+from hiddenweights.analysis.commands import main
+from hiddenweights.config import cell_id
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CELLS = [*grid(archs=("conv2",), ks=(0.1, 0.5, 0.9), seeds=(0, 1)), config(model__k=0.37)]
@@ -22,7 +22,7 @@ CELLS = [*grid(archs=("conv2",), ks=(0.1, 0.5, 0.9), seeds=(0, 1)), config(model
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("report")
     store = made_store(root / "store", "depth", CELLS)
-    (store / "cells" / trial_id(CELLS[0]) / "result.json").unlink()
+    (store / "cells" / cell_id(CELLS[0]) / "result.json").unlink()
     assert main(["report", "--no-cache", "--from", str(store), "--out", str(root / "out")]) == 0
     return root / "out"
 
@@ -52,7 +52,7 @@ def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
     for claim in claims.CLAIMS:
         assert claim.says in page.words
         assert claim.rule in page.words
-    assert all(trial_id(cell) in page.words for cell in CELLS)
+    assert all(cell_id(cell) in page.words for cell in CELLS)
     assert "not trained yet" in page.words
     assert "torch 2.15.0" in page.words
     assert "launch width" in page.words
@@ -74,7 +74,7 @@ def test_the_same_table_gives_the_same_page(folder: Path, tmp_path: Path) -> Non
 
 def test_text_from_runs_cannot_become_markup(tmp_path: Path) -> None:
     store = made_store(tmp_path / "store", "depth", CELLS[:3])
-    path = store / "cells" / trial_id(CELLS[0]) / "result.json"
+    path = store / "cells" / cell_id(CELLS[0]) / "result.json"
     found = json.loads(path.read_text())
     found["name"] = found["device"] = "<script>alert(1)</script>"
     path.write_text(json.dumps(found))

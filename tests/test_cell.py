@@ -6,16 +6,16 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from hiddenweights import cell as cell_module
-from hiddenweights import store as store_module
-from hiddenweights import train
-from hiddenweights.cell import Record, Run, cell_epochs, run_cell
-from hiddenweights.config import TrialConfig, from_dict, resolve, trial_id, unflatten
-from hiddenweights.store import Busy, Json, Store, StoreAway
-from hiddenweights.train import Trainer
+from hiddenweights.cells import cell as cell_module
+from hiddenweights.cells import store as store_module
+from hiddenweights.cells.cell import Record, Run, cell_epochs, run_cell
+from hiddenweights.cells.store import Busy, Json, Store, StoreAway
+from hiddenweights.config import CellConfig, cell_id, from_dict, resolve, unflatten
+from hiddenweights.training import train
+from hiddenweights.training.train import Trainer
 
 
-def config(**fields: str | float) -> TrialConfig:
+def config(**fields: str | float) -> CellConfig:
     base = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 4, "data.subset": 200}
     return unflatten(base | {name.replace("__", "."): value for name, value in fields.items()})
 
@@ -60,8 +60,8 @@ def masks(result: Json) -> list[str]:
 def test_a_result_tells_all(store: Store) -> None:
     seen: list[Record] = []
     result = run_cell(config(), store, on_record=seen.append)
-    assert result == store.result(trial_id(config()))
-    assert result["cell"] == trial_id(config())
+    assert result == store.result(cell_id(config()))
+    assert result["cell"] == cell_id(config())
     assert from_dict(result["config"]) == resolve(config())
     assert result["history"] == seen
     assert [record["epoch"] for record in seen] == [1, 2, 3, 4]
@@ -107,12 +107,12 @@ def test_a_cell_that_diverges_is_on_record(store: Store, notebook: type[Notebook
     wild = config(optim__lr=1e30, model__method="dense", model__arch="fc", optim__momentum=0.0)
     with pytest.raises(Exception, match="finite"):
         run_cell(wild, store, trackers=[notebook])
-    failure = store.failure(trial_id(wild))
+    failure = store.failure(cell_id(wild))
     assert failure is not None
     assert failure["error"] == "Diverged"
     assert not failure["transient"]
     assert failure["message"] in failure["traceback"]
-    assert store.states([trial_id(wild)]) == {trial_id(wild): "failed"}
+    assert store.states([cell_id(wild)]) == {cell_id(wild): "failed"}
     assert all(tracker.ends == [None] for tracker in notebook.made)
 
 
@@ -124,11 +124,11 @@ def test_a_fault_of_the_host_is_not_the_cells(store: Store, monkeypatch: pytest.
         patch.setattr(Trainer, "epochs", full)
         with pytest.raises(OSError, match="space"):
             run_cell(config(), store, patience=0)
-    failure = store.failure(trial_id(config()))
+    failure = store.failure(cell_id(config()))
     assert failure is not None
     assert failure["transient"]
     run_cell(config(), store)
-    assert store.failure(trial_id(config())) is None
+    assert store.failure(cell_id(config())) is None
 
 
 @pytest.mark.usefixtures("every_epoch_saved")
@@ -147,7 +147,7 @@ def test_a_store_that_goes_away_is_waited_for(
     (tmp_path / "runs").rename(gone)
     threading.Timer(0.5, come_back).start()
     assert [record["epoch"] for record in epochs] == [1, 2, 3, 4]  # from the checkpoint, then new ones
-    result = store.result(trial_id(config()))
+    result = store.result(cell_id(config()))
     assert result is not None
     assert moments == [gone]  # nothing was made in its place
     assert [tracker.ends for tracker in notebook.made] == [[None], [result]]
@@ -201,5 +201,5 @@ def test_a_tracker_never_costs_a_cell(call: str, store: Store) -> None:
     tracked = config(train__epochs=2)
     result = run_cell(tracked, store, trackers=[Broken])
     assert len(result["history"]) == 2
-    assert store.states([trial_id(tracked)]) == {trial_id(tracked): "finished"}
-    assert store.failure(trial_id(tracked)) is None
+    assert store.states([cell_id(tracked)]) == {cell_id(tracked): "finished"}
+    assert store.failure(cell_id(tracked)) is None

@@ -7,8 +7,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from hiddenweights import checkpoint
-from hiddenweights.checkpoint import load_checkpoint, save_checkpoint
+from hiddenweights.training import checkpoint
+from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
 
 
 def state(epoch: int) -> dict:

@@ -15,8 +15,8 @@ import pytest
 
 from hiddenweights import __main__ as main
 from hiddenweights import cli
-from hiddenweights.config import trial_id, unflatten
-from hiddenweights.store import Store
+from hiddenweights.cells.store import Store
+from hiddenweights.config import cell_id, unflatten
 
 TINY = ["--model.arch", "fc", "--model.width", "0.1", "--train.epochs", "3", "--data.subset", "200"]
 LONG = ["--model.arch", "conv2", "--model.width", "0.25", "--train.epochs", "25"]
@@ -31,7 +31,7 @@ def command(*args: str) -> list[str]:
 
 
 def result(store: Path, **fields: Any) -> dict[str, Any]:
-    found = Store(store).result(trial_id(unflatten(fields)))
+    found = Store(store).result(cell_id(unflatten(fields)))
     assert found is not None
     return found
 
@@ -132,16 +132,14 @@ def test_a_stop_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> Non
     assert process.returncode == 130
     assert "same command" in out
     assert err == ""
-    cell = trial_id(unflatten({"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}))
+    cell = cell_id(unflatten({"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}))
     assert Store(tmp_path).states([cell]) == {cell: "stopped"}
 
 
 def test_a_cell_in_other_hands_is_left_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()
-    cell = trial_id(
-        unflatten({"model.arch": "fc", "model.width": 0.1, "train.epochs": 3, "data.subset": 200})
-    )
+    cell = cell_id(unflatten({"model.arch": "fc", "model.width": 0.1, "train.epochs": 3, "data.subset": 200}))
     with store.lease(cell):
         assert train(*TINY, "--store", str(tmp_path), "--no-track") == 1
     assert store.result(cell) is None

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from hiddenweights import cli
-from sweeps import __main__ as main
+from hiddenweights.sweeps import commands as main
 
 TOP = Path(__file__).parents[1]
 CLOUDS = ["cluster.yaml", "deploy/gcp.yaml"]

@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from hiddenweights import cli
-from hiddenweights.config import TrialConfig, unflatten
+from hiddenweights.cells.store import Store
+from hiddenweights.config import CellConfig, unflatten
 from hiddenweights.errors import UserError
-from hiddenweights.store import Store
-from sweeps import __main__ as main
-from sweeps import experiments, ray_executor, tracking
-from sweeps.cost import Measured, costs, describe, estimate
-from sweeps.grid import Arm, arm
+from hiddenweights.sweeps import commands as main
+from hiddenweights.sweeps import experiments, ray_executor, tracking
+from hiddenweights.sweeps.cost import Measured, costs, describe, estimate
+from hiddenweights.sweeps.grid import Arm, arm
 
 CONV = unflatten({"model.arch": "conv4", "data.name": "cifar10"})
 TINY = {"train.epochs": 1, "data.subset": 200}
@@ -25,7 +25,7 @@ def result(seconds: float, device: str = "a GPU", gpu_memory: float | None = Non
     return {"seconds": seconds, "device": device, "gpu_memory": gpu_memory}
 
 
-def measured(config: TrialConfig, *results: dict[str, Any]) -> Measured:
+def measured(config: CellConfig, *results: dict[str, Any]) -> Measured:
     found = Measured()
     for each in results:
         found.add(config, each)
@@ -127,7 +127,7 @@ def test_a_share_grows_with_the_memory_that_was_measured() -> None:
 def test_what_a_cell_asks_for() -> None:
     with_gpus, without = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 0.0}
 
-    def wanted(config: TrialConfig, largest: dict[str, float], gpus: float | None = None) -> Any:
+    def wanted(config: CellConfig, largest: dict[str, float], gpus: float | None = None) -> Any:
         return ray_executor.wanted_by(config, gpus, Measured(), largest)
 
     assert wanted(CONV, with_gpus) == {"CPU": 1, "GPU": 0.25}

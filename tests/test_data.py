@@ -14,10 +14,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.transforms import functional as TF
 
-from hiddenweights import data
 from hiddenweights.config import DataConfig
-from hiddenweights.data import Batches, Dataset, Images, crop_flip, load_dataset, normalise, split
 from hiddenweights.errors import UserError
+from hiddenweights.training import data
+from hiddenweights.training.data import Batches, Dataset, Images, crop_flip, load_dataset, normalise, split
 
 CIFAR10_MEAN, CIFAR10_STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 

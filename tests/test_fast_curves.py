@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from benchmarks import straightforward
-from hiddenweights.config import TrialConfig, unflatten
-from hiddenweights.data import load_dataset, normalise, split
-from hiddenweights.train import Trainer
+from hiddenweights.config import CellConfig, unflatten
+from hiddenweights.training.data import load_dataset, normalise, split
+from hiddenweights.training.train import Trainer
 
 SEEDS, EPOCHS, BATCH = range(5), 3, 64
 
 
-def cell(seed: int) -> TrialConfig:
+def cell(seed: int) -> CellConfig:
     return unflatten(
         {
             "model.arch": "conv2", "model.width": 0.25, "optim.batch_size": BATCH,
@@ -22,7 +22,7 @@ def cell(seed: int) -> TrialConfig:
     )  # fmt: skip
 
 
-def plain_curve(config: TrialConfig) -> list[float]:
+def plain_curve(config: CellConfig) -> list[float]:
     """Test accuracies by epoch: masks by a sort, float32, contiguous, in another order of the images."""
     torch.manual_seed(config.seed)
     dataset = load_dataset(config.data)

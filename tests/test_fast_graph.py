@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiddenweights import train
 from hiddenweights.config import unflatten
-from hiddenweights.graph import WARM_UP, GraphedStep, Step
-from hiddenweights.optim import build_optimizer, set_learning_rate
-from hiddenweights.train import Trainer
+from hiddenweights.training import train
+from hiddenweights.training.cuda_graph import WARM_UP, GraphedStep, Step
+from hiddenweights.training.optim import build_optimizer, set_learning_rate
+from hiddenweights.training.train import Trainer
 
 
 class Recorded:

@@ -8,9 +8,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.measure import compare, race
 from benchmarks.selection import sort_against_ours
 from benchmarks.step import our_step, random_images
-from hiddenweights.config import DataConfig, ModelConfig, TrialConfig
-from hiddenweights.data import Batches
-from hiddenweights.selection import _on_any_device
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig
+from hiddenweights.masking.topk import _on_any_device
+from hiddenweights.training.data import Batches
 
 
 def test_selection_beats_a_sort_eightfold() -> None:
@@ -21,7 +21,7 @@ def test_a_supermask_step_costs_about_a_dense_step() -> None:
     dataset = random_images(3, 32)
     step = {
         method: our_step(
-            TrialConfig(
+            CellConfig(
                 model=ModelConfig(arch="conv4", width=0.5, method=method), data=DataConfig(name="cifar10")
             ),
             dataset,
@@ -63,7 +63,7 @@ def test_a_step_on_a_gpu_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(torch.ops.hiddenweights, "keep_largest", select_as_on_a_gpu)
     dataset = random_images(3, 8, 32)
     step = our_step(
-        TrialConfig(model=ModelConfig(arch="conv2", width=0.25), data=DataConfig(name="cifar10")), dataset
+        CellConfig(model=ModelConfig(arch="conv2", width=0.25), data=DataConfig(name="cifar10")), dataset
     )
     batches = Batches(dataset.train, dataset.mean, dataset.std).shuffled(16, seed=0, epoch=0, augment=True)
     next(batches)

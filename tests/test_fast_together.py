@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from hiddenweights import selection
 from hiddenweights.config import unflatten
-from hiddenweights.data import load_dataset
-from hiddenweights.masks import Mask
-from hiddenweights.selection import keep_largest, keep_largest_each
-from hiddenweights.subnetwork import masks_of, select_together, supermask
-from hiddenweights.train import build_cell_network
+from hiddenweights.masking import topk as selection
+from hiddenweights.masking.masks import Mask
+from hiddenweights.masking.supermask import masks_of, select_together, supermask
+from hiddenweights.masking.topk import keep_largest, keep_largest_each
+from hiddenweights.training.data import load_dataset
+from hiddenweights.training.train import build_cell_network
 
 
 def network(method: str | type[Mask] = "edge_popup", **options) -> nn.Module:

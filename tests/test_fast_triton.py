@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(
 # Triton reads its mode when the kernels are defined, so that each has a process of its own.
 INTERPRETED = """
 import torch
-from hiddenweights.selection_triton import keep_largest, supports
+from hiddenweights.masking.topk_triton import keep_largest, supports
 
 def sorted_way(values, scores, kept):
     order = torch.sort(scores.abs().flatten(), descending=True, stable=True).indices[:kept]
@@ -57,7 +57,7 @@ COMPILED = """
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from hiddenweights import selection_triton as kernels
+from hiddenweights.masking import topk_triton as kernels
 
 base = {"scores": "*fp32", "counts": "*i32", "state": "*i32", "n": "i32"}
 place = {"channels": "i32", "pixels": "i32", "last": "i32"}

@@ -20,11 +20,11 @@ from typing import Any
 import psutil
 import pytest
 
-from analysis.offline import read_run
-from hiddenweights.cell import run_cell
-from hiddenweights.store import Store
-from sweeps import experiments
-from sweeps.grid import Arm, arm
+from hiddenweights.analysis.sources.offline import read_run
+from hiddenweights.cells.cell import run_cell
+from hiddenweights.cells.store import Store
+from hiddenweights.sweeps import experiments
+from hiddenweights.sweeps.grid import Arm, arm
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -78,7 +78,7 @@ DRIVER = f"""
 import sys
 sys.path.insert(0, {str(HERE)!r})
 from hiddenweights import cli
-from sweeps import __main__ as main, experiments
+from hiddenweights.sweeps import commands as main, experiments
 import test_faults
 experiments.SWEEPS = {{**experiments.SWEEPS, **test_faults.SWEEPS}}
 if __name__ == "__main__":

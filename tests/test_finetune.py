@@ -9,24 +9,24 @@ from rich.console import Console
 
 from hiddenweights import __main__ as command_line
 from hiddenweights import cli
-from hiddenweights.cell import cell_epochs, run_cell
-from hiddenweights.config import OptimConfig, TrialConfig, resolve, short_name, trial_id, unflatten
+from hiddenweights.cells.cell import cell_epochs, run_cell
+from hiddenweights.cells.store import Json, Store
+from hiddenweights.config import CellConfig, OptimConfig, cell_id, resolve, short_name, unflatten
 from hiddenweights.errors import UserError
-from hiddenweights.store import Json, Store
-from hiddenweights.subnetwork import weight_layers
-from hiddenweights.ticket import Ticket
-from hiddenweights.train import Trainer
-from sweeps import __main__ as sweeps_command_line
-from sweeps import experiments, launch
-from sweeps.grid import Sweep, arm
-from sweeps.progress import Curves, Progress
+from hiddenweights.masking.supermask import weight_layers
+from hiddenweights.sweeps import commands as sweeps_command_line
+from hiddenweights.sweeps import experiments, launch
+from hiddenweights.sweeps.grid import Sweep, arm
+from hiddenweights.sweeps.progress import Curves, Progress
+from hiddenweights.tickets.ticket import Ticket
+from hiddenweights.training.train import Trainer
 
 SMALL = {"model.arch": "fc", "model.k": 0.3, "data.subset": 200, "optim.batch_size": 50, "train.epochs": 2}
 
 
-def child(parent: TrialConfig, **fields: object) -> TrialConfig:
+def child(parent: CellConfig, **fields: object) -> CellConfig:
     """The cell that trains what `parent` found; fields with "__" for the dot."""
-    model = replace(resolve(parent).model, method="finetune", init_from=trial_id(parent))
+    model = replace(resolve(parent).model, method="finetune", init_from=cell_id(parent))
     config = replace(parent, model=model, optim=OptimConfig(batch_size=50))
     return unflatten({name.replace("__", "."): value for name, value in fields.items()}, config)
 
@@ -40,12 +40,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def parent_of(method: str = "edge_popup") -> TrialConfig:
+def parent_of(method: str = "edge_popup") -> CellConfig:
     return unflatten({**SMALL, "model.method": method})
 
 
-def ticket_of(config: TrialConfig, store: Store) -> Ticket:
-    content = store.ticket(trial_id(config))
+def ticket_of(config: CellConfig, store: Store) -> Ticket:
+    content = store.ticket(cell_id(config))
     assert content is not None
     return Ticket.from_bytes(content)
 
@@ -96,7 +96,7 @@ def test_the_control_keeps_as_many_weights_elsewhere(store: Store) -> None:
 
 def test_it_learns_more_than_the_subnetwork_alone(store: Store) -> None:
     """From where edge-popup ended, training the weights lowers the training loss."""
-    parent = store.result(trial_id(parent_of()))
+    parent = store.result(cell_id(parent_of()))
     assert parent is not None
     result = run_cell(child(parent_of(), train__epochs=8, optim__lr=0.05), store)
     assert result["summary"]["train_loss"] < parent["summary"]["train_loss"]
@@ -105,14 +105,14 @@ def test_it_learns_more_than_the_subnetwork_alone(store: Store) -> None:
 def test_a_stopped_cell_goes_on_bit_for_bit(store: Store, tmp_path: Path) -> None:
     config = child(parent_of(), train__epochs=3)
     copy = Store(tmp_path)
-    content = store.ticket(trial_id(parent_of()))
+    content = store.ticket(cell_id(parent_of()))
     assert content is not None
-    copy.add_ticket(trial_id(parent_of()), content)
+    copy.add_ticket(cell_id(parent_of()), content)
     whole = run_cell(config, store)
     epochs = cell_epochs(config, copy)
     next(epochs)
     epochs.close()
-    assert copy.result(trial_id(config)) is None
+    assert copy.result(cell_id(config)) is None
     resumed = run_cell(config, copy)
 
     def checksums(result: Json) -> list[str]:
@@ -125,12 +125,12 @@ def test_identity() -> None:
     parent = parent_of()
     config = child(parent)
     implied = unflatten({"model.method": "edge_popup"}, config)  # what a bare `--model.init_from` leaves
-    assert trial_id(implied) == trial_id(config)
+    assert cell_id(implied) == cell_id(config)
     assert resolve(implied).model.method == "finetune"
     others = [child(parent, model__init_mask="shuffled"), child(unflatten({"seed": 1}, parent))]
-    assert len({trial_id(c) for c in (config, parent, *others)}) == 4
-    assert trial_id(child(parent, seeds__weights=3)) == trial_id(config)  # the weights are the ticket's
-    assert trial_id(child(parent, seeds__scores=3)) == trial_id(config)
+    assert len({cell_id(c) for c in (config, parent, *others)}) == 4
+    assert cell_id(child(parent, seeds__weights=3)) == cell_id(config)  # the weights are the ticket's
+    assert cell_id(child(parent, seeds__scores=3)) == cell_id(config)
     assert "finetune" in short_name(config)
     assert short_name(others[0]) != short_name(config)
 
@@ -152,7 +152,7 @@ def test_configs_that_make_no_sense(fields: dict[str, str], named: str) -> None:
 
 def test_a_file_is_no_identity() -> None:
     with pytest.raises(UserError, match=r"model\.init_from"):
-        trial_id(unflatten({"model.init_from": "found.ticket"}))
+        cell_id(unflatten({"model.init_from": "found.ticket"}))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def run(*args: str) -> int:
 def test_train_takes_a_ticket_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Into an empty store, with no word of the network: the ticket says all of it."""
     file, results = tmp_path / "found.ticket", tmp_path / "elsewhere"
-    content = store.ticket(trial_id(parent_of()))
+    content = store.ticket(cell_id(parent_of()))
     assert content is not None
     file.write_bytes(content)
     common = (
@@ -269,22 +269,22 @@ def test_launch_trains_parents_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_plan_without_the_parents_is_refused(store: Store) -> None:
     orphan = child(unflatten({"seed": 5}, parent_of()))
     with pytest.raises(UserError, match=r"model\.init_from"):
-        launch.plan("orphans", {trial_id(orphan): orphan}, store, rerun=None)
+        launch.plan("orphans", {cell_id(orphan): orphan}, store, rerun=None)
     known = child(parent_of(), train__epochs=4)
-    assert launch.plan("known", {trial_id(known): known}, store, rerun=None).todo
+    assert launch.plan("known", {cell_id(known): known}, store, rerun=None).todo
 
 
 def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> None:
     """The launch ends, and says of each child whose ticket is missing."""
     good, bad = parent_of(), unflatten({"optim.lr": 1e30, "seed": 1}, parent_of())
     configs = [child(bad), child(good), bad, good]
-    cells = {trial_id(config): config for config in configs}
+    cells = {cell_id(config): config for config in configs}
     store = Store(tmp_path)
     store.prepare()
     planned = launch.plan("some", cells, store, rerun=None)
     progress = Progress("some", cells, Curves(cells, {}), Console(quiet=True))
     with progress:
         launch.run(planned, store, launch.Options(executor="inline"), progress)
-    assert {cell for cell in cells if store.result(cell)} == {trial_id(good), trial_id(child(good))}
-    assert progress.failures.keys() == {trial_id(bad), trial_id(child(bad))}
+    assert {cell for cell in cells if store.result(cell)} == {cell_id(good), cell_id(child(good))}
+    assert progress.failures.keys() == {cell_id(bad), cell_id(child(bad))}
     assert all(progress.failures.values())

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiddenweights.config import TrialConfig, trial_id, unflatten
-from hiddenweights.ticket import read_ticket
-from sweeps import experiments
+from hiddenweights.config import CellConfig, cell_id, unflatten
+from hiddenweights.sweeps import experiments
+from hiddenweights.tickets.ticket import read_ticket
 
 CELLS = [
     ({}, "d26539757e118e13"),
@@ -40,7 +40,7 @@ CELLS = [
 
 @pytest.mark.parametrize(("fields", "cell"), CELLS)
 def test_a_cells_identity(fields: dict[str, object], cell: str) -> None:
-    assert trial_id(unflatten(fields)) == cell
+    assert cell_id(unflatten(fields)) == cell
 
 
 SWEEPS = {
@@ -77,7 +77,7 @@ def test_a_tickets_bytes() -> None:
     numbers = torch.arange(64 * 10).view(10, 64)
     ticket = replace(
         of,
-        config=TrialConfig(),
+        config=CellConfig(),
         masks={"sparse": numbers % 11 == 0, "dense": numbers % 7 != 0, "all": numbers >= 0},
         gains={},
         state={"bias": torch.arange(10, dtype=torch.float32)},

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from hiddenweights.config import TrialConfig, resolve, trial_id
+from hiddenweights.config import CellConfig, cell_id, resolve
 from hiddenweights.errors import UserError
-from sweeps import experiments
-from sweeps.grid import Arm, Sweep, arm, parse_axes, parse_settings
+from hiddenweights.sweeps import experiments
+from hiddenweights.sweeps.grid import Arm, Sweep, arm, parse_axes, parse_settings
 
 TWO_ARMS = Sweep(
     name="two",
@@ -34,13 +34,13 @@ def test_an_arm_has_every_combination_and_the_last_axis_varies_fastest() -> None
 
 
 def test_an_arm_without_axes_is_one_cell() -> None:
-    assert Arm(base=TrialConfig(seed=4)).cells() == [TrialConfig(seed=4)]
+    assert Arm(base=CellConfig(seed=4)).cells() == [CellConfig(seed=4)]
 
 
 def test_cells_go_by_their_identity() -> None:
     cells = TWO_ARMS.cells()
     assert len(cells) == 6
-    assert all(trial_id(config) == cell for cell, config in cells.items())
+    assert all(cell_id(config) == cell for cell, config in cells.items())
 
 
 def test_an_axis_replaces_that_axis_where_an_arm_has_it() -> None:
@@ -132,8 +132,8 @@ def test_a_searched_axis_is_a_set_of_cells_that_more_samples_extend() -> None:
     assert len(set(rates)) == 5
     assert all(0.001 <= (rate or 0) <= 1 for rate in rates)
     assert {config.model.k for config in Arm(axes=axes, samples=40).cells()} == {0.3, 0.5}
-    more = {trial_id(config) for config in Arm(axes=axes, samples=8).cells()}
-    assert {trial_id(config) for config in few.cells()} < more
+    more = {cell_id(config) for config in Arm(axes=axes, samples=8).cells()}
+    assert {cell_id(config) for config in few.cells()} < more
 
 
 # --- the registered sweeps -------------------------------------------------------------------------------

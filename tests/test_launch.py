@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from hiddenweights import cli
-from hiddenweights.cell import run_cell
-from hiddenweights.store import Store
-from hiddenweights.train import Trainer
-from sweeps import __main__ as main
-from sweeps import experiments, tracking
-from sweeps.grid import Arm, arm
-from sweeps.progress import Curves, clock
+from hiddenweights.cells.cell import run_cell
+from hiddenweights.cells.store import Store
+from hiddenweights.sweeps import commands as main
+from hiddenweights.sweeps import experiments, tracking
+from hiddenweights.sweeps.grid import Arm, arm
+from hiddenweights.sweeps.progress import Curves, clock
+from hiddenweights.training.train import Trainer
 
 TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2}
 

@@ -9,22 +9,27 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
+# Each folder by the packages and modules that nothing in it may import.
+SWEEPS, ANALYSIS = "hiddenweights.sweeps", "hiddenweights.analysis"
 FORBIDDEN = {
-    "hiddenweights": {"ray", "wandb", "pandas", "matplotlib", "sweeps", "analysis"},
-    "analysis": {"torch", "torchvision", "ray", "sweeps"},
-    "sweeps": {"analysis", "matplotlib"},
+    "hiddenweights": {"ray", "wandb", "pandas", "matplotlib", SWEEPS, ANALYSIS},
+    "analysis": {"torch", "torchvision", "ray", SWEEPS},
+    "sweeps": {"matplotlib", ANALYSIS},
+    "hiddenweights/masking": {f"hiddenweights.{name}" for name in ("training", "tickets", "cells", "models")},
+    "hiddenweights/models": {f"hiddenweights.{name}" for name in ("masking", "training", "tickets", "cells")},
+    "hiddenweights/training": {"hiddenweights.cells"},
 }
 
 
 def imports(file: Path) -> set[str]:
-    """The top-level packages that a file imports anywhere, inside of functions too."""
+    """All that a file imports, inside of functions too: each module with the packages that it lies in."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.partition(".")[0] for alias in node.names}
+            found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module.partition(".")[0])
-    return found
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.rsplit(".", i)[0] for name in found for i in range(name.count(".") + 1)}
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
@@ -46,7 +51,7 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import hiddenweights", "import hiddenweights.config", "import hiddenweights.store"],
+    ["import hiddenweights", "import hiddenweights.config", "import hiddenweights.cells.store"],
 )
 def test_planning_needs_no_torch(statement):
     assert not loaded_by(statement) & {"torch", "torchvision", "numpy", "ray", "wandb", "pandas", "sklearn"}
@@ -60,8 +65,8 @@ def test_the_method_loads_neither_ray_nor_wandb():
 
 def test_the_package_offers_its_names_and_no_others():
     import hiddenweights
-    from hiddenweights.masks import Mask
-    from hiddenweights.subnetwork import supermask
+    from hiddenweights.masking.masks import Mask
+    from hiddenweights.masking.supermask import supermask
 
     assert (hiddenweights.supermask, hiddenweights.Mask) == (supermask, Mask)
     with pytest.raises(AttributeError, match="no_such_name"):

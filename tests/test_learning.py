@@ -5,10 +5,10 @@ import dataclasses
 import pytest
 import torch
 
-from hiddenweights import train
 from hiddenweights.config import unflatten
-from hiddenweights.data import load_dataset
-from hiddenweights.train import Trainer
+from hiddenweights.training import train
+from hiddenweights.training.data import load_dataset
+from hiddenweights.training.train import Trainer
 
 CHANCE = 0.1
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiddenweights.maskcode import decode_mask, encode_mask
+from hiddenweights.tickets.rice import decode_mask, encode_mask
 
 
 @given(st.lists(st.booleans(), max_size=300))

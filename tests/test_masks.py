@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hiddenweights.masks import kept_count, top_k_mask
+from hiddenweights.masking.masks import kept_count, top_k_mask
 
 
 def oracle(scores: torch.Tensor, k: float) -> np.ndarray:

@@ -9,10 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from hiddenweights.errors import UserError
-from hiddenweights.init import draw_weights
-from hiddenweights.masks import METHODS, IteRand, Mask
-from hiddenweights.streams import stream
-from hiddenweights.subnetwork import current_masks, frozen_weights, masks_of, supermask
+from hiddenweights.masking.masks import METHODS, IteRand, Mask
+from hiddenweights.masking.rng import stream
+from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of, supermask
+from hiddenweights.masking.weights import draw_weights
 
 
 def small_network(**options) -> nn.Module:

@@ -6,10 +6,10 @@ from torch import nn
 
 from hiddenweights.config import NETWORKS as NETWORK_NAMES
 from hiddenweights.errors import UserError
-from hiddenweights.masks import kept_count
+from hiddenweights.masking.masks import kept_count
+from hiddenweights.masking.supermask import masks_of, supermask, weight_layers
 from hiddenweights.models import NETWORKS, build_network
 from hiddenweights.models.resnet import TORCHVISION_RESNETS
-from hiddenweights.subnetwork import masks_of, supermask, weight_layers
 
 CIFAR10 = {"channels": 3, "image_size": 32, "classes": 10}
 

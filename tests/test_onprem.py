@@ -15,10 +15,10 @@ import pytest
 import unhurried
 import yaml
 
-from analysis.offline import read_run
-from hiddenweights.cell import run_cell
-from hiddenweights.store import Store
-from sweeps import experiments
+from hiddenweights.analysis.sources.offline import read_run
+from hiddenweights.cells.cell import run_cell
+from hiddenweights.cells.store import Store
+from hiddenweights.sweeps import experiments
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from hiddenweights import train
 from hiddenweights.config import unflatten
-from hiddenweights.subnetwork import current_masks, frozen_weights, masks_of
-from hiddenweights.train import Trainer
+from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of
+from hiddenweights.training import train
+from hiddenweights.training.train import Trainer
 
 K, STEPS, BATCH, HELD_OUT, SEED = 0.5, 10, 32, 36, 4
 USED = STEPS * BATCH + HELD_OUT

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import hypergeom
 
-from hiddenweights.overlap import chance_interval, overlap, total
+from hiddenweights.tickets.overlap import chance_interval, overlap, total
 
 
 @given(st.integers(1, 3000), st.data())

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from analysis.__main__ import parser as analysis_parser
 from hiddenweights import cli
+from hiddenweights.analysis.commands import parser as analysis_parser
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

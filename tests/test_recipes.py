@@ -8,12 +8,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiddenweights.config import TrialConfig, flatten, from_dict, resolve, to_dict, trial_id, unflatten
+from hiddenweights.config import CellConfig, cell_id, flatten, from_dict, resolve, to_dict, unflatten
 from hiddenweights.errors import UserError
-from hiddenweights.optim import build_optimizer, learning_rate
+from hiddenweights.training.optim import build_optimizer, learning_rate
 
 
-def cell(**flat) -> TrialConfig:
+def cell(**flat) -> CellConfig:
     """``model__k=0.5`` names the field ``model.k``."""
     return unflatten({name.replace("__", "."): value for name, value in flat.items()})
 
@@ -155,7 +155,7 @@ PINNED = [
 @pytest.mark.parametrize(("flat", "identity"), PINNED, ids=lambda value: str(value)[:60])
 def test_identities_never_change(flat, identity):
     """A change of any of these makes every finished result in every store unfindable."""
-    assert trial_id(unflatten(flat)) == identity
+    assert cell_id(unflatten(flat)) == identity
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_identities_never_change(flat, identity):
     ],
 )
 def test_the_same_computation_is_the_same_cell(one, other):
-    assert trial_id(cell(**one)) == trial_id(cell(**other))
+    assert cell_id(cell(**one)) == cell_id(cell(**other))
 
 
 def test_everything_that_decides_a_result_decides_the_identity():
@@ -196,8 +196,8 @@ def test_everything_that_decides_a_result_decides_the_identity():
     }  # fmt: skip
     runtime = {"data.root", "train.device", "train.threads"}
     elsewhere = {"data.image_size", "model.init_mask"}  # which have a meaning with others alone
-    assert {name.replace("__", ".") for name in changes} | runtime | elsewhere == set(flatten(TrialConfig()))
-    identities = [trial_id(TrialConfig()), *(trial_id(cell(**{n: v})) for n, v in changes.items())]
+    assert {name.replace("__", ".") for name in changes} | runtime | elsewhere == set(flatten(CellConfig()))
+    identities = [cell_id(CellConfig()), *(cell_id(cell(**{n: v})) for n, v in changes.items())]
     assert len(set(identities)) == len(identities)
 
 
@@ -225,7 +225,7 @@ def test_resolving_is_idempotent_and_written_out_it_names_the_same_cell(flat):
     config = unflatten(flat)
     resolved = resolve(config)
     assert resolve(resolved) == resolved
-    assert trial_id(resolved) == trial_id(config)
+    assert cell_id(resolved) == cell_id(config)
     assert from_dict(to_dict(resolved)) == resolved
     assert unflatten(flatten(resolved)) == resolved
     assert all(value is not None for name, value in flatten(resolved).items() if name.startswith("optim."))

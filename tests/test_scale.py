@@ -7,11 +7,11 @@ import time
 import pytest
 from rich.console import Console
 
+from hiddenweights.cells.store import Store
 from hiddenweights.config import resolve, short_name, to_dict
-from hiddenweights.store import Store
-from sweeps import __main__ as main
-from sweeps import experiments
-from sweeps.progress import Curves, Progress
+from hiddenweights.sweeps import commands as main
+from hiddenweights.sweeps import experiments
+from hiddenweights.sweeps.progress import Curves, Progress
 
 CELLS = experiments.sweep("quickstart").override({}, {"seed": tuple(range(42))}).cells()
 EPOCHS = 30

@@ -22,9 +22,9 @@ import pytest
 import torch
 from torch import nn
 
-from hiddenweights.store import Store
-from sweeps import experiments
-from sweeps.grid import Arm, Sweep, arm
+from hiddenweights.cells.store import Store
+from hiddenweights.sweeps import experiments
+from hiddenweights.sweeps.grid import Arm, Sweep, arm
 
 KEY = "f00dfeed" * 5
 MARK = "HIDDENWEIGHTS_TEST_MARK"  # names a file that exists once memory was short
@@ -33,7 +33,7 @@ DRIVER = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from hiddenweights import cli
-from sweeps import __main__ as main, experiments
+from hiddenweights.sweeps import commands as main, experiments
 import test_security
 experiments.SWEEPS = {{**experiments.SWEEPS, "watched": test_security.watched}}
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hiddenweights import selection
-from hiddenweights.selection import _bound, _on_any_device, _on_cpu, keep_largest
-from hiddenweights.subnetwork import supermask
+from hiddenweights.masking import topk as selection
+from hiddenweights.masking.supermask import supermask
+from hiddenweights.masking.topk import _bound, _on_any_device, _on_cpu, keep_largest
 
 IMPLEMENTATIONS = (_on_cpu, _on_any_device)
 

@@ -13,23 +13,23 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from hiddenweights import store as store_module
-from hiddenweights.config import TrialConfig, to_dict, trial_id
+from hiddenweights.cells import store as store_module
+from hiddenweights.cells.format import STORE_FORMAT, Damaged
+from hiddenweights.cells.store import Busy, LeaseLost, Store
+from hiddenweights.config import CellConfig, cell_id, to_dict
 from hiddenweights.errors import UserError
-from hiddenweights.files import STORE_FORMAT, Damaged
-from hiddenweights.store import Busy, LeaseLost, Store
 
-CELL, OTHER = trial_id(TrialConfig()), "1" * 16
+CELL, OTHER = cell_id(CellConfig()), "1" * 16
 RESULT = {
     "format": 2,
-    "config": to_dict(TrialConfig()),
+    "config": to_dict(CellConfig()),
     "history": [{"epoch": 1}],
     "summary": {"test_accuracy": 0.5},
     "seconds": 1.5,
 }
 HOLDER = """
 import sys, time
-from hiddenweights.store import Store
+from hiddenweights.cells.store import Store
 with Store(sys.argv[1]).lease(sys.argv[2]) as lease:
     print(lease.attempt, flush=True)
     time.sleep(60)

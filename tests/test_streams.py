@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiddenweights.streams import halves, normals, permutation, signs, stream, uniforms, words
+from hiddenweights.masking.rng import halves, normals, permutation, signs, stream, uniforms, words
 
 M = 2**64 - 1
 

@@ -12,9 +12,9 @@ from torch.nn.utils import parametrize
 
 from hiddenweights import supermask
 from hiddenweights.errors import UserError
-from hiddenweights.masks import METHODS
+from hiddenweights.masking.masks import METHODS
+from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of, weight_layers
 from hiddenweights.models import build_network
-from hiddenweights.subnetwork import current_masks, frozen_weights, masks_of, weight_layers
 
 METHOD_NAMES = [*METHODS]
 METHODS_AND_SELECTIONS = [
@@ -353,7 +353,7 @@ import sys
 import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
-from hiddenweights.subnetwork import current_masks, masks_of
+from hiddenweights.masking.supermask import current_masks, masks_of
 sys.path.insert(0, sys.argv[4])
 from test_supermask import images_for_all, small_conv, three_steps
 

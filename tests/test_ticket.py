@@ -18,15 +18,15 @@ from hypothesis import strategies as st
 from torch import nn
 
 import hiddenweights
-from hiddenweights import ticket as ticket_module
-from hiddenweights.cell import run_cell
-from hiddenweights.config import TrialConfig, trial_id, unflatten
+from hiddenweights.cells.cell import run_cell
+from hiddenweights.cells.store import Store
+from hiddenweights.config import CellConfig, cell_id, unflatten
 from hiddenweights.errors import UserError
+from hiddenweights.masking.supermask import current_masks, frozen_weights, supermask
 from hiddenweights.models import build_network
-from hiddenweights.store import Store
-from hiddenweights.subnetwork import current_masks, frozen_weights, supermask
-from hiddenweights.ticket import MAGIC, Inputs, Ticket, load_ticket, read_ticket, save_ticket
-from hiddenweights.train import Record, Trainer, checksum, evaluate
+from hiddenweights.tickets import ticket as ticket_module
+from hiddenweights.tickets.ticket import MAGIC, Inputs, Ticket, load_ticket, read_ticket, save_ticket
+from hiddenweights.training.train import Record, Trainer, checksum, evaluate
 
 HEADER = len(MAGIC) + 32
 SMALL = {"model.arch": "fc", "data.subset": 300, "train.epochs": 2}
@@ -192,7 +192,7 @@ def test_a_tickets_fields_survive_the_file(tmp_path):
     trainer, record = trained()
     save_ticket(tmp_path / "a.ticket", trainer, record)
     ticket = hiddenweights.read_ticket(tmp_path / "a.ticket")
-    assert trial_id(ticket.config) == trial_id(trainer.config)
+    assert cell_id(ticket.config) == cell_id(trainer.config)
     assert ticket.record["test_accuracy"] == record["test_accuracy"]
     assert ticket.inputs == Inputs(1, 8, 10, (0.305,), (0.376,))
     assert all(torch.equal(m, ticket.masks[name]) for name, m in current_masks(trainer.network).items())
@@ -428,11 +428,11 @@ def test_what_is_not_a_readable_file_is_named(tmp_path, monkeypatch):
 def test_a_finished_cell_leaves_its_ticket_in_the_store(uri, tmp_path):
     store = Store(uri.format(tmp_path))
     store.prepare()
-    config: TrialConfig = unflatten(SMALL)
+    config: CellConfig = unflatten(SMALL)
     result = run_cell(config, store)
     found = Ticket.from_bytes(store.ticket(result["cell"]) or b"")
     assert found.weights_checksum == result["initial_weights_checksum"]
     assert found.record["test_accuracy"] == result["summary"]["test_accuracy"]
-    assert trial_id(found.config) == result["cell"]
+    assert cell_id(found.config) == result["cell"]
     dense = run_cell(unflatten({**SMALL, "model.method": "dense"}), store)
     assert store.ticket(dense["cell"]) is None

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import wandb
 
-from hiddenweights.cell import run_cell
+from hiddenweights.cells.cell import run_cell
+from hiddenweights.cells.store import Store
 from hiddenweights.config import unflatten
-from hiddenweights.store import Store
-from hiddenweights.ticket import Ticket
-from sweeps import tracking
+from hiddenweights.sweeps import tracking
+from hiddenweights.tickets.ticket import Ticket
 
 SMALL = {"model.arch": "fc", "data.subset": 200, "train.epochs": 1}
 

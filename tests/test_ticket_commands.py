@@ -11,11 +11,11 @@ import torch
 
 from hiddenweights import cli
 from hiddenweights.config import unflatten
-from hiddenweights.data import load_dataset, normalise
 from hiddenweights.models import build_network
-from hiddenweights.ticket import Ticket, load_ticket, read_ticket, save_ticket
-from hiddenweights.ticket_commands import COMMANDS
-from hiddenweights.train import Trainer
+from hiddenweights.tickets.commands import COMMANDS
+from hiddenweights.tickets.ticket import Ticket, load_ticket, read_ticket, save_ticket
+from hiddenweights.training.data import load_dataset, normalise
+from hiddenweights.training.train import Trainer
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiddenweights.ticket import load_ticket
+from hiddenweights.tickets.ticket import load_ticket
 
 PATH = Path(__file__).with_name("linear.ticket")
 M = 2**64 - 1
@@ -77,7 +77,7 @@ def test_the_specification_is_enough_to_rebuild_the_network():
 
 @pytest.mark.parametrize("gaps", [[0], [5, 0, 2], [7] * 9])
 def test_both_readers_agree_on_the_masks_code(gaps):
-    from hiddenweights.maskcode import encode_mask
+    from hiddenweights.tickets.rice import encode_mask
 
     bits = torch.tensor([bit for gap in gaps for bit in [False] * gap + [True]] + [False] * 20)
     for flipped in (bits, ~bits):

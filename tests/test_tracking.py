@@ -13,14 +13,14 @@ import pytest
 import wandb
 import wandb_standin
 
-from analysis.offline import read_run
-from hiddenweights.cell import Record, Run, cell_epochs, installed_trackers, run_cell
-from hiddenweights.config import trial_id, unflatten
+from hiddenweights.analysis.sources.offline import read_run
+from hiddenweights.cells.cell import Record, Run, cell_epochs, installed_trackers, run_cell
+from hiddenweights.cells.store import Store
+from hiddenweights.config import cell_id, unflatten
 from hiddenweights.errors import UserError
-from hiddenweights.store import Store
-from sweeps import tracking
-from sweeps.__main__ import COMMANDS
-from sweeps.tracking import WandbTracker, choose_mode
+from hiddenweights.sweeps import tracking
+from hiddenweights.sweeps.commands import COMMANDS
+from hiddenweights.sweeps.tracking import WandbTracker, choose_mode
 
 CONFIG = unflatten(
     {"model.arch": "fc", "model.width": 0.1, "train.epochs": 3, "data.subset": 200, "model.k": 0.3}
@@ -65,7 +65,7 @@ def test_the_service_of_another_process_is_left_alone(store: Store, monkeypatch:
         "print(os.environ['WANDB_SERVICE'], flush=True)\n"
         "sys.stdin.read()"
     )
-    command = [sys.executable, "-c", program, str(store.local), trial_id(CONFIG)]
+    command = [sys.executable, "-c", program, str(store.local), cell_id(CONFIG)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout
         monkeypatch.setenv("WANDB_SERVICE", other.stdout.readline().strip())
@@ -79,7 +79,7 @@ def test_the_service_of_another_process_is_left_alone(store: Store, monkeypatch:
 def test_no_folder_is_made_where_the_store_has_gone(store: Store, tmp_path: Path) -> None:
     assert store.local
     gone = store.local.rename(tmp_path / "gone")
-    run = Run(cell=trial_id(CONFIG), config=CONFIG, store=store, sweep="", attempt=1)
+    run = Run(cell=cell_id(CONFIG), config=CONFIG, store=store, sweep="", attempt=1)
     with pytest.raises(OSError, match="not there"):
         WandbTracker(run)
     assert not store.local.exists()
@@ -155,7 +155,7 @@ def test_nothing_is_written_where_tracking_is_off(store: Store, monkeypatch: pyt
     run_cell(CONFIG, store, trackers=[WandbTracker])
     assert store.local
     assert not (store.local / "wandb").exists()
-    assert store.result(trial_id(CONFIG))
+    assert store.result(cell_id(CONFIG))
 
 
 def test_without_a_key_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:

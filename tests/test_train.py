@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hiddenweights import train
-from hiddenweights.config import TrialConfig, unflatten
-from hiddenweights.data import load_dataset, normalise, split
+from hiddenweights.config import CellConfig, unflatten
 from hiddenweights.errors import UserError
-from hiddenweights.subnetwork import current_masks, frozen_weights, masks_of
-from hiddenweights.train import Diverged, Trainer
+from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of
+from hiddenweights.training import train
+from hiddenweights.training.data import load_dataset, normalise, split
+from hiddenweights.training.train import Diverged, Trainer
 
 METHODS = ["edge_popup", "sampled", "random", "iterand", "biprop", "dense"]
 CLOCK = {"seconds", "images_per_second"}
 
 
-def cell(**flat) -> TrialConfig:
+def cell(**flat) -> CellConfig:
     """Three quick epochs; ``model__k=0.5`` names the field ``model.k``."""
     quick = {"model.arch": "fc", "model.width": 0.2, "data.subset": 200, "train.epochs": 3,
              "optim.batch_size": 32}  # fmt: skip
@@ -412,6 +412,6 @@ def test_bfloat16_keeps_scores_in_single_precision_and_learns_alike():
 
 
 def test_a_checkpoint_in_no_folder_is_refused_before_training(tmp_path):
-    trainer = Trainer(TrialConfig(), checkpoint=tmp_path / "missing" / "checkpoint")
+    trainer = Trainer(CellConfig(), checkpoint=tmp_path / "missing" / "checkpoint")
     with pytest.raises(UserError, match="missing"):
         next(trainer.epochs())

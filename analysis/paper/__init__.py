@@ -8,7 +8,7 @@ from importlib import resources
 
 import pandas as pd
 
-from analysis.specs import PUBLISHED
+from hiddenweights.analysis.specs import PUBLISHED
 
 PREFIX = "published: "
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hiddenweights.config import Distribution
 from hiddenweights.errors import choices_error
-from hiddenweights.streams import Stream, normals, signs, uniforms
+from hiddenweights.masking.rng import Stream, normals, signs, uniforms
 
 Draw = Callable[[Stream, int], NDArray[np.float32]]
 

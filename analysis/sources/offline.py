@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from analysis.table import Run
+from hiddenweights.analysis.table import Run
 
 _HEADER = b":W&B\xe1\xbe\x00"
 _BLOCK = 32 * 1024

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
-from hiddenweights.streams import halves, permutation, signs, stream
+from hiddenweights.masking.rng import halves, permutation, signs, stream
 
 PADDING = 4
 

@@ -96,7 +96,7 @@ def _on_cuda(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> T
 @functools.cache
 def _kernels() -> ModuleType | None:
     try:
-        return importlib.import_module("hiddenweights.selection_triton")
+        return importlib.import_module("hiddenweights.masking.topk_triton")
     except ImportError:  # no Triton
         return None
 

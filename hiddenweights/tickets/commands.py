@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from hiddenweights.config import TrainConfig, short_name, trial_id
+from hiddenweights.config import TrainConfig, cell_id, short_name
 from hiddenweights.errors import UserError
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from hiddenweights.ticket import Inputs
+    from hiddenweights.tickets.ticket import Inputs
 
 Split = Literal["test", "validation", "train"]
 Target = Literal["state_dict", "exported_program", "onnx"]
@@ -50,10 +50,10 @@ def evaluate(
     TrainConfig(device=device)
     import torch
 
-    from hiddenweights.data import Batches, load_dataset
-    from hiddenweights.data import split as split_dataset
-    from hiddenweights.ticket import read_ticket
-    from hiddenweights.train import evaluate as measure
+    from hiddenweights.tickets.ticket import read_ticket
+    from hiddenweights.training.data import Batches, load_dataset
+    from hiddenweights.training.data import split as split_dataset
+    from hiddenweights.training.train import evaluate as measure
 
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
@@ -87,8 +87,8 @@ def info(file: Positional[Path]) -> None:
     Args:
         file: The ticket.
     """
-    from hiddenweights.maskcode import encode_mask
-    from hiddenweights.ticket import read_ticket
+    from hiddenweights.tickets.rice import encode_mask
+    from hiddenweights.tickets.ticket import read_ticket
 
     ticket = read_ticket(file)
     weights = ticket.weights()
@@ -108,7 +108,7 @@ def info(file: Positional[Path]) -> None:
         f"{name} {value:.2%}" for name, value in ticket.record.items() if name.endswith("_accuracy")
     ]
     _print(
-        f"{short_name(ticket.config)} on {ticket.config.data.name}, cell {trial_id(ticket.config)}",
+        f"{short_name(ticket.config)} on {ticket.config.data.name}, cell {cell_id(ticket.config)}",
         f"after epoch {ticket.record['epoch']}: {', '.join(accuracies).replace('_', ' ')}",
         f"{size} bytes; the weights as float32 are {4 * n}, {4 * n / size:.1f} times as many;"
         f" {rest} other values",
@@ -134,7 +134,7 @@ def export(
         _need_onnx()
     import torch
 
-    from hiddenweights.ticket import read_ticket
+    from hiddenweights.tickets.ticket import read_ticket
 
     path = output or file.with_suffix(SUFFIXES[to])
     if path.is_dir():
@@ -169,8 +169,8 @@ def diff(a: Positional[Path], b: Positional[Path]) -> None:
         a: A ticket.
         b: Another one, of the same network.
     """
-    from hiddenweights.overlap import Overlap, overlap, total
-    from hiddenweights.ticket import read_ticket
+    from hiddenweights.tickets.overlap import Overlap, overlap, total
+    from hiddenweights.tickets.ticket import read_ticket
 
     first, second = read_ticket(a), read_ticket(b)
     shapes = [{name: tuple(mask.shape) for name, mask in t.masks.items()} for t in (first, second)]

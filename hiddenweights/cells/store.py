@@ -34,8 +34,7 @@ from typing import Any, Literal
 
 import fsspec
 
-from hiddenweights.errors import UserError
-from hiddenweights.files import (
+from hiddenweights.cells.format import (
     CELL,
     STORE_FORMAT,
     Damaged,
@@ -45,7 +44,8 @@ from hiddenweights.files import (
     read_json,
     seal,
 )
-from hiddenweights.files import Json as Json  # every user of a store names it
+from hiddenweights.cells.format import Json as Json  # every user of a store names it
+from hiddenweights.errors import UserError
 
 # A lease is renewed every HEARTBEAT seconds and anybody's after STALE seconds of silence. Hosts that
 # share a store need clocks that agree to well within the difference.

@@ -14,14 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiddenweights.checkpoint import load_checkpoint, save_checkpoint
-from hiddenweights.config import NETWORKS, Precision, TrialConfig, resolve, trial_id
-from hiddenweights.data import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.config import NETWORKS, CellConfig, Precision, cell_id, resolve
 from hiddenweights.errors import UserError
-from hiddenweights.graph import CudaRecorder, GraphedStep, Step
-from hiddenweights.models import build_network
-from hiddenweights.optim import build_optimizer, learning_rate, set_learning_rate
-from hiddenweights.subnetwork import (
+from hiddenweights.masking.supermask import (
     current_masks,
     frozen_weights,
     masks_of,
@@ -30,9 +25,14 @@ from hiddenweights.subnetwork import (
     supermask,
     weight_layers,
 )
+from hiddenweights.models import build_network
+from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
+from hiddenweights.training.cuda_graph import CudaRecorder, GraphedStep, Step
+from hiddenweights.training.data import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
-    from hiddenweights.ticket import Ticket
+    from hiddenweights.tickets.ticket import Ticket
 
 Record = dict[str, float | int | str]
 Arithmetic = Literal["float32", "bfloat16"]
@@ -67,7 +67,7 @@ class Trainer:
     restored: int
 
     def __init__(
-        self, config: TrialConfig, checkpoint: Path | None = None, ticket: "Ticket | None" = None
+        self, config: CellConfig, checkpoint: Path | None = None, ticket: "Ticket | None" = None
     ) -> None:
         """`ticket`: that of the cell `model.init_from`, which method `finetune` needs."""
         self.config = resolve(config)
@@ -207,7 +207,7 @@ class Trainer:
 
     def _restore(self) -> list[Record]:
         state = load_checkpoint(self.checkpoint) if self.checkpoint else None
-        if state is None or state["cell"] != trial_id(self.config):
+        if state is None or state["cell"] != cell_id(self.config):
             return []
         self.network.load_state_dict(state["network"])
         if self.optimizer is not None:
@@ -222,7 +222,7 @@ class Trainer:
     def _save(self, history: list[Record]) -> None:
         if self.checkpoint is not None:
             state = {
-                "cell": trial_id(self.config),
+                "cell": cell_id(self.config),
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict() if self.optimizer else {},
                 "steps": self.steps,
@@ -271,7 +271,7 @@ class Trainer:
         return checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
 
 
-def build_cell_network(config: TrialConfig, dataset: Dataset, ticket: "Ticket | None" = None) -> nn.Module:
+def build_cell_network(config: CellConfig, dataset: Dataset, ticket: "Ticket | None" = None) -> nn.Module:
     """The cell's network at its start, on the CPU: masked, or for `dense` with weights to train.
 
     For `finetune` it is the network of `ticket`, whose unkept weights are zero. Convolutions are
@@ -314,7 +314,7 @@ def build_cell_network(config: TrialConfig, dataset: Dataset, ticket: "Ticket | 
     return network.to(memory_format=torch.channels_last)
 
 
-def recordable(config: TrialConfig) -> bool:
+def recordable(config: CellConfig) -> bool:
     """Whether a step neither draws nor reads a value of the device; of networks not ours nobody knows."""
     drawing = config.model.method in ("sampled", "iterand")
     return config.model.arch in NETWORKS and not drawing and config.optim.optimizer == "sgd"

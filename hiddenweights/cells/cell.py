@@ -12,15 +12,15 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hiddenweights.config import NETWORKS, TrialConfig, resolve, short_name, to_dict, trial_id
+from hiddenweights.cells.format import RESULT_FORMAT
+from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway
+from hiddenweights.config import NETWORKS, CellConfig, cell_id, resolve, short_name, to_dict
 from hiddenweights.errors import UserError
-from hiddenweights.files import RESULT_FORMAT
-from hiddenweights.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway
 from hiddenweights.versions import versions
 
 if TYPE_CHECKING:
-    from hiddenweights.ticket import Ticket
-    from hiddenweights.train import Trainer
+    from hiddenweights.tickets.ticket import Ticket
+    from hiddenweights.training.train import Trainer
 
 Record = dict[str, float | int | str]
 
@@ -33,7 +33,7 @@ class Run:
     """What a tracker is told of the attempt it follows."""
 
     cell: str
-    config: TrialConfig
+    config: CellConfig
     store: Store
     sweep: str
     """Name of the sweep on whose behalf the cell is trained; "" for none."""
@@ -102,7 +102,7 @@ class _Guarded:
 
 
 def cell_epochs(
-    config: TrialConfig,
+    config: CellConfig,
     store: Store,
     *,
     sweep: str = "",
@@ -123,7 +123,7 @@ def cell_epochs(
     has been recorded in the store as the cell's failure.
     """
     config = resolve(config)
-    cell = trial_id(config)
+    cell = cell_id(config)
     store.wait(time.monotonic() + patience)
     if result := store.result(cell):
         return result
@@ -202,7 +202,7 @@ def _attempt(
 
 
 def run_cell(
-    config: TrialConfig,
+    config: CellConfig,
     store: Store,
     *,
     sweep: str = "",
@@ -220,7 +220,7 @@ def run_cell(
         on_record(record)
 
 
-def parent_ticket(config: TrialConfig, store: Store) -> "Ticket | None":
+def parent_ticket(config: CellConfig, store: Store) -> "Ticket | None":
     """The ticket of the cell whose subnetwork this one trains; None for a config without `model.init_from`.
 
     Imports torch. Raises `UserError` where the store has no such ticket, or the config names another
@@ -239,7 +239,7 @@ def parent_ticket(config: TrialConfig, store: Store) -> "Ticket | None":
 
 def stored_ticket(cell: str, store: Store) -> "Ticket":
     """The ticket of `cell`. Raises `UserError` where the store has none."""
-    from hiddenweights.ticket import Ticket
+    from hiddenweights.tickets.ticket import Ticket
 
     content = store.ticket(cell)
     if content is None:
@@ -247,10 +247,10 @@ def stored_ticket(cell: str, store: Store) -> "Ticket":
     return Ticket.from_bytes(content, f"the ticket of cell {cell}")
 
 
-def check_inputs(config: TrialConfig, ticket: "Ticket | None" = None) -> None:
+def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> None:
     """Raise `UserError` for data that do not load and networks that do not build. Imports torch."""
-    from hiddenweights.data import load_dataset, split
-    from hiddenweights.train import build_cell_network
+    from hiddenweights.training.data import load_dataset, split
+    from hiddenweights.training.train import build_cell_network
 
     dataset = load_dataset(config.data)
     split(dataset, config.data, config.seed_of("data"))
@@ -270,10 +270,10 @@ def summary(history: Sequence[Record]) -> Record:
     return final
 
 
-def _trainer(config: TrialConfig, folder: Path, ticket: "Ticket | None") -> "Trainer":
+def _trainer(config: CellConfig, folder: Path, ticket: "Ticket | None") -> "Trainer":
     import torch  # here, because planning a sweep needs no torch (3 s, 500 MB)
 
-    from hiddenweights.train import Trainer
+    from hiddenweights.training.train import Trainer
 
     # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
     torch.set_num_threads(config.train.threads)
@@ -285,7 +285,7 @@ def _trainer(config: TrialConfig, folder: Path, ticket: "Ticket | None") -> "Tra
 
 def _ticket(trainer: "Trainer", record: Record) -> bytes | None:
     """The content of the trained network's ticket; None where it has none."""
-    from hiddenweights.ticket import Ticket
+    from hiddenweights.tickets.ticket import Ticket
 
     try:
         return Ticket.of(trainer, record).to_bytes()
@@ -294,7 +294,7 @@ def _ticket(trainer: "Trainer", record: Record) -> bytes | None:
 
 
 def _processor(trainer: "Trainer") -> Json:
-    from hiddenweights.processor import describe
+    from hiddenweights.cells.processor import describe
 
     return dict(describe(trainer.device, trainer.precision))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from hiddenweights.config import flatten, from_dict, trial_id
+from hiddenweights.config import cell_id, flatten, from_dict
 from hiddenweights.errors import UserError, shown
 
 Json = dict[str, Any]
@@ -113,7 +113,7 @@ def _check_result(result: Json, cell: str) -> None:
     for name, value in flatten(config).items():
         if isinstance(value, str):
             _text(value, name)
-    if (own := trial_id(config)) != cell:
+    if (own := cell_id(config)) != cell:
         raise UserError(f"its config is that of cell {own}")
     if _typed(result, "cell", str, cell) != cell:
         raise UserError(f"cell: {shown(repr(result['cell']), 60)}")

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hiddenweights.config import Distribution, Method
-from hiddenweights.init import draw_weights
-from hiddenweights.selection import keep_largest, keep_largest_each
-from hiddenweights.streams import stream, uniforms
+from hiddenweights.masking.rng import stream, uniforms
+from hiddenweights.masking.topk import keep_largest, keep_largest_each
+from hiddenweights.masking.weights import draw_weights
 
 
 def kept_count(k: float, n: int) -> int:

@@ -34,7 +34,7 @@ def supports(values: Tensor, scores: Tensor) -> bool:
 
 
 def keep_largest(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
-    """As `hiddenweights.selection.keep_largest`, for tensors that it `supports`."""
+    """As `hiddenweights.masking.topk.keep_largest`, for tensors that it `supports`."""
     layout, n = _layout(scores), scores.numel()
     assert layout is not None
     channels, pixels = layout

@@ -24,15 +24,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from hiddenweights.config import DataConfig, TrialConfig, flatten, from_dict, resolve, to_dict
-from hiddenweights.data import Dataset, load_dataset
+from hiddenweights.config import CellConfig, DataConfig, flatten, from_dict, resolve, to_dict
 from hiddenweights.errors import UserError, shown
-from hiddenweights.maskcode import decode_mask, encode_mask
-from hiddenweights.masks import METHODS, Biprop, Mask
+from hiddenweights.masking.masks import METHODS, Biprop, Mask
+from hiddenweights.masking.rng import permutation, stream
+from hiddenweights.masking.supermask import set_weights, weight_layers
 from hiddenweights.models import build_network
-from hiddenweights.streams import permutation, stream
-from hiddenweights.subnetwork import set_weights, weight_layers
-from hiddenweights.train import Arithmetic, Record, Trainer, checksum
+from hiddenweights.tickets.rice import decode_mask, encode_mask
+from hiddenweights.training.data import Dataset, load_dataset
+from hiddenweights.training.train import Arithmetic, Record, Trainer, checksum
 from hiddenweights.versions import versions
 
 FORMAT = 1
@@ -70,7 +70,7 @@ class Inputs:
 class Ticket:
     """A found subnetwork. `masks` and `state` are on the CPU, by the names of the plain network."""
 
-    config: TrialConfig
+    config: CellConfig
     inputs: Inputs
     masks: dict[str, Tensor]
     """Bool, each of its weight's shape."""
@@ -265,7 +265,7 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | ({"device": "meta"} if made else {}))
 
 
-def has_ticket(config: TrialConfig) -> bool:
+def has_ticket(config: CellConfig) -> bool:
     """Whether the method leaves the weights as the seed draws them, so that a mask says it all."""
     method = config.model.method
     return method in METHODS and not METHODS[method].redraws

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from analysis.offline import scalars, wandb_state
-from analysis.table import Run
+from hiddenweights.analysis.sources.offline import scalars, wandb_state
+from hiddenweights.analysis.table import Run
 from hiddenweights.errors import UserError
 
 T = TypeVar("T")

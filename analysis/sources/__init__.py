@@ -1,0 +1,1 @@
+"""Where runs are read from, one module each: every source yields runs for one table."""

@@ -1,0 +1,1 @@
+"""What `supermask(model)` needs, and nothing else: plain arguments and tensors, no config object, no file."""

@@ -1,0 +1,309 @@
+"""``python -m sweeps list | show | launch | status | sync``."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+from hiddenweights import cli
+from hiddenweights.cells.store import PATIENCE, Store, StoreAway, default_store
+from hiddenweights.config import Scalar, from_dict, short_name
+from hiddenweights.errors import UserError, choices_error
+from hiddenweights.sweeps import cost, experiments, launch
+from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.progress import Curves, Progress, clock
+
+Name = Annotated[str, tyro.conf.Positional]
+Sets = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
+Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE,VALUE")]
+
+
+def list_() -> None:
+    """All sweeps: their cells, and how many of them other sweeps have too."""
+    console = _console()
+    members = experiments.memberships()
+    total = 0
+    for name in experiments.SWEEPS:
+        sweep = experiments.sweep(name)
+        cells = sweep.cells()
+        shared = sum(len(members[cell]) > 1 for cell in cells)
+        total += len(cells)
+        title = sweep.about.partition("\n")[0]
+        console.print(f"{name:<14} {len(cells):>4} cells, {shared:>3} shared   {title}")
+    console.print(f"together {len(members)} cells, not {total}: a cell that two sweeps share is trained once")
+
+
+def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
+    """What a sweep claims, costs and consists of.
+
+    Args:
+        name: The sweep.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values.
+    """
+    console = _console()
+    sweep, cells = _sweep(name, set, axis)
+    console.print(sweep.about + "\n")
+    for arm in sweep.arms:
+        console.print(_arm(arm))
+    console.print(f"{len(cells)} cells{_repeated(cells)}")
+
+
+def _arm(arm: Arm) -> str:
+    axes = "  ".join(_axis(*axis) for axis in arm.axes.items())
+    if arm.found_by:
+        return f"finetune: {axes}  of what is found by {_arm(arm.found_by)}"
+    return f"{arm.base.model.method}: {axes}"
+
+
+def _axis(field: str, axis: Axis) -> str:
+    return f"{field}={axis if isinstance(axis, Draw) else ','.join(map(str, axis))}"
+
+
+def launch_(
+    name: Name,
+    set: Sets = (),
+    axis: Axes = (),
+    samples: int = 16,
+    tuned: str | None = None,
+    store: str | None = None,
+    dry_run: bool = False,
+    executor: launch.Executor = "ray",
+    address: str | None = None,
+    gpus: float | None = None,
+    rerun: Literal["failed", "damaged"] | None = None,
+    time_limit: float | None = None,
+    retries: int = 3,
+    patience: float = PATIENCE,
+    price: float | None = None,
+) -> int:
+    """Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.
+
+    Exit status: 0 when every cell is in the store, 1 when some failed, 130 when stopped.
+
+    Args:
+        name: The sweep.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values, or add one; FIELD=loguniform(LOW,HIGH), uniform, choice: search it.
+        samples: Points drawn for every combination, where an axis is searched.
+        tuned: A search that was launched before, whose best values to take.
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only say which cells there are, how many exist, and what the rest would cost.
+        executor: `inline` trains one cell after the other in this process, without Ray.
+        address: A running Ray cluster (`auto`, or host:port). Unset: Ray on this machine, for the launch.
+        gpus: GPUs a cell; a fraction shares a card. Unset: by the network's size, where there are any.
+        rerun: `failed` trains cells again that failed before, `damaged` those with a damaged result.
+        time_limit: Seconds that one attempt at a cell may take (with Ray).
+        retries: How often a cell is taken up again whose worker died (with Ray).
+        patience: Seconds to wait for a store that is away, read-only or full.
+        price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
+    """
+    console = _console()
+    _check_numbers(
+        samples=samples, gpus=gpus, time_limit=time_limit, retries=retries, patience=patience, price=price
+    )
+    results = Store(store or default_store())
+    results.check()
+    sweep, cells = _sweep(name, set, axis, samples)
+    if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
+        raise UserError("data.protocol: a search selects, and so needs a validation split")
+    if tuned:
+        cells = cells.tuned(_winners(results, tuned))
+    planned = launch.plan(name, cells, results, rerun=rerun)
+    console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
+    for cell, why in planned.damaged.items():
+        console.print(f"damaged: {cell}: {why}", markup=False)
+    if dry_run:
+        for cell, config in cells.items():
+            state = (
+                "damaged"
+                if cell in planned.damaged
+                else "missing"
+                if cell in planned.todo
+                else "failed"
+                if cell in planned.failed
+                else "finished"
+            )
+            console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
+        return 0
+    launch.preflight(planned.todo.values(), address)
+    if planned.todo:
+        from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+
+        console.print(f"W&B: {tracking.announce()}")
+    results.prepare()
+    for cell in planned.damaged.keys() & planned.todo.keys():
+        results.discard_damaged(cell)
+    launched = datetime.now(UTC).isoformat()
+    axes = parse_axes(axis)
+    plain = {field: str(values) if isinstance(values, Draw) else values for field, values in axes.items()}
+    record = {
+        "name": name,
+        "cells": list(cells),
+        "axes": plain,
+        "overrides": parse_settings(set) | ({"tuned": tuned} if tuned else {}),
+        "launched": launched,
+    }
+    results.write_plan(name, record)
+    options = launch.Options(
+        executor=executor,
+        address=address,
+        gpus=gpus,
+        retries=retries,
+        time_limit=time_limit,
+        patience=patience,
+        search=sweep.searched(),
+    )
+    curves = Curves(cells, axes)
+    progress = Progress(name, cells, curves, console)
+    for cell, (accuracy, seconds) in planned.finished.items():
+        progress.known(cell, accuracy, seconds)
+    left = {cell: why for cell, why in planned.damaged.items() if cell not in planned.todo}
+    for cell, message in {**planned.failed, **left}.items():
+        progress.failed(cell, message)
+    progress.early |= {*planned.early}
+    try:
+        with launch.stoppable(), progress:
+            launch.run(planned, results, options, progress)
+    except KeyboardInterrupt:
+        console.print(f"stopped: {progress.counts()}; the same command goes on from there")
+        return 130
+    except StoreAway as error:
+        console.print(f"{error}: {progress.counts()}; the same command goes on from there")
+        return 1
+    if sweep.searched():
+        best = launch.winners(sweep, cells, results)
+        results.write_plan(name, record | {"winners": best})
+        for where, found in best.items():
+            console.print(f"best for {where}: " + ", ".join(f"{field}={v}" for field, v in found.items()))
+    return _conclude(progress, curves, results, console, damaged=bool(left))
+
+
+def _conclude(progress: Progress, curves: Curves, store: Store, console: Console, *, damaged: bool) -> int:
+    console.print(curves.table(progress.accuracies))
+    console.print(f"{progress.counts()} · {clock(progress.elapsed())} · results in {store.uri}")
+    if progress.failures:
+        reasons = Counter(progress.failures.values())
+        for reason, n in reasons.most_common():
+            console.print(f"{n} failed: {reason}", markup=False)
+        again = "; `--rerun damaged` trains those with a damaged result" if damaged else ""
+        console.print(f"`--rerun failed` tries them again{again}")
+        return 1
+    return 0
+
+
+def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None) -> int:
+    """How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.
+
+    Args:
+        name: The sweep.
+        set: As given to `launch`. Without --set and --axis: the sweep as it was last launched.
+        axis: As given to `launch`.
+        store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+    """
+    console = _console()
+    results = Store(store or default_store())
+    results.check()
+    saved = None if set or axis else results.plan(name)
+    cells = saved["cells"] if saved else list(_sweep(name, set, axis)[1])
+    states = results.states(cells)
+    configs, accuracies = {}, {}
+    damaged: dict[str, str] = {}
+    ended = (cell for cell, state in states.items() if state == "finished")
+    for cell, result in results.results(ended, damaged):
+        configs[cell], accuracies[cell] = from_dict(result["config"]), result["summary"]["test_accuracy"]
+    counts = Counter("damaged" if cell in damaged else state for cell, state in states.items())
+    kinds = ("finished", "running", "failed", "stopped", "missing", *(["damaged"] if damaged else []))
+    console.print(f"{name}: {len(cells)} cells: {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}")
+    if configs:
+        curves = Curves(configs, saved.get("axes", {}) if saved else parse_axes(axis))
+        console.print(curves.table(accuracies))
+    for cell, state in states.items():
+        if state == "failed" and (failure := results.failure(cell)):
+            console.print(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}", markup=False)
+    for cell, why in damaged.items():
+        console.print(f"damaged: {cell}: {why}", markup=False)
+    return 0 if counts["finished"] == len(cells) else 1
+
+
+def sync(store: str | None = None) -> int:
+    """Upload the offline W&B runs of a store; what is uploaded already is left alone.
+
+    Args:
+        store: Folder of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+    """
+    from hiddenweights.sweeps import tracking
+
+    return tracking.sync(Store(store or default_store()), _console())
+
+
+def _sweep(
+    name: str, settings: tuple[str, ...], axes: tuple[str, ...], samples: int = 16
+) -> tuple[Sweep, Cells]:
+    sweep = experiments.sweep(name).override(parse_settings(settings), parse_axes(axes))
+    sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
+    return sweep, sweep.cells()
+
+
+def _winners(store: Store, name: str) -> Mapping[str, Mapping[str, Scalar]]:
+    searches = {plan: (store.plan(plan) or {}).get("winners") for plan in store.plans()}
+    if not searches.get(name):
+        raise choices_error("--tuned", name, [plan for plan, found in searches.items() if found])
+    return searches[name]  # type: ignore[return-value]
+
+
+def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
+    finished = len(planned.finished)
+    failed = f", {len(planned.failed)} failed before" if planned.failed else ""
+    failed += f", {len(planned.damaged)} damaged" if planned.damaged else ""
+    return (
+        f"{planned.name}: {len(cells)} cells{_repeated(cells)}: {finished} in {store.uri}{failed}, "
+        f"{len(planned.todo)} to train"
+    )
+
+
+def _repeated(cells: Cells) -> str:
+    return f" ({cells.repeated} more that the axes name twice, kept once)" if cells.repeated else ""
+
+
+def _cost(planned: launch.Plan, gpus: float | None, price: float | None) -> str:
+    """What is left to train will cost: measured on finished cells of the same kind, or else estimated."""
+    hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
+    words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
+    if unknown:
+        sweep = experiments.sweep(planned.name)
+        guess = cost.estimate(sweep.about)
+        words.append(f"{unknown} of a kind not measured yet")
+        if guess:
+            whole = cost.describe({"GPU": guess}, price)
+            words[-1] += (
+                f" (an estimate: {whole} for the {len(sweep.cells())} cells of {sweep.name} as it is)"
+            )
+    return "; ".join(["", *words])
+
+
+def _check_numbers(**options: float | None) -> None:
+    for name, value in options.items():
+        if value is not None and (not value >= 0 or (value == 0 and name in ("time_limit", "samples"))):
+            least = "above 0" if name in ("time_limit", "samples") else "at least 0"
+            raise UserError(f"--{name.replace('_', '-')}: {value!r} must be {least}")
+
+
+def _console() -> Console:
+    console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120  # a log has no edge
+    return console
+
+
+COMMANDS: dict[str, cli.Command] = {
+    "list": list_,
+    "show": show,
+    "launch": launch_,
+    "status": status,
+    "sync": sync,
+}
