@@ -32,7 +32,7 @@ Distribution = Literal[
 Selection = Literal["layer", "global"]
 InitMask = Literal["found", "shuffled"]
 Protocol = Literal["validation", "paper"]
-Augment = Literal["none", "crop_flip"]
+Augment = Literal["none", "crop_flip", "resized_crop_flip"]
 Optimizer = Literal["sgd", "adam"]
 Schedule = Literal["cosine", "constant"]
 Precision = Literal["auto", "float32", "bfloat16"]
@@ -122,7 +122,7 @@ class DataConfig:
     name: str = "digits"
     """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or folder:NAME for an image folder."""
     root: str = field(default="data", metadata=RUNTIME)
-    """Folder of the data set, in torchvision's layout; a folder:NAME set has train/ and test/ in it."""
+    """Folder of the data, in torchvision's layout; a folder:NAME set has train/ and test/ (or val/) in it."""
     protocol: Protocol = "validation"
     """`validation` holds out part of the training images; `paper` trains on all of them."""
     validation: float = 0.1
@@ -130,7 +130,8 @@ class DataConfig:
     subset: int | None = None
     """Train on this many images only (before the validation split); unset: all."""
     augment: Augment | None = None
-    """Training augmentation. Unset: crop_flip for CIFAR and image folders, none for the rest."""
+    """Training augmentation. `resized_crop_flip` is ImageNet's, for image folders, and also tests as is usual
+    there. Unset: crop_flip for CIFAR and image folders, none for the rest."""
     image_size: int | None = None
     """Side in pixels to which the images of a folder are resized; unset: 224."""
 
@@ -146,6 +147,12 @@ class DataConfig:
             )
         elif self.name not in DATASETS:
             raise choices_error("data.name", self.name, (*DATASETS, "folder:NAME"))
+        _check(
+            self.augment != "resized_crop_flip" or self.name.startswith("folder:"),
+            "data.augment",
+            self.augment,
+            f"is for image folders (folder:NAME), not for {self.name}",
+        )
         _check(0 < self.validation < 1, "data.validation", self.validation, "must lie in (0, 1)")
         _check(self.subset is None or self.subset > 1, "data.subset", self.subset, "must be above 1")
         _check(

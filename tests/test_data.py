@@ -18,6 +18,7 @@ from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
 from hiddenweights.training import data
 from hiddenweights.training.data import Batches, Dataset, Images, crop_flip, load_dataset, normalise, split
+from hiddenweights.training.image_stream import batches_of
 
 CIFAR10_MEAN, CIFAR10_STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
@@ -137,7 +138,7 @@ def test_an_image_is_augmented_by_seed_epoch_and_itself_alone():
 
 
 def test_offsets_and_flips_are_uniform():
-    top, left, flip = data._crop_offsets(90_000, 0, 0, torch.device("cpu"))
+    top, left, flip = data.crop_offsets(90_000, 0, 0, torch.device("cpu"))
     for offsets in (top, left):
         counts = np.bincount(offsets, minlength=9)
         assert len(counts) == 9
@@ -335,12 +336,13 @@ def folder_config(root, **options) -> DataConfig:
 def test_a_folder_of_images_becomes_square_tensors(tmp_path):
     write_folder(tmp_path)
     dataset = load_dataset(folder_config(tmp_path, image_size=16))
-    assert dataset.train.pixels.shape == (6, 3, 16, 16)
-    assert dataset.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert (dataset.channels, dataset.image_size, dataset.classes) == (3, 16, 2)
     assert dataset.test.labels.tolist() == [0, 0, 1, 1]
-    assert dataset.classes == 2
-    assert dataset.train.pixels[4, :, 8, 8].tolist() == [60, 10, 200]
-    assert dataset.train.pixels[0, :, 0, 0].tolist() == [100, 100, 100]  # grey becomes RGB
+    ((images, labels),) = batches_of(dataset.train, (0.0,) * 3, (1 / 255,) * 3).in_order(10)
+    assert images.shape == (6, 3, 16, 16)
+    assert labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert images[4, :, 8, 8].round().tolist() == [60, 10, 200]
+    assert images[0, :, 0, 0].round().tolist() == [100, 100, 100]  # grey becomes RGB
 
 
 def test_folders_at_two_sizes_are_two_data_sets(tmp_path):

@@ -51,8 +51,9 @@ def evaluate(
     import torch
 
     from hiddenweights.tickets.ticket import read_ticket
-    from hiddenweights.training.data import Batches, load_dataset
+    from hiddenweights.training.data import load_dataset
     from hiddenweights.training.data import split as split_dataset
+    from hiddenweights.training.image_stream import batches_of
     from hiddenweights.training.train import evaluate as measure
 
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
@@ -69,7 +70,7 @@ def evaluate(
         raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
     # As in training, for the same bits; but a file is not to start any number of threads.
     torch.set_num_threads(min(config.train.threads, os.cpu_count() or 1))
-    batches = Batches(images.to(place), ticket.inputs.mean, ticket.inputs.std)
+    batches = batches_of(images.to(place), ticket.inputs.mean, ticket.inputs.std)
     loss, accuracy = measure(network.to(place), batches, ticket.precision)
     _print(
         f"{short_name(config)}: {split} accuracy {accuracy:.2%}, loss {loss:.4f},"

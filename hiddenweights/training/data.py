@@ -1,7 +1,7 @@
 """Data sets as uint8 tensors, seeded disjoint splits, and batches that are functions of (seed, epoch).
 
-Nothing is streamed or decoded in training: a split lies on the device, and a batch is one gather, crop,
-flip and normalisation there.
+A split lies on the device, and a batch is one gather, crop, flip and normalisation there. Only image
+folders stay files, which `image_stream` decodes during training.
 """
 
 import functools
@@ -21,6 +21,8 @@ from torch.nn import functional as F
 from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
 from hiddenweights.masking.rng import halves, permutation, signs, stream
+from hiddenweights.training.image_decoding import try_sample
+from hiddenweights.training.image_folder import ImageFiles, image_folder
 
 PADDING = 4
 
@@ -37,6 +39,14 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def channels(self) -> int:
+        return self.pixels.shape[1]
+
+    @property
+    def image_size(self) -> int:
+        return self.pixels.shape[2]
 
     def take(self, index: Tensor) -> "Images":
         """The images at `index`, int64 (m,)."""
@@ -55,28 +65,28 @@ class Dataset:
     `mean` and `std` have one value a channel, in units of the full range [0, 1].
     """
 
-    train: Images
-    test: Images
+    train: Images | ImageFiles
+    test: Images | ImageFiles
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     @property
     def channels(self) -> int:
-        return self.train.pixels.shape[1]
+        return self.train.channels
 
     @property
     def image_size(self) -> int:
-        return self.train.pixels.shape[2]
+        return self.train.image_size
 
 
 @dataclass(frozen=True)
 class Splits:
     """Disjoint parts: what trains, what selects (None under the paper's protocol), what is reported."""
 
-    train: Images
-    validation: Images | None
-    test: Images
+    train: Images | ImageFiles
+    validation: Images | ImageFiles | None
+    test: Images | ImageFiles
 
 
 # --- loading ---------------------------------------------------------------------------------------------
@@ -108,15 +118,15 @@ def load_dataset(config: DataConfig) -> Dataset:
     torchvision downloads what is missing where there is a network; what is there is never fetched.
     Raises `UserError` when the data is missing and cannot be fetched, or does not read.
     """
-    return _load(config.name, config.root, config.image_size)
+    return _load(config.name, config.root, config.image_size, config.augment == "resized_crop_flip")
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, root: str, image_size: int | None) -> Dataset:
+def _load(name: str, root: str, image_size: int | None, random_crop: bool) -> Dataset:
     if name == "digits":
         return _digits()
     if name.startswith("folder:"):
-        return _folder(Path(root), image_size or 224)
+        return _folder(Path(root), image_size or 224, random_crop)
     return _torchvision(name, Path(root))
 
 
@@ -161,32 +171,11 @@ def _from_arrays(data: Any, targets: Any) -> Images:
     return Images(pixels, torch.as_tensor(targets, dtype=torch.int64))
 
 
-def _folder(root: Path, image_size: int) -> Dataset:
-    """Images in root/train/CLASS and root/test/CLASS, resized and centre-cropped to a square, in memory."""
-    from torchvision import datasets, transforms
-
-    transform = transforms.Compose(
-        [transforms.Resize(image_size), transforms.CenterCrop(image_size), transforms.PILToTensor()]
-    )
-    parts: list[Images] = []
-    classes: list[str] = []
-    for part in ("train", "test"):
-        try:
-            folder = datasets.ImageFolder(str(root / part), transform)
-        except (FileNotFoundError, OSError) as error:
-            raise UserError(f"data.root: {root / part} is no folder of images by class: {error}") from error
-        if classes and folder.classes != classes:
-            raise UserError(f"data.root: {root}/train and {root}/test have different classes")
-        classes = folder.classes
-        images = []
-        for path, _ in folder.samples:
-            try:
-                images.append(transform(folder.loader(path)))
-            except OSError as error:
-                raise UserError(f"data.root: {path} does not read as an image: {error}") from error
-        pixels = torch.stack(images).contiguous(memory_format=torch.channels_last)
-        parts.append(Images(pixels, torch.tensor(folder.targets)))
-    return Dataset(parts[0], parts[1], len(classes), *_IMAGENET)
+def _folder(root: Path, image_size: int, random_crop: bool) -> Dataset:
+    train, test, classes = image_folder(root, image_size, random_crop)
+    for part in (train, test):
+        try_sample(part)
+    return Dataset(train, test, classes, *_IMAGENET)
 
 
 # --- splits ------------------------------------------------------------------------------------------------
@@ -253,32 +242,57 @@ def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
     return torch.tensor(values, device=device).repeat(width)
 
 
+def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
+    """The order of n images in an epoch, int64 (n,): a function of (seed, epoch)."""
+    return torch.from_numpy(permutation(stream(seed, "order", epoch), n))
+
+
+def shares(order: Tensor, size: int, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
+    """The share of process `rank` of `ranks` in each batch of `size` of the images `order`.
+
+    A batch is cut into shares of equal size, up to one image; of a batch of less than 2 * ranks images, the
+    last processes have an empty share, since BatchNorm has no variance for a single image. For that reason,
+    too, a last batch of a single image is left out.
+    """
+    n = len(order)
+    for start in range(0, n, size):
+        batch = order[start : start + size]
+        if len(batch) == 1 < min(n, size):
+            return
+        parts = batch.tensor_split(min(ranks, max(1, len(batch) // 2)))
+        yield parts[rank] if rank < len(parts) else batch[:0]
+
+
 @dataclass(frozen=True)
 class Batches:
-    """Normalised batches of one split, on the device of its images."""
+    """Normalised batches of one split, on the device of its images.
+
+    Of several processes that train together, each has its share of every batch.
+    """
 
     images: Images
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    rank: int = 0
+    ranks: int = 1
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, as stored: float32 (b, c, h, w) and int64 (b,), b = `size` but for the last."""
-        for start in range(0, len(self.images), size):
+        """Every image once, as stored: float32 (b, c, h, w) and int64 (b,), b = `size` but for the last.
+
+        Of several processes, each has some of these batches.
+        """
+        for start in range(self.rank * size, len(self.images), self.ranks * size):
             part = slice(start, start + size)
             yield normalise(self.images.pixels[part], self.mean, self.std), self.images.labels[part]
 
     def shuffled(self, size: int, *, seed: int, epoch: int, augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Every image once in the order of (seed, epoch), augmented by (seed, epoch, image) alone.
 
-        A last batch of a single image is left out: BatchNorm has no variance for it.
+        See `shares` for the last batch, and for several processes.
         """
         n, device = len(self.images), self.images.pixels.device
-        order = torch.from_numpy(permutation(stream(seed, "order", epoch), n)).to(device)
-        crop = _crop_offsets(n, seed, epoch, device) if augment else None
-        for start in range(0, n, size):
-            index = order[start : start + size]
-            if len(index) == 1 < min(n, size):
-                return
+        crop = crop_offsets(n, seed, epoch, device) if augment else None
+        for index in shares(epoch_order(n, seed, epoch).to(device), size, self.rank, self.ranks):
             batch = self.images.take(index)
             pixels = batch.pixels
             if crop is not None:
@@ -292,7 +306,7 @@ class Batches:
         return math.ceil(n / size) - (n > 1 and n % size == 1 and size > 1)
 
 
-def _crop_offsets(n: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def crop_offsets(n: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """(top, left, flip) of every image in this epoch, each (n,)."""
     source = stream(seed, "augment", epoch)
     offsets = (halves(source, 2 * n).astype(np.uint64) * np.uint64(2 * PADDING + 1)) >> np.uint64(32)

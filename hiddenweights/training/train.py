@@ -29,6 +29,7 @@ from hiddenweights.models import build_network
 from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenweights.training.cuda_graph import CudaRecorder, GraphedStep, Step
 from hiddenweights.training.data import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.training.image_stream import StreamedBatches, batches_of
 from hiddenweights.training.optim import build_optimizer, learning_rate, set_learning_rate
 
 if TYPE_CHECKING:
@@ -128,7 +129,7 @@ class Trainer:
             config.optim.batch_size,
             seed=config.seed_of("data"),
             epoch=epoch,
-            augment=config.data.augment == "crop_flip",
+            augment=config.data.augment != "none",
         )
         with _seeded(self.seed, "train", epoch, device):
             for images, labels in batches:
@@ -198,7 +199,7 @@ class Trainer:
     def _place(self, dataset: Dataset, splits: Splits) -> None:
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         placed = {
-            name: Batches(images.to(self.device), dataset.mean, dataset.std)
+            name: batches_of(images.to(self.device), dataset.mean, dataset.std)
             for name, images in parts.items()
             if images is not None
         }
@@ -347,7 +348,9 @@ def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 
 @torch.no_grad()
-def evaluate(network: nn.Module, batches: Batches, precision: Arithmetic = "float32") -> tuple[float, float]:
+def evaluate(
+    network: nn.Module, batches: Batches | StreamedBatches, precision: Arithmetic = "float32"
+) -> tuple[float, float]:
     """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device."""
     network.eval()
     totals = torch.zeros(2, device=batches.images.labels.device)

@@ -1,0 +1,214 @@
+"""Images decoded and cut to squares, one by one or in processes of their own.
+
+What is cut is a function of (seed, epoch, image) alone: the number of processes changes nothing.
+"""
+
+import io
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from hiddenweights.errors import UserError
+from hiddenweights.masking.rng import stream, uniforms
+from hiddenweights.training.image_folder import ImageFiles
+
+Cut = Literal["square", "centre", "random"]
+
+CORRUPT_LIMIT = 0.001  # of a part's images; ImageNet has none
+SAMPLE = 32  # images of each part that are tried before training
+TRIES = 10
+AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
+
+
+class Corrupt(ValueError):
+    """A file that was read and is no intact image."""
+
+
+# --- one image ---------------------------------------------------------------------------------------------
+
+
+def read_image(path: str) -> Tensor:
+    """The image as uint8 (3, height, width); grey and CMYK images are converted, transparency is dropped.
+
+    Raises `Corrupt` for content that is no intact image, and OSError for a file that cannot be read.
+    """
+    from torchcodec.decoders import decode_image  # only here: its libraries are for image folders alone
+
+    data = np.fromfile(path, np.uint8)
+    try:
+        image: Tensor = decode_image(torch.from_numpy(data), mode="RGB")
+    except (RuntimeError, ValueError):
+        return _read_other_format(data.tobytes())
+    image = image if image.ndim == 3 else image[0]  # of an animation
+    return image if image.dtype == torch.uint8 else (image.to(torch.int32) // 257).to(torch.uint8)
+
+
+def _read_other_format(data: bytes) -> Tensor:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pixels = np.array(image.convert("RGB"))
+    except Exception as error:  # Pillow raises a different type for every way to fail
+        raise Corrupt(str(error) or type(error).__name__) from None
+    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def cut(image: Tensor, size: int, how: Cut, numbers: NDArray[np.float32] | None = None) -> Tensor:
+    """A square of side `size` of `image`, both uint8 (3, height, width).
+
+    ``square``: the shorter side becomes `size`, then the centre is cut. ``centre``: the same, but the
+    shorter side becomes 8/7 of it (256 for 224), as the paper tests. ``random``: the paper's training, a
+    random part of the image (see `random_crop`), resized, and mirrored half of the time, by `numbers`,
+    4 * TRIES + 1 in [0, 1).
+    """
+    if how == "random":
+        assert numbers is not None
+        top, left, height, width = random_crop(image.shape[1], image.shape[2], numbers)
+        part = _resize(image[:, top : top + height, left : left + width], size, size)
+        return part.flip(2) if numbers[-1] < 0.5 else part
+    shorter = round(size * 256 / 224) if how == "centre" else size
+    height, width = image.shape[1:]
+    least = min(height, width)
+    resized = _resize(image, shorter * height // least, shorter * width // least)
+    top, left = (round((side - size) / 2) for side in resized.shape[1:])
+    return resized[:, top : top + size, left : left + size]
+
+
+def _resize(image: Tensor, height: int, width: int) -> Tensor:
+    """As torchvision's and Pillow's bilinear resize with antialias. (Without torchvision's module for it,
+    whose import takes a second.)"""
+    if image.shape[1:] == (height, width):
+        return image
+    return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
+
+
+def random_crop(height: int, width: int, numbers: NDArray[np.float32]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random part of an image, as torchvision's RandomResizedCrop draws it.
+
+    Area uniform in `AREA` of the image, aspect ratio log-uniform in `ASPECT`, anywhere in the image: the
+    first of `TRIES` that fits. If none does, the largest centred part of an allowed ratio.
+    """
+    low, high = (math.log(ratio) for ratio in ASPECT)
+    for size, ratio, top, left in numbers[: 4 * TRIES].astype(float).reshape(TRIES, 4):
+        area = height * width * (AREA[0] + size * (AREA[1] - AREA[0]))
+        aspect = math.exp(low + ratio * (high - low))
+        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            return int(top * (height - h + 1)), int(left * (width - w + 1)), h, w
+    h, w = min(height, round(width / ASPECT[0])), min(width, round(height * ASPECT[1]))
+    return (height - h) // 2, (width - w) // 2, h, w
+
+
+# --- a piece of work for a decoding process ----------------------------------------------------------------
+
+
+class Request(NamedTuple):
+    """Images to decode: one batch."""
+
+    paths: list[str]
+    size: int
+    how: Cut
+    seed: int
+    epoch: int
+    images: list[int]
+    """The number of each in its part of the data set, of which its random numbers are a function."""
+
+
+Decoded = tuple[Tensor, list[tuple[int, str]]]
+"""uint8 (n, size, size, 3), and of those that are corrupt the place and the reason."""
+
+
+def decode(request: Request) -> Decoded:
+    """Read and cut the images of `request`. Raises OSError for a file that cannot be read."""
+    pixels = torch.zeros(len(request.paths), request.size, request.size, 3, dtype=torch.uint8)
+    corrupt = []
+    for place in range(len(request.paths)):
+        try:
+            pixels[place] = decode_one(request, place)
+        except Corrupt as error:
+            corrupt.append((place, str(error)))
+    return pixels, corrupt
+
+
+def decode_one(request: Request, place: int, path: str | None = None) -> Tensor:
+    """Image number `place` of `request`, uint8 (size, size, 3); `path`: another file in its stead."""
+    numbers = None
+    if request.how == "random":
+        source = stream(request.seed, "augment", request.epoch, request.images[place])
+        numbers = uniforms(source, 4 * TRIES + 1)
+    image = read_image(path or request.paths[place])
+    return cut(image, request.size, request.how, numbers).permute(1, 2, 0)
+
+
+class _Decode(torch.utils.data.Dataset[Decoded]):
+    def __getitem__(self, request: Request) -> Decoded:
+        return decode(request)
+
+
+def _as_it_is(decoded: Any) -> Any:
+    return decoded
+
+
+class Decoder:
+    """Processes that decode requests, started with the first and kept until this object goes.
+
+    `processes` = 0 decodes in this process. One iteration at a time.
+    """
+
+    def __init__(self, processes: int, *, pinned: bool = False) -> None:
+        """`pinned`: results lie in page-locked memory, from which a GPU copies while the CPU goes on."""
+        self._requests: Iterable[Request] = ()
+        self._loader = DataLoader(
+            _Decode(),
+            sampler=self,  # an iterable is all it needs
+            batch_size=None,
+            num_workers=processes,
+            persistent_workers=processes > 0,
+            pin_memory=pinned,
+            collate_fn=_as_it_is,
+            generator=torch.Generator(),  # or it would draw from torch's own, which the network may use
+        )
+
+    def __iter__(self) -> Iterator[Request]:
+        return iter(self._requests)
+
+    def __call__(self, requests: Iterable[Request]) -> Iterator[Decoded]:
+        """The decoded requests, in order; while one is used the next are decoded."""
+        self._requests = requests
+        try:
+            yield from self._loader
+        except RuntimeError as error:
+            if "DataLoader worker" in str(error):  # killed, for all we know for lack of memory
+                raise OSError(f"a process that decodes images has died: {error}") from error
+            raise
+
+
+# --- corrupt files -----------------------------------------------------------------------------------------
+
+
+def check_corrupt(corrupt: Mapping[str, str], images: int) -> None:
+    """Raise `UserError` if more than `CORRUPT_LIMIT` of `images` are `corrupt` (path: reason)."""
+    if len(corrupt) > CORRUPT_LIMIT * images:
+        first = "; ".join(f"{path}: {reason}" for path, reason in [*corrupt.items()][:3])
+        raise UserError(
+            f"data.root: {len(corrupt)} of {images} images do not read, above {CORRUPT_LIMIT:.1%}: {first}"
+        )
+
+
+def try_sample(images: ImageFiles) -> None:
+    """Decode `SAMPLE` of the images, evenly spread. Raises `UserError` if too many do not read."""
+    corrupt = {}
+    for index in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)).tolist():
+        try:
+            read_image(images.path(index))
+        except (Corrupt, OSError) as error:
+            corrupt[images.path(index)] = str(error)
+    check_corrupt(corrupt, len(images))
