@@ -7,9 +7,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from hiddenweights import Trainer, TrialConfig
+from hiddenweights import CellConfig, Trainer
 from hiddenweights.config import unflatten
-from hiddenweights.data import load_dataset, normalise
+from hiddenweights.training.data import load_dataset, normalise
 
 FILE = Path(__file__).parents[1] / "examples" / "minimal.py"
 
@@ -24,7 +24,7 @@ def minimal() -> ModuleType:
     return module
 
 
-def config(seed: int, k: float) -> TrialConfig:
+def config(seed: int, k: float) -> CellConfig:
     fields = {
         "model.arch": "conv2",
         "model.width": 0.25,
