@@ -3,7 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check clean
+DATA ?= data
+PRECISION ?= bfloat16
+
+.PHONY: demo test check study-small clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -12,6 +15,12 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The smallest part of the published study (docs/results): CIFAR-10, which torchvision downloads to DATA. On a
+# processor without bfloat16 arithmetic take PRECISION=float32.
+study-small: $(READY)
+	$(BIN)/python -m sweeps launch study_small --set data.root=$(DATA) --set train.precision=$(PRECISION)
+	$(BIN)/python -m analysis figure study_small
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -144,6 +144,7 @@ FIGURES: dict[str, Spec] = {
         ),
         _kept("imagenet_k", "ResNet-50 on ImageNet over the fraction kept", y_label="top-1 accuracy (%)"),
         _kept("scaled", "Scaled against unscaled weights", y_label="top-1 accuracy (%)"),
+        _kept("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
         _kept("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
         _kept("resnet18", "Subnetworks of a random ResNet-18"),
         _kept("shallow", "Where it stops working: shallow networks"),

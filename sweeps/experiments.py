@@ -12,7 +12,14 @@ from collections.abc import Callable, Mapping, Sequence
 from hiddenweights.config import Scalar
 from hiddenweights.errors import choices_error
 from hiddenweights.sweeps.grid import Arm, Draw, Sweep, arm
-from hiddenweights.sweeps.study import study, study_deep, study_depth, study_rates, study_rates_more
+from hiddenweights.sweeps.study import (
+    study,
+    study_deep,
+    study_depth,
+    study_rates,
+    study_rates_more,
+    study_small,
+)
 
 Axes = Mapping[str, Sequence[Scalar]]
 
@@ -309,6 +316,7 @@ SWEEPS: Mapping[str, Callable[[], list[Arm]]] = {
     "tune_lr": tune_lr,
     "study_rates": study_rates,
     "study_rates_more": study_rates_more,
+    "study_small": study_small,
     "study_depth": study_depth,
     "study_deep": study_deep,
     "study": study,

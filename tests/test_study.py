@@ -1,0 +1,44 @@
+"""The published study: its files agree with each other, and with the sweeps that made them."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from hiddenweights.cells.store import Store
+from hiddenweights.sweeps import experiments
+
+ROOT = Path(__file__).parents[1]
+STORE = ROOT / "docs" / "results" / "store"
+
+
+def test_every_published_result_is_of_a_cell_of_the_study() -> None:
+    cells: set[str] = set()
+    for name in experiments.SWEEPS:
+        if name.startswith("study"):
+            cells |= experiments.sweep(name).cells().keys()
+    finished = Store(STORE).finished()
+    assert finished
+    assert finished <= cells
+
+
+def test_the_small_study_is_compared_with_what_was_published() -> None:
+    results = dict(Store(STORE).results(experiments.sweep("study_small").cells()))
+    ours = {
+        (100 * result["config"]["model"]["k"], result["config"]["model"]["method"] == "random"): 100
+        * result["summary"]["test_accuracy"]
+        for result in results.values()
+    }
+    with open(ROOT / "analysis" / "paper" / "study_small.csv") as lines:
+        rows = list(csv.DictReader(lines))
+    published = {(float(row["x"]), row["curve"].startswith("random")): float(row["y"]) for row in rows}
+    assert published == pytest.approx(ours)
+
+
+def test_a_published_result_holds_all_of_its_epochs_and_weights_that_never_changed() -> None:
+    for cell, result in Store(STORE).results(Store(STORE).finished()):
+        history = result["history"]
+        assert [record["epoch"] for record in history] == [*range(1, 11)], cell
+        if result["config"]["model"]["method"] != "dense":
+            checksums = {record["weights_checksum"] for record in history}
+            assert checksums == {result["initial_weights_checksum"]}, cell
