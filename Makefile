@@ -10,8 +10,8 @@ PRECISION ?= bfloat16
 .DELETE_ON_ERROR:
 
 demo: $(READY)
-	$(BIN)/python -m sweeps launch quickstart
-	$(BIN)/python -m analysis figure quickstart --from runs/wandb
+	$(BIN)/hiddenweights sweeps launch quickstart
+	$(BIN)/hiddenweights analysis figure quickstart --from runs/wandb
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

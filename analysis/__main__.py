@@ -1,8 +1,8 @@
-"""``python -m analysis`` in a checkout: the package is `hiddenweights.analysis`."""
+"""``python -m analysis`` in a checkout is ``hiddenweights analysis``."""
 
 import sys
 
-from hiddenweights.analysis.commands import main
+from hiddenweights.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["analysis", *sys.argv[1:]]))

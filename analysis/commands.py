@@ -1,46 +1,69 @@
-"""``python -m analysis``: figures and numbers from a W&B project, offline W&B runs, or the result store."""
+"""``hiddenweights analysis figure | claims | report``: from a W&B project, offline W&B runs, or a store."""
 
-import argparse
 import contextlib
-import os
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
+import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
+from hiddenweights import cli
 from hiddenweights.analysis import aggregate, claims, specs, summary
 from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.paper import published
 from hiddenweights.analysis.table import Table, combine
+from hiddenweights.cells.store import default_store
 from hiddenweights.errors import UserError
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; 0, or 2 with one line on stderr for bad input."""
-    options = parser().parse_args(arguments)
-    try:
-        options.run(options)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Which runs are read, and where the files go."""
+
+    from_: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="from", metavar="SOURCE")
+    ] = ()
+    """wandb:entity/project, a folder of offline W&B runs, or a store; several are put together. Unset:
+    $HIDDENWEIGHTS_STORE, else runs."""
+    where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
+    """Only cells with this value of a config field; may be repeated."""
+    cache: bool = True
+    """Keep what was read, and read only what is new."""
+    out: Path = Path("figures")
+    """The folder to write into."""
+
+    def names(self) -> list[str]:
+        """The sources, as given."""
+        return [*self.from_] or [default_store()]
 
 
-def _figure(options: argparse.Namespace) -> None:
-    spec = specs.find_spec(options.name)
-    table = _table(options)
+Options = Annotated[Source, tyro.conf.arg(name="")]
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+
+
+def figure(name: Name, source: Options = Source(), mixed: bool = False) -> None:
+    """Draw a figure: PNG, PDF and its data as CSV.
+
+    Args:
+        name: The figure, by the name of its sweep.
+        mixed: Let cells of different epochs or protocols share a curve.
+    """
+    spec = specs.find_spec(name)
+    table = _table(source)
     points = specs.points(table, spec)
-    ours = aggregate.curves(points, mixed=options.mixed)
+    ours = aggregate.curves(points, mixed=mixed)
     drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
     from hiddenweights.analysis import figures  # here, because numbers alone need no matplotlib
 
-    csv = options.out / f"{spec.name}.csv"
-    with _writing(options.out):
-        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), options.out, spec.name)
+    csv = source.out / f"{spec.name}.csv"
+    with _writing(source.out):
+        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), source.out, spec.name)
         drawn.to_csv(csv, index=False)
     print(*summary.lines(points, ours, table, spec), sep="\n")
     if left_out := summary.left_out(table, spec.name):
@@ -48,33 +71,60 @@ def _figure(options: argparse.Namespace) -> None:
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
 
 
-def _report(options: argparse.Namespace) -> None:
-    table = _table(options)
+def claims_(source: Options = Source()) -> None:
+    """Give a verdict on each claim of the paper."""
+    table = _table(source)
+    found = claims.verdicts(table)
+    path = source.out / "claims.csv"
+    with _writing(source.out):
+        found.to_csv(path, index=False)
+    print(*summary.claim_lines(found), sep="\n")
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["verdict"].value_counts().items())
+    print(f"{counts}; rules and cells: {path}")
+
+
+def report_(source: Options = Source(), mixed: bool = False, wandb: str | None = None) -> None:
+    """Put figures, claims and cells on one HTML page, and into Markdown.
+
+    Args:
+        mixed: Let cells of different epochs or protocols share a curve.
+        wandb: ENTITY/PROJECT in which to save it as a draft of a W&B Report, too.
+    """
+    table = _table(source)
     from hiddenweights.analysis import figures, report  # here, because numbers alone need no matplotlib
 
-    found = report.collect(table, ", ".join(_sources(options)), mixed=options.mixed)
-    with _writing(options.out):
+    found = report.collect(table, ", ".join(source.names()), mixed=mixed)
+    out = source.out
+    with _writing(out):
         for drawing in found.drawings:
             drawn, spec = drawing.drawn, drawing.spec
-            figures.save(figures.render(drawn, spec, drawing.note), options.out, spec.name)
-            drawn.to_csv(options.out / f"{spec.name}.csv", index=False)
-        found.verdicts.to_csv(options.out / "claims.csv", index=False)
-        table.cells.to_csv(options.out / "cells.csv", index=False)
-        (options.out / "report.md").write_text(report.as_markdown(found))
-        (options.out / "report.html").write_text(report.as_html(found))
+            figures.save(figures.render(drawn, spec, drawing.note), out, spec.name)
+            drawn.to_csv(out / f"{spec.name}.csv", index=False)
+        found.verdicts.to_csv(out / "claims.csv", index=False)
+        table.cells.to_csv(out / "cells.csv", index=False)
+        (out / "report.md").write_text(report.as_markdown(found))
+        (out / "report.html").write_text(report.as_html(found))
     print(found.lead)
     for name, reason in found.skipped.items():
         print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")
-    if options.wandb:
+    if wandb:
         from hiddenweights.analysis.wandb_report import publish
 
-        print(f"W&B report: {publish(found, options.wandb)}")
-    print(f"report: {options.out / 'report.html'}  {options.out / 'report.md'}")
+        print(f"W&B report: {publish(found, wandb)}")
+    print(f"report: {out / 'report.html'}  {out / 'report.md'}")
 
 
-def _table(options: argparse.Namespace) -> Table:
-    """The source's table, with a bar where somebody watches and runs are many."""
-    folder = None if options.no_cache else default_folder()
+COMMANDS: dict[str, cli.Command] = {"figure": figure, "claims": claims_, "report": report_}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit status."""
+    return cli.run(COMMANDS, "hiddenweights analysis", arguments)
+
+
+def _table(source: Source) -> Table:
+    """The sources' table, with a bar where somebody watches and runs are many."""
+    folder = default_folder() if source.cache else None
     columns, console = (*Progress.get_default_columns(), MofNCompleteColumn()), Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("reading runs", total=None, visible=False)
@@ -84,23 +134,8 @@ def _table(options: argparse.Namespace) -> Table:
                 print(message, file=sys.stderr)
             progress.update(bar, completed=done, total=total, visible=total > 50)
 
-        tables = [fetch(source, folder, report) for source in _sources(options)]
-        return summary.where(combine(tables), options.where)
-
-
-def _sources(options: argparse.Namespace) -> list[str]:
-    return options.source or [os.environ.get("HIDDENWEIGHTS_STORE", "runs")]
-
-
-def _claims(options: argparse.Namespace) -> None:
-    table = _table(options)
-    found = claims.verdicts(table)
-    path = options.out / "claims.csv"
-    with _writing(options.out):
-        found.to_csv(path, index=False)
-    print(*summary.claim_lines(found), sep="\n")
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["verdict"].value_counts().items())
-    print(f"{counts}; rules and cells: {path}")
+        tables = [fetch(name, folder, report) for name in source.names()]
+        return summary.where(combine(tables), source.where)
 
 
 @contextlib.contextmanager
@@ -111,49 +146,3 @@ def _writing(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(f"--out: {str(folder)!r} cannot be written ({error.strerror})") from error
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command line's parser; the parsed namespace's `run` is the command."""
-    whole = argparse.ArgumentParser(prog="python -m analysis", description=__doc__)
-    commands = whole.add_subparsers(required=True, metavar="COMMAND")
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--from",
-        dest="source",
-        metavar="SOURCE",
-        action="append",
-        help="wandb:entity/project, a folder of offline W&B runs, or a store; several are put together "
-        "(default: $HIDDENWEIGHTS_STORE, else runs)",
-    )
-    common.add_argument(
-        "--where",
-        action="append",
-        default=[],
-        metavar="FIELD=VALUE",
-        help="only cells with this value of a config field; may be repeated",
-    )
-    common.add_argument("--no-cache", action="store_true", help="read every run from the source")
-    common.add_argument(
-        "--out", type=Path, default=Path("figures"), metavar="DIR", help="(default: %(default)s)"
-    )
-
-    drawing = argparse.ArgumentParser(add_help=False)
-    drawing.add_argument(
-        "--mixed", action="store_true", help="let cells of different epochs or protocols share a curve"
-    )
-    figure = commands.add_parser(
-        "figure", parents=[common, drawing], help="draw a figure: PNG, PDF and its data as CSV"
-    )
-    figure.add_argument("name", metavar="NAME", help=", ".join(specs.FIGURES))
-    figure.set_defaults(run=_figure)
-
-    claim = commands.add_parser("claims", parents=[common], help="a verdict on each claim of the paper")
-    claim.set_defaults(run=_claims)
-
-    page = commands.add_parser(
-        "report", parents=[common, drawing], help="figures, claims and cells as one HTML page and as Markdown"
-    )
-    page.add_argument("--wandb", metavar="ENTITY/PROJECT", help="also save it as a draft of a W&B Report")
-    page.set_defaults(run=_report)
-    return whole

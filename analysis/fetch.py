@@ -83,7 +83,7 @@ def fetch(text: str, cache: Path | None = None, report: Report = ignore) -> Tabl
     if table is None or table.cells.empty:
         reasons = "" if table is None else "; ".join(table.left_out["reason"].unique()[:3])
         why = f" ({len(read.runs)} runs left out: {reasons})" if reasons else ""
-        train = "train some with: python -m sweeps launch quickstart"
+        train = "train some with: hiddenweights sweeps launch quickstart"
         raise UserError(f"--from: {text!r} holds no cell of this project{why}; {train}")
     return table
 

@@ -179,7 +179,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
         known = sorted({name for names in table.cells["sweeps"] for name in names.split()})
         raise UserError(
             f"figure {spec.name}: the source has no finished cell of sweep {spec.name!r} (it has: "
-            f"{', '.join(known) or 'none of any sweep'}); launch it: python -m sweeps launch {spec.name}"
+            f"{', '.join(known) or 'none of any sweep'}); launch it: hiddenweights sweeps launch {spec.name}"
         )
     dense = cells["model.method"] == "dense"
     curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)

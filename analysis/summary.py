@@ -87,7 +87,7 @@ def claim_lines(verdicts: pd.DataFrame) -> list[str]:
             numbers = f"{row['mean']:+.1f} ({interval}n = {row['n']}; must be above {row['margin']:+g})"
             found.append(f"{'':<26} {row['setting']}; {which}{row['effect']}: {numbers}")
         else:
-            found.append(f"{'':<26} needs: python -m sweeps launch {row['sweep']}")
+            found.append(f"{'':<26} needs: hiddenweights sweeps launch {row['sweep']}")
     return found
 
 

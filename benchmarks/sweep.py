@@ -8,7 +8,7 @@ every worker count.
 
 `scale`: 1,008 real cells of half a second. Whether a cell takes longer, and the driver more memory, at
 the end than at the beginning; and what part of one core the driver takes. The driver is the process of
-`python -m sweeps launch` alone, from its start to its end: neither Ray's own processes nor the workers.
+`hiddenweights sweeps launch` alone, from its start to its end: neither Ray's own processes nor the workers.
 
 `tracking`: what W&B, offline, adds to a trial of 30 epochs besides the training, of 20 s.
 """

@@ -1,29 +1,64 @@
-"""Command lines from typed functions: help from docstrings, bad input in one line with exit status 2."""
+"""Command lines from typed functions: help from docstrings, bad input in one line with exit status 2.
+
+A command is named by one word or two (``train``, ``sweeps launch``). Only the module of the command that is
+called is imported, so that help is there at once.
+"""
 
 import contextlib
 import functools
+import importlib
+import inspect
 import io
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any, Union
 
-import tyro
-
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, choices_error
 
 Command = Callable[..., int | None]
 
+# The optional packages, by the extra of this package that installs each.
+EXTRAS = {
+    "ray": "sweeps",
+    "wandb": "sweeps",
+    "matplotlib": "analysis",
+    "pandas": "analysis",
+    "pyarrow": "analysis",
+    "scipy": "analysis",
+    "wandb_workspaces": "report",
+}
 
-def run(commands: Mapping[str, Command], prog: str, args: Sequence[str] | None = None) -> int:
+
+@dataclass(frozen=True)
+class Lazy:
+    """A command that is imported when it is called."""
+
+    home: str
+    """module:function"""
+    about: str
+    """The first line of the function's docstring."""
+
+    def load(self) -> Command:
+        """The function. Raises ModuleNotFoundError if the package of an extra is missing."""
+        module, _, name = self.home.partition(":")
+        command: Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+Commands = Mapping[str, Command | Lazy]
+
+
+def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int:
     """Call the command that `args` (default: the process's own) name and return its exit status.
 
     A command returns its status, None for 0. A `UserError` of the parser or of the command becomes one
-    line on stderr and status 2.
+    line on stderr and status 2, and so does a package that is missing for want of an extra.
     """
     try:
-        status = parse(commands, prog, args)() or 0
+        status = parse(commands, prog, sys.argv[1:] if args is None else args)() or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, say `head`, has seen enough; nor can the rest be flushed at exit
@@ -31,21 +66,53 @@ def run(commands: Mapping[str, Command], prog: str, args: Sequence[str] | None =
         return 1
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        sys.stderr.write(f"error: this needs {package}: pip install 'hiddenweights[{EXTRAS[package]}]'\n")
+    return 2
 
 
-def parse(
-    commands: Mapping[str, Command], prog: str, args: Sequence[str] | None = None
-) -> Callable[[], int | None]:
+def parse(commands: Commands, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
     """The call that `args` name, not yet made. Raises `UserError` for arguments that do not fit."""
+    if args[:1] == ["--tyro-print-completion"]:
+        return functools.partial(_print_completion, commands, prog, args)
+    for length in (2, 1):
+        if (name := " ".join(args[:length])) in commands:
+            command = commands[name]
+            function = command.load() if isinstance(command, Lazy) else command
+            return _parse_options(function, f"{prog} {name}", args[length:])
+    words = [word for word in args if word not in ("-h", "--help")]
+    known = {name: command for name, command in commands.items() if name.split()[: len(words)] == words}
+    if not known:
+        raise choices_error("command", " ".join(words[:2]), commands)
+    if words == args and words:  # a group was named, and no help was asked for
+        raise UserError(f"{prog} {' '.join(words)}: name one of {', '.join(known)}")
+    return functools.partial(_print_overview, known, prog)
+
+
+def _print_overview(commands: Commands, prog: str) -> None:
+    """The commands, a line each."""
+    width = max(map(len, commands))
+    lines = [f"  {name:<{width}}  {_about(command)}" for name, command in commands.items()]
+    foot = f"`{prog} COMMAND --help` shows a command's options."
+    sys.stdout.write("\n".join([f"usage: {prog} COMMAND [OPTIONS]", "", *lines, "", foot, ""]))
+
+
+def _about(command: Command | Lazy) -> str:
+    if isinstance(command, Lazy):
+        return command.about
+    return (inspect.getdoc(command) or "").partition("\n")[0]
+
+
+def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
+    import tyro  # takes 0.1 s, which the overview can do without
+
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            call: Callable[[], int | None] = tyro.extras.subcommand_cli_from_dict(
-                {name: _deferred(command) for name, command in commands.items()},
-                prog=f"python -m {prog}",
-                args=sys.argv[1:] if args is None else args,
-            )
+            call: Callable[[], int | None] = tyro.cli(_deferred(function), prog=prog, args=args)
     except SystemExit as end:
         if not end.code:  # help was asked for, and printed
             raise
@@ -61,6 +128,34 @@ def _deferred(command: Command) -> Callable[..., Callable[[], int | None]]:
     return bind
 
 
+def _print_completion(commands: Commands, prog: str, args: Sequence[str]) -> None:
+    """Completion for a shell, as tyro makes it from all commands as one parser."""
+    import tyro
+
+    groups: dict[str, dict[str, Any]] = {}
+    for name, command in commands.items():
+        group, _, leaf = name.rpartition(" ")
+        groups.setdefault(group, {})[leaf] = command.load() if isinstance(command, Lazy) else command
+    top = groups.pop("", {})
+    tyro.cli(_group(top | {name: _group(inner) for name, inner in groups.items()}), prog=prog, args=args)
+
+
+def _group(commands: Mapping[str, Command]) -> Command:
+    """One function that takes one of `commands` as its subcommand."""
+    import tyro
+
+    choices = [
+        Annotated[Any, tyro.conf.subcommand(name=name, constructor=command)]
+        for name, command in commands.items()
+    ]
+
+    def chosen(command: Any) -> Any:
+        return command
+
+    chosen.__annotations__["command"] = Annotated[Union[tuple(choices)], tyro.conf.arg(name="")]  # noqa: UP007
+    return chosen
+
+
 def _one_line(box: str) -> str:
     """The gist of the parser's boxed message: its first paragraph, and what it proposes instead."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
@@ -70,6 +165,4 @@ def _one_line(box: str) -> str:
         for line in lines[end:]:
             if line.startswith("--"):
                 return f"{gist} (did you mean {line.split()[0]}?)"
-            if line.startswith("Available subcommands: "):
-                return f"{gist}; choices: {line.removeprefix('Available subcommands: ')}"
     return gist

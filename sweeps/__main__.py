@@ -1,9 +1,8 @@
-"""``python -m sweeps`` in a checkout: the package is `hiddenweights.sweeps`."""
+"""``python -m sweeps`` in a checkout is ``hiddenweights sweeps``."""
 
 import sys
 
-from hiddenweights import cli
-from hiddenweights.sweeps.commands import COMMANDS
+from hiddenweights.__main__ import main
 
 if __name__ == "__main__":
-    sys.exit(cli.run(COMMANDS, "sweeps"))
+    sys.exit(main(["sweeps", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""``python -m sweeps list | show | launch | status | sync``."""
+"""``hiddenweights sweeps list | show | launch | status | sync``."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.progress import Curves, Progress, clock
 
-Name = Annotated[str, tyro.conf.Positional]
+Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Sets = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
 Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE,VALUE")]
 

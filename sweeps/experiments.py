@@ -36,7 +36,7 @@ def quickstart() -> list[Arm]:
     """Figure 3 in miniature: untrained weights classify real digits.
 
     Claim: some subnetwork of a random network does nearly as well as the trained network.
-    Command: python -m sweeps launch quickstart
+    Command: hiddenweights sweeps launch quickstart
     Cells: 72 (60 edge-popup, 12 dense), about 3 s each on one core of 2026.
     Expect: about 98% at k = 0.5, a fall towards k = 0.1 and k = 0.9; dense about 98.5%.
     """
@@ -64,7 +64,7 @@ def depth() -> list[Arm]:
     """Figure 3: the deeper the random network, the better its best subnetwork.
 
     Claim: at Conv6 and Conv8 a subnetwork of untrained weights matches the trained network.
-    Command: python -m sweeps launch depth --set data.root=DIR
+    Command: hiddenweights sweeps launch depth --set data.root=DIR
     Cells: 240 (200 edge-popup, 40 dense); about 60 GPU-hours.
     Expect: Conv8, signed constant, k .9/.7/.5/.3/.1: 71, 87.5, 89, 88, 68%; dense SGD 88, Adam 88.3%.
     """
@@ -82,7 +82,7 @@ def width() -> list[Arm]:
     """Figure 4: the wider the random network, the better its best subnetwork.
 
     Claim: with width, edge-popup reaches the dense networks and gains more than they do.
-    Command: python -m sweeps launch width --set data.root=DIR
+    Command: hiddenweights sweeps launch width --set data.root=DIR
     Cells: 240 (120 edge-popup, 120 dense), 40 of them depth's; about 70 GPU-hours.
     Expect: Conv4 at width 1 about 86% (dense 86.5%); the gap to dense closes as the width grows.
     """
@@ -99,7 +99,7 @@ def fixed_weights() -> list[Arm]:
     """Figure 5: a larger random network to choose the same number of weights from is better.
 
     Claim: at a constant number of kept weights, accuracy grows with the network's width.
-    Command: python -m sweeps launch fixed_weights --set data.root=DIR
+    Command: hiddenweights sweeps launch fixed_weights --set data.root=DIR
     Cells: 70 (65 edge-popup, 5 dense), 20 of them depth's; about 25 GPU-hours.
     Expect: each curve rises with width.
     """
@@ -126,7 +126,7 @@ def sampled() -> list[Arm]:
     """Figure 6: edge-popup against the supermasks of Zhou et al. (2019).
 
     Claim: choosing the top k by score beats sampling each weight with a learnt probability.
-    Command: python -m sweeps launch sampled --set data.root=DIR
+    Command: hiddenweights sweeps launch sampled --set data.root=DIR
     Cells: 120 (100 edge-popup, all of them depth's, 20 sampled); about 30 GPU-hours.
     Expect: sampled Conv2/4/6: 66.0, 72.5, 76.5%; edge-popup far above, at the same fraction kept too.
     """
@@ -140,7 +140,7 @@ def distributions() -> list[Arm]:
     """Figure 7: the distribution of the random weights matters.
 
     Claim: the distribution matters, and signed constant is the best of them.
-    Command: python -m sweeps launch distributions --set data.root=DIR
+    Command: hiddenweights sweeps launch distributions --set data.root=DIR
     Cells: 450, 150 of them depth's; about 80 GPU-hours.
     Expect: Conv4's best curve, signed constant, peaks at about 86%.
     """
@@ -165,7 +165,7 @@ def imagenet() -> list[Arm]:
     """Figure 8: subnetworks of random ResNets on ImageNet, by number of weights.
 
     Claim: a subnetwork of a random Wide ResNet-50 does as well as a trained ResNet-34.
-    Command: python -m sweeps launch imagenet --set data.root=DIR
+    Command: hiddenweights sweeps launch imagenet --set data.root=DIR
     Cells: 50 (30 edge-popup, 20 dense); about 4,000 GPU-hours.
     Expect: top-1 at k = 0.3, Kaiming normal / signed constant: ResNet-50 61.7 / 68.6, ResNet-101
     66.15 / 72.3, Wide ResNet-50 67.9 / 73.3%.
@@ -183,7 +183,7 @@ def imagenet_k() -> list[Arm]:
     """Figure 9: ResNet-50 on ImageNet over k.
 
     Claim: the best k lies between the extremes.
-    Command: python -m sweeps launch imagenet_k --set data.root=DIR
+    Command: hiddenweights sweeps launch imagenet_k --set data.root=DIR
     Cells: 50, 10 of them imagenet's; about 3,500 GPU-hours.
     Expect: at k = 0.3 Kaiming normal 61.7, signed constant 68.6%; a fall towards both ends.
     """
@@ -196,7 +196,7 @@ def scaled() -> list[Arm]:
     """Figure 10: scaling the weights' standard deviation by sqrt(1/k), ResNet-50 on ImageNet.
 
     Claim: scaling helps.
-    Command: python -m sweeps launch scaled --set data.root=DIR
+    Command: hiddenweights sweeps launch scaled --set data.root=DIR
     Cells: 100, 50 of them imagenet_k's; about 7,000 GPU-hours.
     Expect: scaled above unscaled, the more so the smaller k (at k = 1 they are one).
     """
@@ -216,7 +216,7 @@ def resnet18() -> list[Arm]:
     """ResNet-18 on CIFAR-10 over k, against the trained network.
 
     Claim: above 90% without training a weight.
-    Command: python -m sweeps launch resnet18 --set data.root=DIR
+    Command: hiddenweights sweeps launch resnet18 --set data.root=DIR
     Cells: 55 (50 edge-popup, 5 dense); about 45 GPU-hours.
     Expect: above 90% at k = 0.3; dense about 94%.
     """
@@ -232,7 +232,7 @@ def shallow() -> list[Arm]:
     """Where does it stop working: logistic regression, a fully connected network, Conv2.
 
     Claim: a hidden subnetwork needs depth to hide in; logistic regression has none.
-    Command: python -m sweeps launch shallow --set data.root=DIR
+    Command: hiddenweights sweeps launch shallow --set data.root=DIR
     Cells: 90 (75 edge-popup, 15 dense), 30 of them depth's; about 8 GPU-hours.
     Expect: linear far below its trained self, FC closer, Conv2 within some points.
     """
@@ -247,7 +247,7 @@ def control() -> list[Arm]:
     """The control of edge-popup: a random mask at the same k.
 
     Claim: it is the choice of the mask that matters, not masking.
-    Command: python -m sweeps launch control --set data.root=DIR
+    Command: hiddenweights sweeps launch control --set data.root=DIR
     Cells: 400 (200 edge-popup, all of them depth's, 200 random); about 20 GPU-hours beyond depth.
     Expect: random masks near chance (10%), at every k.
     """
@@ -265,7 +265,7 @@ def lottery() -> list[Arm]:
 
     Claim: none; it asks whether a subnetwork that edge-popup finds trains better than one with as many
     weights of each layer at random places (the control of the paper's appendix).
-    Command: python -m sweeps launch lottery --set data.root=DIR
+    Command: hiddenweights sweeps launch lottery --set data.root=DIR
     Cells: 155 (50 edge-popup and 5 dense, all of them depth's, 100 fine-tuned); about 25 GPU-hours beyond
     depth.
     Expect: all above edge-popup itself; which of the two is better is the question.
@@ -285,7 +285,7 @@ def tune_lr() -> list[Arm]:
     """The learning rate of each side of depth's comparison, found under one budget.
 
     Claim: edge-popup and the dense networks are compared each at its own best rate.
-    Command: python -m sweeps launch tune_lr --set data.root=DIR
+    Command: hiddenweights sweeps launch tune_lr --set data.root=DIR
     Cells: 192 (64 edge-popup, 128 dense), most of them stopped early; about 15 GPU-hours.
     Expect: edge-popup near 0.1, dense SGD near 0.01, dense Adam near 3e-4. `--tuned tune_lr` applies them.
     """

@@ -48,7 +48,7 @@ def study_rates() -> list[Arm]:
     """The learning rates of the study, chosen on 5,000 held-out images under the study's own budget.
 
     Claim: none; each side of a comparison gets its best of three rates.
-    Command: python -m sweeps launch study_rates --set data.root=DIR
+    Command: hiddenweights sweeps launch study_rates --set data.root=DIR
     Cells: 18 (6 edge-popup, 12 dense); about 2 GPU-hours.
     Expect: edge-popup best at 0.1, the recipe's rate.
     """
@@ -59,7 +59,7 @@ def study_rates_more() -> list[Arm]:
     """The learning rates of the study's later stages: mask methods, and shallow networks.
 
     Claim: none; each side of a comparison gets its best of three rates.
-    Command: python -m sweeps launch study_rates_more --set data.root=DIR
+    Command: hiddenweights sweeps launch study_rates_more --set data.root=DIR
     Cells: 39 (15 edge-popup, 15 dense, 9 of other methods); about 2 GPU-hours.
     Expect: the recipes' own rates.
     """
@@ -82,7 +82,7 @@ def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "
     """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with the random-mask control.
 
     Claim: some subnetwork of a random network does nearly as well as the trained network.
-    Command: python -m sweeps launch study_depth --set data.root=DIR
+    Command: hiddenweights sweeps launch study_depth --set data.root=DIR
     Cells: 90 (60 edge-popup, 30 random); about 10 GPU-hours.
     Expect: a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.
     """
@@ -111,7 +111,7 @@ def study_deep(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage a continued: Conv6 and Conv8.
 
     Claim: the deeper the random network, the better its best subnetwork.
-    Command: python -m sweeps launch study_deep --set data.root=DIR
+    Command: hiddenweights sweeps launch study_deep --set data.root=DIR
     Cells: 90 (60 edge-popup, 30 random); about 15 GPU-hours.
     Expect: Conv6 above Conv4 at k = 0.5.
     """
@@ -125,7 +125,7 @@ def study() -> list[Arm]:
     """The whole study, one seed of every stage before the next seed.
 
     Claim: those of its stages.
-    Command: python -m sweeps launch study --set data.root=DIR
+    Command: hiddenweights sweeps launch study --set data.root=DIR
     Cells: 180; about 25 GPU-hours.
     Expect: see the stages: study_depth and study_deep.
     """

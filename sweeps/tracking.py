@@ -215,7 +215,10 @@ def choose_mode() -> tuple[str, str]:
     except wandb.errors.AuthenticationError as error:
         raise UserError(f"W&B: {error}") from None
     if not logged_in:
-        return "offline", "there is no key; `wandb login` makes one, `python -m sweeps sync` uploads later"
+        return (
+            "offline",
+            "there is no key; `wandb login` makes one, `hiddenweights sweeps sync` uploads later",
+        )
     address = urlsplit(settings.base_url)
     port = address.port or (443 if address.scheme == "https" else 80)
     try:
@@ -223,7 +226,7 @@ def choose_mode() -> tuple[str, str]:
     except OSError as error:
         return (
             "offline",
-            f"{address.hostname} does not answer ({error}); `python -m sweeps sync` uploads later",
+            f"{address.hostname} does not answer ({error}); `hiddenweights sweeps sync` uploads later",
         )
     return "online", f"to {address.hostname}"
 

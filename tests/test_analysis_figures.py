@@ -89,7 +89,7 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["figure", "quikstart"], ["quikstart", "quickstart"]),
-        (["figure", "depth"], ["depth", "python -m sweeps launch depth"]),
+        (["figure", "depth"], ["depth", "hiddenweights sweeps launch depth"]),
         (["figure", "quickstart", "--where", "model.k=0.2"], ["model.k=0.2", "0.9"]),
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
         (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),

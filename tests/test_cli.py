@@ -1,4 +1,4 @@
-"""``python -m hiddenweights train`` as people use it: real processes, real signals."""
+"""``hiddenweights train`` as people use it: real processes, real signals."""
 
 import json
 import os
@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from hiddenweights import __main__ as main
 from hiddenweights import cli
+from hiddenweights.cells import commands as main
 from hiddenweights.cells.store import Store
 from hiddenweights.config import cell_id, unflatten
 

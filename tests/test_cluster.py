@@ -68,7 +68,7 @@ def test_the_place_of_the_results_is_set_once(name: str) -> None:
 @pytest.mark.parametrize("name", [*RAY_UP, "deploy/kuberay.yaml"])
 def test_the_launch_command_parses(name: str) -> None:
     text = (TOP / name).read_text()
-    commands = re.findall(r"python -m sweeps (launch [^'#\n]+)", text)
+    commands = re.findall(r"hiddenweights sweeps (launch [^'#\n]+)", text)
     assert commands
     for command in commands:
         cli.parse(main.COMMANDS, "sweeps", shlex.split(command))

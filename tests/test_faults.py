@@ -117,7 +117,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 class Launch:
-    """`python -m sweeps launch NAME` on Ray, in a process of its own."""
+    """`hiddenweights sweeps launch NAME` on Ray, in a process of its own."""
 
     def __init__(self, name: str, store: Path, *args: str) -> None:
         folder = store.parent

@@ -7,8 +7,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from hiddenweights import __main__ as command_line
 from hiddenweights import cli
+from hiddenweights.__main__ import COMMANDS
 from hiddenweights.cells.cell import cell_epochs, run_cell
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.config import CellConfig, OptimConfig, cell_id, resolve, short_name, unflatten
@@ -173,7 +173,7 @@ def test_what_does_not_fit_the_ticket(
 
 
 def run(*args: str) -> int:
-    return cli.run(command_line.COMMANDS, "hiddenweights", ["train", "--no-track", *args])
+    return cli.run(COMMANDS, "hiddenweights", ["train", "--no-track", *args])
 
 
 def test_train_takes_a_ticket_file(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

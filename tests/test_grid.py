@@ -142,7 +142,7 @@ def test_a_searched_axis_is_a_set_of_cells_that_more_samples_extend() -> None:
 @pytest.mark.parametrize("name", experiments.SWEEPS)
 def test_a_header_says_what_it_should(name: str) -> None:
     about = experiments.sweep(name).about
-    for part in ("Claim: ", "Command: python -m sweeps launch " + name, "Cells: ", "Expect: "):
+    for part in ("Claim: ", "Command: hiddenweights sweeps launch " + name, "Cells: ", "Expect: "):
         assert f"\n{part}" in about
     (total,) = re.findall(r"^Cells: (\d+)", about, re.MULTILINE)
     assert int(total) == len(experiments.sweep(name).cells())

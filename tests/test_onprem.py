@@ -124,7 +124,9 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
     runs, cells = shared / "runs", experiments.sweep("quickstart").override(SETTINGS, AXES).cells()
     arguments = [f"--set {name}={value}" for name, value in SETTINGS.items()]
     arguments += [f"--axis {name}={','.join(map(str, values))}" for name, values in AXES.items()]
-    launch = laptop.exec(f"python -m sweeps launch quickstart --address auto {' '.join(arguments)}")
+    launch = laptop.exec(
+        f"python -m hiddenweights sweeps launch quickstart --address auto {' '.join(arguments)}"
+    )
     try:
         wait_until(lambda: len({host for host, _ in in_training(runs)}) == 2, launch, laptop.log)
         workers[0].lose()

@@ -1,4 +1,4 @@
-"""``python -m hiddenweights evaluate | info | export | diff``."""
+"""``hiddenweights evaluate | info | export | diff``."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""``python -m hiddenweights evaluate | info | export | diff``: what can be done with a ticket.
+"""``hiddenweights evaluate | info | export | diff``: what can be done with a ticket.
 
 torch is imported inside the commands: a command line that only trains or prints its help waits for it
 long enough.

@@ -1,0 +1,142 @@
+"""``hiddenweights train``: one cell by hand."""
+
+import signal
+from dataclasses import replace
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from hiddenweights.cells.cell import (
+    SUBNETWORK,
+    Record,
+    check_inputs,
+    installed_trackers,
+    run_cell,
+    stored_ticket,
+)
+from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
+from hiddenweights.config import (
+    TICKET_SUFFIX,
+    CellConfig,
+    ModelConfig,
+    cell_id,
+    resolve,
+    short_name,
+)
+from hiddenweights.errors import UserError
+
+if TYPE_CHECKING:
+    from hiddenweights.tickets.ticket import Ticket
+
+
+def train(
+    config: Annotated[CellConfig, tyro.conf.arg(name="")] = CellConfig(),  # noqa: B008 (it is frozen)
+    store: str | None = None,
+    track: bool = True,
+    patience: float = PATIENCE,
+) -> int:
+    """Train one cell, or go on with it. A finished cell is reported and not trained again.
+
+    Args:
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        track: Log to the installed trackers (W&B; offline where there is no key).
+        patience: Seconds to wait for a store that is away, read-only or full.
+    """
+    results = Store(store or default_store())
+    results.check()
+    ticket = None
+    if config.model.init_from:
+        config, ticket = _finetune(config, results)
+    config = resolve(config)
+    cell = cell_id(config)
+    console = Console(highlight=False, soft_wrap=True)
+    if result := results.result(cell):
+        console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
+        console.print(_line(result["summary"], config.train.epochs))
+        return 0
+    check_inputs(config, ticket)  # bad data is said here, before a file is written
+    results.prepare()
+    if ticket and not results.has_ticket(cell_id(ticket.config)):
+        results.add_ticket(cell_id(ticket.config), ticket.to_bytes())
+    signal.signal(signal.SIGTERM, _interrupt)
+    console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
+    done = 0
+    with _progress(console) as progress:
+        task = progress.add_task("training", total=config.train.epochs)
+
+        def show(record: Record) -> None:
+            nonlocal done
+            done = int(record["epoch"])
+            console.print(_line(record, config.train.epochs))
+            progress.update(task, completed=done)
+
+        try:
+            trackers = installed_trackers() if track else []
+            run_cell(config, results, trackers=trackers, on_record=show, patience=patience)
+        except KeyboardInterrupt:
+            console.print(f"stopped after epoch {done}; the same command goes on from there")
+            return 130
+        except Busy as error:
+            console.print(f"{error}; nothing to do")
+            return 1
+        except UserError:
+            raise
+        except Exception as error:
+            console.print(f"failed after epoch {done}: {type(error).__name__}: {error}")
+            console.print(f"the traceback is in {results.uri}/cells/{cell}/failure.json")
+            return 1
+    return 0
+
+
+def _finetune(config: CellConfig, store: Store) -> tuple[CellConfig, "Ticket"]:
+    """The config with its network as in the ticket that `model.init_from` names: a cell's, or a file."""
+    from hiddenweights.tickets.ticket import read_ticket
+
+    given = config.model
+    assert given.init_from is not None
+    file = given.init_from.endswith(TICKET_SUFFIX)
+    ticket = read_ticket(given.init_from) if file else stored_ticket(given.init_from, store)
+    cell = cell_id(ticket.config)
+    if file and store.has_ticket(cell) and stored_ticket(cell, store).record != ticket.record:
+        raise UserError(
+            f"model.init_from: {given.init_from!r} is of cell {cell}; {store.uri} has another one"
+        )
+    for name in SUBNETWORK:
+        value, found = getattr(given, name), getattr(ticket.config.model, name)
+        if value not in (getattr(ModelConfig(), name), found):
+            raise UserError(f"model.{name}: {value!r}, but the ticket has {found!r}")
+    if ":" in ticket.config.model.arch and given.arch != ticket.config.model.arch:
+        raise UserError(
+            f"model.arch: the ticket's network is code, {ticket.config.model.arch!r}, which is imported only"
+            f" if you name it, too: --model.arch {ticket.config.model.arch}"
+        )
+    settled = {name: getattr(ticket.config.model, name) for name in SUBNETWORK}
+    return replace(config, model=replace(given, **settled, init_from=cell)), ticket
+
+
+def _line(record: Record, epochs: int) -> str:
+    """One epoch as one line."""
+    words = [f"epoch {record['epoch']:>{len(str(epochs))}}/{epochs}", f"loss {record['train_loss']:.4f}"]
+    splits = [split for split in ("train", "validation", "test") if f"{split}_accuracy" in record]
+    words += [f"{split} {record[f'{split}_accuracy']:.2%}" for split in splits]
+    return "  ".join([*words, f"kept {record['kept']:.1%}", f"{record['seconds']:.2f} s"])
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("epochs, ETA"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
