@@ -4,7 +4,7 @@
 
 It needs torch, torchvision and numpy only. On one CPU thread it finds, bit for bit, the masks of the package:
 
-    python -m hiddenweights train --model.arch conv2 --model.width 0.25 --data.name cifar10
+    hiddenweights train --model.arch conv2 --model.width 0.25 --data.name cifar10
         --data.root DATA_FOLDER --data.subset 5000 --data.protocol paper --data.augment none
         --optim.batch-size 64 --train.epochs 8 --train.precision float32
 

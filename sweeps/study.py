@@ -96,7 +96,7 @@ def study_small() -> list[Arm]:
     """The smallest part of the study: Conv2, signed constant, over k, and one random mask.
 
     Claim: some subnetwork of a random network does nearly as well as the trained network.
-    Command: python -m sweeps launch study_small --set data.root=DIR
+    Command: hiddenweights sweeps launch study_small --set data.root=DIR
     Cells: 6, all 6 of them study_depth's; about 5 minutes each on one core with bfloat16.
     Expect: 41, 60, 63, 61, 46% at k = .1 .3 .5 .7 .9; 11% for the random mask.
     """
