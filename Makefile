@@ -6,7 +6,7 @@ READY := .venv/.ready
 DATA ?= data
 PRECISION ?= bfloat16
 
-.PHONY: demo test check study-small clean
+.PHONY: demo test check docs study-small clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -26,6 +26,10 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation site, in build/site; a warning is an error.
+docs: $(READY)
+	$(BIN)/python docs/site.py
 
 # The environment: the newest versions that constraints.txt names, which are those that were tested.
 $(READY): pyproject.toml constraints.txt

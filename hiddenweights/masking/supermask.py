@@ -55,8 +55,8 @@ def supermask(
         biases: "zero" (as the paper, whose networks have none), "frozen" as they are, or "trained".
         norms: affine parameters of normalisation layers: "unit" (weight 1, bias 0, frozen: the paper's
             non-affine BatchNorm) or "trained".
-        weight_seed, score_seed: seeds of the weights and the scores. A layer's draws depend on its seed
-            and its name alone.
+        weight_seed: seed of the weights. The draws of a layer depend only on the seed and its name.
+        score_seed: seed of the scores, likewise.
 
     Any other parameter (an embedding, a class token) stays frozen as it is.
 
