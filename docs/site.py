@@ -1,8 +1,9 @@
 """Build the documentation site: ``python docs/site.py`` writes build/site. A warning is an error.
 
-The pages are written for the repository, so that their links can be followed there. This script copies them to
-build/docs and rewrites each link that leaves docs/. It then leads to a page of the site or to the reference of a
-module; the link to any other file becomes plain text. Zensical builds the site from the copy, without a network.
+The pages are written for the repository, so that their links can be followed there. This script copies
+them to build/docs and rewrites each link that leaves docs/. It then leads to a page of the site or to the
+reference of a module; the link to any other file becomes plain text. Zensical builds the site from the
+copy, without a network.
 """
 
 import os
