@@ -1,4 +1,4 @@
-"""What one cell of a sweep is: a frozen, validated `CellConfig`, and the identity derived from it.
+"""The config of a cell (one training run): frozen, validated, and with an id derived from it.
 
 A field left at ``None`` is filled by `resolve` from the recipe of its method and architecture.
 `cell_id` hashes the resolved config's non-default fields, so adding a field with a default keeps
@@ -57,39 +57,39 @@ Scalar = str | int | float | bool | None
 
 
 class Field(NamedTuple):
-    """What is known of one leaf field: the types it may have, its choices, whether it is identity."""
+    """A leaf field: its allowed types, its choices, and whether it is part of the cell's id."""
 
     types: tuple[type, ...]
     choices: tuple[str, ...]
     identity: bool
 
 
-# Marks a field that says where or how fast a cell is computed, not what is computed.
+# Marks a field that affects where or how fast a cell is computed, but not its result.
 RUNTIME = {"identity": False}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelConfig:
-    """The network and how its subnetwork is found."""
+    """The network and the method that finds its subnetwork."""
 
     arch: str = "conv4"
-    """Network: linear, fc, conv2/4/6/8, resnet18/34/50/101, torchvision/NAME, or module:callable."""
+    """Network: linear, fc, conv2/4/6/8, resnet18/34/50/101, torchvision/NAME, or your own module:callable."""
     width: float = 1.0
-    """Multiplier of every hidden channel count (never of the input or the classes)."""
+    """Factor by which the number of channels of every hidden layer is multiplied."""
     method: Method = "edge_popup"
-    """How the subnetwork is found; `dense` trains all weights, `finetune` those of a found subnetwork."""
+    """How to find the subnetwork. `dense` trains all weights, `finetune` those of a found subnetwork."""
     k: float | None = 0.5
-    """Fraction of weights kept, in (0, 1]. Dense keeps all; for `sampled` it is an output, not an input."""
+    """Fraction of the weights that is kept, in (0, 1]. `dense` keeps all; `sampled` learns the fraction."""
     selection: Selection = "layer"
-    """Keep the top k of each layer (the paper) or of the whole network together."""
+    """Select the top k in each layer (as in the paper), or in all layers together (`global`)."""
     distribution: Distribution | None = None
-    """Weight distribution. Unset: signed_constant, or kaiming_normal for dense and biprop."""
+    """Weight distribution. If not given: kaiming_normal for dense and biprop, else signed_constant."""
     scaled: bool = False
     """Multiply the weights' standard deviation by sqrt(1/k) (paper, section 4.1)."""
     init_from: str | None = None
-    """The cell whose found subnetwork is trained (`finetune`); `train` takes a .ticket file, too."""
+    """For `finetune`: the id of the cell whose subnetwork is trained, or (`train` only) a .ticket file."""
     init_mask: InitMask = "found"
-    """`shuffled` trains as many weights of each layer, at random places: the control of `finetune`."""
+    """For `finetune`: the mask of the ticket, or a random one of the same size as control (`shuffled`)."""
 
     def __post_init__(self) -> None:
         _check_types(self, "model")
@@ -117,23 +117,23 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataConfig:
-    """The images, and which of them train, validate and test."""
+    """The images, and their split into training, validation and test images."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or folder:NAME for an image folder."""
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or folder:NAME for a folder of images."""
     root: str = field(default="data", metadata=RUNTIME)
-    """Folder of the data, in torchvision's layout; a folder:NAME set has train/ and test/ (or val/) in it."""
+    """Folder of the data, in torchvision's layout. For folder:NAME it contains train/ and test/ (or val/)."""
     protocol: Protocol = "validation"
-    """`validation` holds out part of the training images; `paper` trains on all of them."""
+    """`validation` holds out some training images; `paper` trains on all of them, as the paper did."""
     validation: float = 0.1
-    """Fraction of the training images held out under the validation protocol, in (0, 1)."""
+    """Fraction of the training images that the protocol `validation` holds out, in (0, 1)."""
     subset: int | None = None
-    """Train on this many images only (before the validation split); unset: all."""
+    """Use only this many training images, including those held out. If not given: all."""
     augment: Augment | None = None
-    """Training augmentation. `resized_crop_flip` is ImageNet's, for image folders, and also tests as is usual
-    there. Unset: crop_flip for CIFAR and image folders, none for the rest."""
+    """Augmentation of the training images. If not given: crop_flip for CIFAR and image folders, else none.
+    resized_crop_flip is ImageNet's, for image folders; test images are then cropped as is usual there."""
     image_size: int | None = None
-    """Side in pixels to which the images of a folder are resized; unset: 224."""
+    """Side in pixels to which the images of a folder are resized. If not given: 224."""
 
     def __post_init__(self) -> None:
         _check_types(self, "data")
@@ -165,22 +165,22 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """The optimiser. Everything unset comes from the recipe of (method, architecture)."""
+    """The optimiser. Settings that are not given come from the recipe of the method and the network."""
 
     optimizer: Optimizer | None = None
-    """sgd or adam. Unset: sgd. For dense networks the choice picks the paper's matching recipe."""
+    """sgd or adam. If not given: sgd. The choice also selects the recipe of a dense network."""
     lr: float | None = None
     """Learning rate after warm-up."""
     weight_decay: float | None = None
-    """Weight decay, of the scores where scores are trained."""
+    """Weight decay of the trained parameters: the scores, or the weights for dense and finetune."""
     momentum: float | None = None
-    """Momentum of SGD."""
+    """Momentum of SGD, in [0, 1)."""
     batch_size: int | None = None
-    """Images a step."""
+    """Batch size."""
     schedule: Schedule | None = None
-    """cosine decays to zero over the epochs, stepping once an epoch; constant stays."""
+    """Learning-rate schedule, applied once per epoch: cosine decays to zero, constant does not change."""
     warmup_epochs: int | None = None
-    """Epochs of linear warm-up before the schedule."""
+    """Number of epochs of linear warm-up before the schedule."""
     label_smoothing: float | None = None
     """Label smoothing of the training loss, in [0, 1)."""
 
@@ -202,18 +202,18 @@ class OptimConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainConfig:
-    """How long and on what hardware."""
+    """Duration, precision and hardware."""
 
     epochs: int = 100
-    """Passes over the training images."""
+    """Number of passes over the training images."""
     precision: Precision = "auto"
-    """Arithmetic of the network (scores and selection are always float32). auto: bfloat16 where the device
-    computes it natively, else float32; the records say which. auto is an identity of its own: name one of the
-    two for cells that are to agree between machines of both kinds."""
+    """Precision of the network; scores and their selection are always float32.
+    auto is bfloat16 if the device computes it natively, else float32. It is part of the run's id.
+    Set float32 or bfloat16 explicitly to get the same run on machines of both kinds."""
     device: str = field(default="auto", metadata=RUNTIME)
-    """cpu, cuda, cuda:N, or auto: cuda where there is one."""
+    """cpu, cuda, cuda:N, or auto (cuda if available)."""
     threads: int = field(default=1, metadata=RUNTIME)
-    """CPU threads. Results repeat bit for bit between runs with equal counts."""
+    """Number of CPU threads. Results repeat bit for bit only between equal numbers."""
 
     def __post_init__(self) -> None:
         _check_types(self, "train")
@@ -226,14 +226,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SeedsConfig:
-    """The three seeds one by one, where they are to differ from `seed`."""
+    """Separate seeds. A seed that is not given equals `seed`."""
 
     weights: int | None = None
-    """Seed of the frozen weights."""
+    """Seed of the random weights."""
     scores: int | None = None
-    """Seed of the scores."""
+    """Seed of the initial scores."""
     data: int | None = None
-    """Seed of the validation split, the order of the images and their augmentation."""
+    """Seed of the validation split, and of the order and augmentation of the images."""
 
     def __post_init__(self) -> None:
         _check_types(self, "seeds")
@@ -244,7 +244,7 @@ class SeedsConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CellConfig:
-    """One cell of a sweep: everything that decides its result, and a little about where it runs."""
+    """One cell (training run): all settings that affect its result, and a few about where it runs."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -252,7 +252,7 @@ class CellConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     seeds: SeedsConfig = field(default_factory=SeedsConfig)
     seed: int = 0
-    """Sets the seeds of weights, scores and data together."""
+    """Seed of the weights, the scores and the data."""
 
     def __post_init__(self) -> None:
         _check_types(self, "")

@@ -1,1 +1,1 @@
-"""What `supermask(model)` needs, and nothing else: plain arguments and tensors, no config object, no file."""
+"""The method: everything that `supermask(model)` needs. Plain arguments and tensors, no configs, no files."""

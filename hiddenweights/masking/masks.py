@@ -1,7 +1,7 @@
-"""Masks over frozen weights: which are kept, and how the scores behind them learn.
+"""Masks: how the scores of a layer select the weights that it keeps, and how the scores are trained.
 
-A `Mask` is a parametrization (`torch.nn.utils.parametrize`): it holds one layer's scores and turns the
-frozen weight into the effective one. A new method is one subclass with an entry in `METHODS`.
+A `Mask` is a parametrization (`torch.nn.utils.parametrize`). It holds the scores of one layer and turns the
+frozen weight into the effective weight. A new method is one subclass with an entry in `METHODS`.
 """
 
 from collections.abc import Sequence
@@ -18,26 +18,29 @@ from hiddenweights.masking.weights import draw_weights
 
 
 def kept_count(k: float, n: int) -> int:
-    """How many of n weights the fraction k keeps: max(1, round(k * n)).
+    """The number of weights that are kept if the fraction k of n is kept: max(1, round(k * n)).
 
-    The paper's public code drops int((1 - k) * n) instead, which float arithmetic makes one more or
-    less now and then (int((1 - 0.9) * 1000) is 99): at most one weight a layer.
+    The paper's public code drops int((1 - k) * n) instead. Float rounding makes this one too few now and
+    then, at most one weight per layer: int((1 - 0.9) * 1000) is 99.
     """
     return max(1, round(k * n))
 
 
 def top_k_mask(scores: Tensor, kept: int) -> Tensor:
-    """1 where |score| is among the `kept` largest of the tensor, else 0; shape and dtype of `scores`.
+    """1 if |score| is among the `kept` largest of the tensor, else 0; shape and dtype of `scores`.
 
-    Exactly `kept` ones. Among equal magnitudes the first in row-major order are kept, whatever the
-    memory format. The gradient goes straight through to |score|: d/ds = sign(s) * d/dmask for every
-    edge, kept or not (paper, section 3).
+    There are exactly `kept` ones. Among equal magnitudes the first in row-major order are kept, in any
+    memory format. The gradient passes straight through to |score|: d/ds = sign(s) * d/dmask for every
+    weight, kept or not (paper, section 3).
     """
     return keep_largest(torch.ones_like(scores), scores, kept)
 
 
 def _computed_in(weight: Tensor) -> torch.dtype:
-    """The dtype in which a layer computes with `weight`: autocast's, which saves it a pass to cast it."""
+    """The dtype that the layer computes in.
+
+    Under autocast we produce the masked weight in it directly, so that the layer does not cast it again.
+    """
     kind = weight.device.type
     if weight.dtype == torch.float32 and torch.is_autocast_enabled(kind):
         return torch.get_autocast_dtype(kind)
@@ -46,7 +49,7 @@ def _computed_in(weight: Tensor) -> torch.dtype:
 
 @dataclass(frozen=True)
 class Layer:
-    """Where a layer's random numbers come from, for methods that draw more of them in training."""
+    """The origin of a layer's random numbers, for methods that draw new ones during training."""
 
     name: str
     seed: int
@@ -57,8 +60,9 @@ class Layer:
 class Group:
     """The masks of a network that share one selection: the top k over all of their scores together.
 
-    A pre-hook of the network calls `hold` and a hook `release`, so that a forward pass selects once.
-    Outside of one (a submodule called alone, recomputation in the backward pass) each mask asks anew.
+    A forward pre-hook of the network calls `hold` and a forward hook calls `release`, so that a forward pass
+    selects once. Outside a forward pass of the whole network (a submodule is called alone, or recomputed in
+    the backward pass) each mask selects again. The hook runs after an exception, too.
     """
 
     def __init__(self, masks: list["Mask"], k: float) -> None:
@@ -66,13 +70,13 @@ class Group:
         self.kept = kept_count(k, sum(mask.scores.numel() for mask in masks))
 
     def select(self) -> list[Tensor]:
-        """Each layer's mask, of the shape of its weight, in the order of `masks`."""
+        """The mask of each layer, of the shape of its weight, in the order of `masks`."""
         chosen = top_k_mask(torch.cat([mask.scores.flatten() for mask in self.masks]), self.kept)
         parts = chosen.split([mask.scores.numel() for mask in self.masks])
         return [part.view(mask.scores.shape) for part, mask in zip(parts, self.masks, strict=True)]
 
     def hold(self, *_: Any) -> None:
-        """Select now, and let every mask use the outcome until `release`."""
+        """Select now, and let every mask use the result until `release`."""
         for mask, chosen in zip(self.masks, self.select(), strict=True):
             mask.chosen = chosen
 
@@ -83,17 +87,17 @@ class Group:
 
 
 class Together:
-    """The masks of a network that select each for itself, all in one call before a forward pass.
+    """The masks of a network that each select for themselves, made in one call before a forward pass.
 
-    `hold` and `release` are hooks, as those of a `Group`. `chains` are torch's chains of parametrizations,
-    which have the weights; their first are `EdgePopup`s.
+    `hold` and `release` are hooks, as in `Group`. `chains` are torch's lists of parametrizations. They hold
+    the weights, and the first entry of each is an `EdgePopup`.
     """
 
     def __init__(self, chains: Sequence[Any]) -> None:
         self.chains = chains
 
     def hold(self, *_: Any) -> None:
-        """Make the effective weights now, and let every mask give its own until `release`."""
+        """Compute the effective weights now, and let every mask return its own until `release`."""
         masks = [chain[0] for chain in self.chains]
         weights = [chain.original for chain in self.chains]
         effective = keep_largest_each(
@@ -112,15 +116,15 @@ class Together:
 
 
 class Mask(nn.Module):
-    """One layer's scores, and the effective weight made of them. Subclasses say how.
+    """The scores of one layer, and the effective weight computed from them. Subclasses say how.
 
     `scores` has the shape of the weight and is float32; `k` is the fraction kept, in (0, 1].
     """
 
     selects_globally = True
-    """Whether the method chooses a given k by score, so that selection may be global."""
+    """Whether the method keeps a given k by score. Only then can the selection be global."""
     redraws = False
-    """Whether the method replaces weights in training; else they never change."""
+    """Whether the method replaces weights during training. For other methods they never change."""
 
     def __init__(self, scores: Tensor, k: float, layer: Layer) -> None:
         super().__init__()
@@ -128,7 +132,7 @@ class Mask(nn.Module):
         self.kept = kept_count(k, scores.numel())
         self.layer = layer
         self.group: Group | None = None  # under global selection
-        self.chosen: Tensor | None = None  # what the group selected, during a forward pass
+        self.chosen: Tensor | None = None  # the mask selected by the group, during a forward pass
 
     def mask(self) -> Tensor:
         """The layer's mask of 0 and 1, float32, differentiable in the scores; shape of the weight."""
@@ -150,7 +154,7 @@ class EdgePopup(Mask):
     """Keep the top k by |score|, learn the scores straight through (Ramanujan et al. 2020)."""
 
     effective: Tensor | None = None
-    """What `Together` made of the weight, during a forward pass."""
+    """The effective weight computed by `Together`, during a forward pass."""
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.effective is not None:
@@ -161,7 +165,7 @@ class EdgePopup(Mask):
 
 
 class RandomMask(EdgePopup):
-    """A fixed random mask of the same k: the control arm. Nothing learns."""
+    """A fixed random mask with the same k: the control arm. Nothing is trained."""
 
     def __init__(self, scores: Tensor, k: float, layer: Layer) -> None:
         super().__init__(scores, k, layer)
@@ -169,10 +173,10 @@ class RandomMask(EdgePopup):
 
 
 class Sampled(Mask):
-    """Keep each weight with probability sigmoid(score), drawn afresh at every forward pass.
+    """Keep each weight with probability sigmoid(score), drawn again in every forward pass.
 
     Zhou et al., "Deconstructing Lottery Tickets" (NeurIPS 2019). The gradient goes straight through
-    the draw to the probability. Draws come from torch's generator; evaluation draws, too.
+    the draw to the probability. Draws come from torch's generator, also in evaluation.
     """
 
     selects_globally = False
@@ -184,7 +188,7 @@ class Sampled(Mask):
 
 
 class IteRand(EdgePopup):
-    """Edge-popup that, every `period` steps, redraws each unkept weight with chance `rate`.
+    """Edge-popup that redraws, every `period` steps, each dropped weight with probability `rate`.
 
     Chijiwa et al., "Pruning Randomly Initialized Neural Networks with Iterative Randomization"
     (NeurIPS 2021), with the values of their CIFAR-10 experiments: K_per = 300 and r = 0.1.
@@ -209,17 +213,17 @@ class IteRand(EdgePopup):
 
 
 class Biprop(Mask):
-    """Edge-popup over binarised weights: alpha * sign(w) where kept, alpha the mean |w| of the kept.
+    """Edge-popup over binary weights: alpha * sign(w) if kept, with alpha the mean |w| of the kept weights.
 
-    Diffenderfer & Kailkhura, "Multi-Prize Lottery Ticket Hypothesis" (ICLR 2021). The gain is a
-    constant to the gradient, d/ds = sign(s) * alpha * sign(w) * d/dw_eff. (Their public code puts |w|
-    for alpha there.) Over weights of one magnitude this is edge-popup itself.
+    Diffenderfer & Kailkhura, "Multi-Prize Lottery Ticket Hypothesis" (ICLR 2021). The gradient treats the
+    gain alpha as a constant: d/ds = sign(s) * alpha * sign(w) * d/dw_eff. (Their public code uses |w| instead
+    of alpha there.) If all weights have the same magnitude, this is edge-popup.
     """
 
     def forward(self, weight: Tensor) -> Tensor:
         mask = self.mask()
         kept = mask.detach()
-        # Global selection may leave a layer without any: then the gain is 0, not 0/0.
+        # Global selection may leave a layer without kept weights. The gain is then 0, not 0/0.
         gain = (weight.abs() * kept).sum() / kept.sum().clamp(min=1)
         return (mask * (gain * weight.sign())).to(weight.dtype)
 

@@ -1,11 +1,11 @@
-"""Random numbers that mean the same on every machine and in every version.
+"""Random numbers that are the same on every machine and with every library version.
 
 A stream is Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011),
 a counter-based generator: block number c of key K is a fixed function of (c, K). The key is the
-first 128 bits, little-endian, of SHA-256 over the seed and the purpose, joined by "/"; blocks start
-at counter 1, four 64-bit words each. Everything below is defined on those words, not on a library's
-sampling routines, whose results may change between releases. Only `normals` rounds (log, cos and sin
-of the platform): there, and only there, two machines may differ in a last bit.
+first 128 bits, little-endian, of SHA-256 over the seed and the purpose, joined by "/". Blocks start
+at counter 1 and have four 64-bit words each. All functions below are defined on these words, not on the
+sampling routines of a library, whose results may change between releases. Only `normals` depends on the
+platform (its log, cos and sin): two machines may differ there in the last bit.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ Stream = np.random.Philox
 
 
 def stream(seed: int, *purpose: str | int) -> Stream:
-    """The stream of `seed` for one purpose, say ``stream(0, "weights", "convs.0.weight")``.
+    """The stream of `seed` for one purpose, for example ``stream(0, "weights", "convs.0.weight")``.
 
-    Streams of different seeds or purposes are independent: adding a layer changes no other layer.
+    Streams with different seeds or purposes are independent, so adding a layer changes no other layer.
     """
     text = "/".join(str(part) for part in (seed, *purpose))
     return np.random.Philox(key=int.from_bytes(hashlib.sha256(text.encode()).digest()[:16], "little"))
@@ -36,12 +36,12 @@ def halves(source: Stream, n: int) -> NDArray[np.uint32]:
 
 
 def uniforms(source: Stream, n: int) -> NDArray[np.float32]:
-    """n float32 in [0, 1), shape (n,): the upper 24 bits of a 32-bit word, times 2^-24. Exact."""
+    """n float32 in [0, 1), shape (n,): the upper 24 bits of a 32-bit word times 2^-24, without rounding."""
     return (halves(source, n) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def signs(source: Stream, n: int) -> NDArray[np.float32]:
-    """n float32 that are -1 or +1 with equal chance, shape (n,): bit set means -1, lowest bit first."""
+    """n float32, -1 or +1 with equal probability, shape (n,). A set bit gives -1; lowest bit first."""
     bits = np.unpackbits(words(source, (n + 63) // 64).astype("<u8").view(np.uint8), bitorder="little")[:n]
     return 1 - 2 * bits.astype(np.float32)
 
@@ -49,8 +49,9 @@ def signs(source: Stream, n: int) -> NDArray[np.float32]:
 def normals(source: Stream, n: int) -> NDArray[np.float32]:
     """n float32 from N(0, 1), shape (n,), by Box and Muller's transform in float64.
 
-    The first half of the words gives radii from 1 - u (so that log never sees zero), the second half
-    angles; u are the upper 53 bits times 2^-53. Cosines fill the first half of the result.
+    Let u be the upper 53 bits of a word times 2^-53. The first half of the words gives the radii, from
+    1 - u so that log is never called with zero; the second half gives the angles. The values with cosine
+    fill the first half of the result, those with sine the second.
     """
     pairs = (n + 1) // 2
     u = (words(source, 2 * pairs) >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -59,5 +60,5 @@ def normals(source: Stream, n: int) -> NDArray[np.float32]:
 
 
 def permutation(source: Stream, n: int) -> NDArray[np.int64]:
-    """A random order of 0..n-1, shape (n,): the stable sort of n words."""
+    """A random order of 0..n-1, shape (n,): the positions that a stable sort of n words gives."""
     return np.argsort(words(source, n), kind="stable")

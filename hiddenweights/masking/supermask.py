@@ -1,4 +1,4 @@
-"""`supermask(model)`: any `nn.Module` becomes a frozen random network with a learnable mask per layer."""
+"""`supermask(model)` turns any `nn.Module` into a frozen random network with a learnable mask per layer."""
 
 import warnings
 from collections.abc import Iterator
@@ -40,32 +40,32 @@ def supermask(
 ) -> nn.Module:
     """Freeze `model`'s weights at random values and give each layer a mask to learn; returns `model`.
 
-    Masked are the weights of every Linear and convolution (first and last layer included) and the input
-    projections of `nn.MultiheadAttention`. The scores are the only parameters left to train; `model`
-    itself stays what it was, its `weight` attributes now yield the effective weights. Paper: Ramanujan
-    et al. 2020, section 3.
+    The masks cover the weights of every Linear and convolution layer, including the first and the last, and
+    the input projections of `nn.MultiheadAttention`. The scores become the only trainable parameters.
+    `model` remains the same module; its `weight` attributes now return the effective (masked) weights.
+    Paper: Ramanujan et al. 2020, section 3. Any other parameter (an embedding, a class token) is frozen at
+    its present value.
 
     Args:
-        model: changed in place.
+        model: the module, changed in place.
         k: fraction of weights kept, in (0, 1].
         method: a name of `METHODS`, or a subclass of `Mask`.
-        distribution: of the frozen weights; None keeps the values the model has.
+        distribution: distribution of the frozen weights. None keeps the present values of the model.
         scaled: multiply the weights' standard deviation by sqrt(1/k).
         selection: keep the top k of each layer, or of all masked weights together.
-        biases: "zero" (as the paper, whose networks have none), "frozen" as they are, or "trained".
-        norms: affine parameters of normalisation layers: "unit" (weight 1, bias 0, frozen: the paper's
-            non-affine BatchNorm) or "trained".
+        biases: "zero" (the paper's networks have none), "frozen" at their present values, or "trained".
+        norms: the affine parameters of normalisation layers: "unit" (frozen at weight 1 and bias 0, like
+            the paper's non-affine BatchNorm) or "trained".
         weight_seed: seed of the weights. The draws of a layer depend only on the seed and its name.
         score_seed: seed of the scores, likewise.
 
-    Any other parameter (an embedding, a class token) stays frozen as it is.
-
     Raises:
-        UserError: no maskable weight; a layer that is parametrized already, is lazy and without a shape,
-            or shares its weight with another; k outside (0, 1]; an unknown choice; a combination that
-            has no meaning.
+        UserError: the model has no weight that a mask can cover; a layer is already parametrized, is lazy
+            and has no shape yet, or shares its weight with another layer; k lies outside (0, 1]; a choice
+            is unknown; a combination has no meaning.
+
     Warns:
-        UserWarning: once, naming the layers that keep a single weight of several.
+        UserWarning: k is so small that some layers keep a single weight. The warning names them.
     """
     mask_type = _mask_type(method)
     if not 0 < k <= 1:
@@ -92,7 +92,7 @@ def supermask(
             set_weights(weight, name, distribution, weight_seed, scaled_for_k)
         scores = draw_scores(weight.shape, stream(score_seed, "scores", name)).to(weight.device)
         layer = Layer(name, weight_seed, distribution, scaled_for_k)
-        # unsafe: without torch's trial run of the mask, which costs time and, for `sampled`, random numbers
+        # unsafe=True skips torch's trial run of the mask, which takes time and, for `sampled`, random numbers
         parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer), unsafe=True)
     _warn_of_single_weights(model, selection)
     if selection == "global":
@@ -106,11 +106,11 @@ def supermask(
 
 
 def select_together(network: nn.Module) -> None:
-    """Let a supermask `network` make all its masked weights in one call before each forward pass.
+    """Compute all masked weights of a supermask `network` in one call before each forward pass.
 
-    The results are the same; a step of the digits' small networks takes a seventh less time. Not for
-    networks that recompute parts in the backward pass (`torch.utils.checkpoint`), where no forward pass of
-    the whole precedes. Does nothing where the selection is global, or the method no edge-popup.
+    The results are the same; a step of small networks takes about 15% less time. Do not use it with
+    activation checkpointing (`torch.utils.checkpoint`), which runs submodules without a forward pass of the
+    whole network. No effect for global selection and for methods other than edge-popup.
     """
     chains = list(_mask_chains(network))
     alone = all(chain[0].group is None and type(chain[0]).forward is EdgePopup.forward for chain in chains)
@@ -121,9 +121,9 @@ def select_together(network: nn.Module) -> None:
 
 
 def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
-    """(owner, attribute, dotted name) of every weight that a mask can cover, in the model's order.
+    """(owner, attribute, dotted name) of every weight that a mask can cover, in the order of the model.
 
-    Raises `UserError` when there is none, when one is parametrized already, or shared by two layers.
+    Raises `UserError` if there is none, if one is already parametrized, or if two layers share one.
     """
     found: list[tuple[nn.Module, str, str]] = []
     owner_of: dict[int, str] = {}
@@ -148,14 +148,14 @@ def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
 def set_weights(
     weight: nn.Parameter, name: str, distribution: Distribution, seed: int, scaled_for_k: float | None = None
 ) -> None:
-    """Fill `weight`, named `name` in its model, with the values that `seed` gives it, in place."""
+    """Fill `weight` in place with the values that `seed` gives to a layer with this `name`."""
     drawn = draw_weights(weight.shape, distribution, stream(seed, "weights", name), scaled_for_k=scaled_for_k)
     with torch.no_grad():
         weight.copy_(drawn)
 
 
 def masks_of(network: nn.Module) -> dict[str, Mask]:
-    """The `Mask` modules of a supermask network by the name of their weight, in the model's order.
+    """The `Mask` modules of a supermask network by the names of their weights, in the order of the model.
 
     Empty for a plain network.
     """
@@ -163,13 +163,13 @@ def masks_of(network: nn.Module) -> dict[str, Mask]:
 
 
 def frozen_weights(network: nn.Module) -> dict[str, Tensor]:
-    """The weights behind the masks, by name, in the model's order, each of its layer's shape."""
+    """The weights behind the masks by name, in the order of the model. Each has the shape of its layer."""
     return {chain[0].layer.name: chain.original for chain in _mask_chains(network)}
 
 
 @torch.no_grad()
 def current_masks(network: nn.Module) -> dict[str, Tensor]:
-    """Each layer's mask as bool, by the name of its weight; for `sampled`, one fresh draw."""
+    """The mask of each layer as bool, by the name of its weight. For `sampled`: one new draw."""
     masks = masks_of(network)
     groups = {id(mask.group): mask.group for mask in masks.values() if mask.group is not None}
     try:
@@ -182,7 +182,7 @@ def current_masks(network: nn.Module) -> dict[str, Tensor]:
 
 
 def _mask_chains(network: nn.Module) -> Iterator[Any]:
-    """The parametrizations (torch's chains of them) that begin with a `Mask`."""
+    """The parametrizations (torch's lists of them) whose first entry is a `Mask`."""
     for module in network.modules():
         if parametrize.is_parametrized(module):
             chains = module.parametrizations.values()  # type: ignore[operator]
@@ -200,7 +200,7 @@ def _maskable(module: nn.Module) -> list[str]:
 
 @torch.no_grad()
 def _freeze(model: nn.Module, masked: set[int], biases: Biases, norms: Norms) -> None:
-    """Freeze every parameter, then set and release biases and norms as asked."""
+    """Freeze every parameter, then set biases and norms, and make them trainable if asked."""
     model.requires_grad_(False)
     for module in model.modules():
         if isinstance(module, _NORMS):

@@ -1,7 +1,7 @@
 """Weight distributions and score initialisation: pure functions of (shape, k, stream).
 
-Paper: Ramanujan et al. 2020, section 4.1 and appendix. Fans are counted as torch does:
-fan_in = prod(shape[1:]), fan_out = shape[0] * prod(shape[2:]); for grouped convolutions, a group's.
+Paper: Ramanujan et al. 2020, section 4.1 and appendix. Fans are counted as in torch:
+fan_in = prod(shape[1:]), fan_out = shape[0] * prod(shape[2:]). Grouped convolutions count one group.
 """
 
 import math
@@ -27,7 +27,7 @@ def _ones(_: Stream, n: int) -> NDArray[np.float32]:
     return np.ones(n, np.float32)
 
 
-# Each distribution: a draw of unit scale, and that scale as a function of (fan_in, fan_out).
+# Per distribution: a function that draws with unit scale, and the scale as a function of (fan_in, fan_out).
 DISTRIBUTIONS: dict[Distribution, tuple[Draw, Callable[[int, int], float]]] = {
     "signed_constant": (signs, lambda fan_in, _: math.sqrt(2 / fan_in)),
     "unsigned_constant": (_ones, lambda fan_in, _: math.sqrt(2 / fan_in)),
@@ -45,7 +45,7 @@ def draw_weights(
     """Random weights of one layer: float32 of `shape` (out, in / groups, *kernel), on the CPU.
 
     With `scaled_for_k` = k the standard deviation is multiplied by sqrt(1/k), which restores the
-    variance of the pre-activations when only a fraction k of the weights is kept (paper, section 4.1).
+    variance of the pre-activations if only a fraction k of the weights is kept (paper, section 4.1).
     Raises `UserError` for an unknown distribution.
     """
     if distribution not in DISTRIBUTIONS:
