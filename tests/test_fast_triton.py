@@ -11,10 +11,14 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="no Triton for this machine"
 )
 
-# Triton reads its mode when the kernels are defined, so that each has a process of its own.
-INTERPRETED = """
+# Triton reads its mode when the kernels are defined, so that each program below has a process of its own.
+COMMON = """
+import itertools
 import torch
-from hiddenweights.masking.topk_triton import keep_largest, supports
+from hiddenweights.masking import topk, topk_triton as kernels
+from hiddenweights.masking.topk import Memory
+
+CHANNELS_LAST = torch.channels_last
 
 def sorted_way(values, scores, kept):
     order = torch.sort(scores.abs().flatten(), descending=True, stable=True).indices[:kept]
@@ -22,6 +26,22 @@ def sorted_way(values, scores, kept):
     mask[order] = True
     return torch.where(mask.view(scores.shape), values, 0.0)
 
+def check(layers, memory=None, dtype=torch.float32):
+    values, scores, kept = zip(*layers)
+    assert kernels.supports(values, scores)
+    results = kernels.keep_largest(values, scores, kept, dtype, memory)
+    for result, (v, s, count) in zip(results, layers, strict=True):
+        assert result.dtype == dtype and result.stride() == v.stride()
+        assert torch.equal(result, sorted_way(v, s, count).to(dtype)), (v.shape, count)
+    return results
+
+launched = []
+launch = kernels._launch
+kernels._launch = lambda kernel, *rest, **more: (launched.append(kernel), launch(kernel, *rest, **more))
+torch.manual_seed(0)
+"""
+
+SELECTION = """
 SCORES = {
     "normal": lambda n: torch.randn(n),
     "coarse": lambda n: (torch.randn(n) * 10).round() / 10,
@@ -29,27 +49,117 @@ SCORES = {
     "all equal": lambda n: torch.where(torch.rand(n) < 0.5, -0.3, 0.3),
     "infinite and tiny": lambda n: torch.where(torch.rand(n) < 0.3, torch.inf, torch.randn(n) * 1e-40),
 }
+for make in SCORES.values():
+    sizes = [(n, kept) for n in (1, 300, 4097) for kept in sorted({1, max(1, n // 3), n})]
+    check([(torch.randn(n), make(n), kept) for n, kept in sizes])
+layers = []
+for layout, shape in itertools.product((torch.contiguous_format, CHANNELS_LAST),
+                                       ((6, 5, 3, 3), (40, 50, 3, 2), (7, 3, 1, 1))):
+    values, scores = torch.randn(shape), torch.randint(-3, 4, shape).float()
+    layers.append((*(x.contiguous(memory_format=layout) for x in (values, scores)), scores.numel() // 2))
+memory = Memory()
+check(layers, memory, torch.float16)
+check(layers, memory)
+a, b = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2).contiguous(memory_format=CHANNELS_LAST)
+assert not kernels.supports([a], [b]) and not kernels.supports([a], [a.double()])
+assert not kernels.supports([a.mT], [a.mT]) and not kernels.supports([a], [torch.zeros(25)[1:].view(a.shape)])
+print("agrees")
+"""
 
-def check(values, scores, kept, dtype=torch.float32):
-    result = keep_largest(values, scores, kept, dtype)
-    assert supports(values, scores)
-    assert result.dtype == dtype and result.stride() == values.stride()
-    assert torch.equal(result, sorted_way(values, scores, kept).to(dtype)), (values.shape, kept)
+BRACKETS = """
+def bits(x): return torch.tensor(x, dtype=torch.float32).view(torch.int32).item()
+scores = torch.where(torch.rand(5000) < 0.2, 0.7, torch.randn(5000))  # the threshold, 0.7, has 1,000 equals
+kept, top = int((scores.abs() > 0.7).sum()) + 100, 2**31 - 1
+brackets = {
+    "empty": (9, 8), "zero": (0, 0), "all": (0, top), "negative": (-5, -3), "from below": (-(2**31), top),
+    "infinite": (bits(torch.inf), bits(torch.inf)), "nan": (bits(torch.nan), bits(torch.nan)),
+    "up to nan": (bits(0.6), bits(torch.nan)), "too low": (bits(0.5), bits(0.6)),
+    "too high": (bits(0.8), bits(0.9)), "exact": (bits(0.7), bits(0.7)), "right": (bits(0.6), bits(0.8)),
+    "half of the equals": (bits(0.69), bits(0.7) - 1),
+}
+layers = [(torch.randn(5000), scores, kept)] * len(brackets)
+memory = Memory()
+check(layers, memory)
+room = memory.room
+places = [tensor.data_ptr() for tensor in (room.state, room.bins, room.candidates)]
+before = room.misses()
+room.state[:2, : len(layers)] = torch.tensor([*brackets.values()]).T
+check(layers, memory)
+missed = {name for name, a, b in zip(brackets, before, room.misses()) if b > a}
+assert missed == set(brackets) - {"all", "from below", "up to nan", "exact", "right"}, missed
+assert not room.bins.any() and not room.state[3:6].any()  # left as the next call wants them
+before = room.misses()
+check([(v, s * 1.00001, k) for v, s, k in layers], memory)
+assert room.misses() == before  # brackets made of the last selection hold the next
+assert places == [tensor.data_ptr() for tensor in (memory.room.state, room.bins, room.candidates)]
+print("agrees")
+"""
 
-torch.manual_seed(0)
-for n in (1, 2, 300, 4097):
-    for make in SCORES.values():
-        for kept in {1, max(1, n // 3), n}:
-            check(torch.randn(n), make(n), kept)
-check(torch.randn(100_000), torch.randn(100_000), 30_000, torch.float16)
-check(torch.randn(100_000), torch.ones(100_000), 77_777)
-for layout in (torch.contiguous_format, torch.channels_last):
-    for shape in ((6, 5, 3, 3), (40, 50, 3, 2), (7, 3, 1, 1)):
-        values, scores = torch.randn(shape), torch.randint(-3, 4, shape).float()
-        kept = scores.numel() // 2
-        check(*(x.contiguous(memory_format=layout) for x in (values, scores)), kept)
-a, b = torch.randn(2, 3, 2, 2), torch.randn(2, 3, 2, 2).contiguous(memory_format=torch.channels_last)
-assert not supports(a, b) and not supports(a, a.double()) and not supports(a.mT, a.mT)
+LAUNCHES = """
+from hiddenweights.models import build_network
+from hiddenweights.masking.supermask import weight_layers
+for arch, count in (("conv4", 7), ("resnet18", 21)):
+    network = build_network(arch, channels=3, image_size=32, classes=10, width=0.05)
+    weights = [getattr(owner, name).detach() for owner, name, _ in weight_layers(network)]
+    assert len(weights) == count
+    layers, memory = [(w, torch.randn(w.shape), (w.numel() + 1) // 2) for w in weights], Memory()
+    for first in (True, False):
+        launched.clear()
+        check(layers, memory)
+        assert len(launched) == 4
+        assert memory.room.misses() == [1] * count  # so that later on, two of the four return at once
+    launched.clear()
+    kernels.straight_through(weights, weights, [s for _, s, _ in layers])
+    assert len(launched) == 1
+print("agrees")
+"""
+
+GRADIENT = """
+shapes = [(300,), (40, 5, 3, 3), (6, 5, 3, 3), (7,)]
+for dtype in (torch.float32, torch.bfloat16):
+    values, scores, grads = ([torch.randn(shape) for shape in shapes] for _ in range(3))
+    scores[0][:100] = 0
+    scores[1] = scores[1].contiguous(memory_format=CHANNELS_LAST)
+    grads = [grad.to(dtype) for grad in grads]
+    grads[2] = grads[2].contiguous(memory_format=CHANNELS_LAST)
+    values[1] = values[1].contiguous(memory_format=CHANNELS_LAST)
+    found = kernels.straight_through(grads, values, scores)
+    for result, v, s, g in zip(found, values, scores, grads, strict=True):
+        assert result.stride() == s.stride() and torch.equal(result, g * s.sign() * v)
+print("agrees")
+"""
+
+# Whole steps of the trainer, twice: in the kernels, and as a CPU selects.
+TRAINING = """
+from hiddenweights.config import unflatten
+from hiddenweights.masking.masks import Together
+from hiddenweights.training.train import Trainer
+
+config = unflatten({"model.arch": "conv2", "model.width": 0.1, "data.subset": 200, "optim.batch_size": 32,
+                    "train.device": "cpu", "train.precision": "float32"})
+
+def learnt(in_kernels):
+    topk._kernels_for = lambda *_: kernels if in_kernels else None
+    trainer = Trainer(config)
+    trainer._build()
+    batches = trainer.train_batches.shuffled(32, seed=0, epoch=0, augment=False)
+    losses = [trainer._step(*batch) for batch in itertools.islice(batches, 4)]
+    return losses, list(trainer.network.state_dict().items()), trainer.network
+
+losses, state, network = learnt(True)
+assert len(launched) == 4 * 5
+(together,) = [hook.__self__ for hook in network._forward_pre_hooks.values()]
+assert isinstance(together, Together) and set(together.memory.room.misses()) == {1}
+for ours, theirs in zip((losses, [value for _, value in state]), learnt(False)[:2]):
+    theirs = [pair[1] if isinstance(pair, tuple) else pair for pair in theirs]
+    assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+assert len(launched) == 4 * 5
+
+import copy, pickle
+assert not any("memory" in name or "room" in name for name, _ in state)
+for twin in (copy.deepcopy(network), pickle.loads(pickle.dumps(together))):
+    hooks = twin._forward_pre_hooks.values() if isinstance(twin, torch.nn.Module) else [twin.hold]
+    assert all(hook.__self__.memory.room is None for hook in hooks)
 print("agrees")
 """
 
@@ -59,22 +169,31 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from hiddenweights.masking import topk_triton as kernels
 
-base = {"scores": "*fp32", "counts": "*i32", "state": "*i32", "n": "i32"}
-place = {"channels": "i32", "pixels": "i32", "last": "i32"}
-count = base | {"kept": "i32", "shift": "i32"}
-write = base | place | {"values": "*fp32", "result": "*bf16"}
-for kernel, types, constants in (
-    (kernels._count_magnitudes, count, {"number": 0}),
-    (kernels._count_magnitudes, count, {"number": 2}),
-    (kernels._count_places, base | place | {"shift": "i32"}, {"number": 4, "first": 3}),
-    (kernels._write, write, {"number": 5, "first": 3}),
+LAYERS = 7
+f32, bf16 = ("*fp32",) * LAYERS, ("*bf16",) * LAYERS
+types = {"table": "*i32", "state": "*i32", "bins": "*i32", "candidates": "*i64", "blocks": "i32",
+         "scores": f32, "values": f32, "grads": bf16}
+for kernel, results, constants in (
+    (kernels._collect, None, {"again": False}),
+    (kernels._collect, None, {"again": True}),
+    (kernels._narrow, None, {}),
+    (kernels._write, bf16, {}),
+    (kernels._pass_back, f32, {}),
 ):
-    constants = constants | {"block": kernels._SHAPE["block"]}
-    signature = {name: types.get(name, "constexpr") for name in kernel.arg_names}
-    source = ASTSource(kernel, signature, constexprs=constants)
+    constants = constants | {"columns": 8, "block": kernels._BLOCK}
+    own = types | {"results": results}
+    signature = {name: own.get(name, "constexpr") for name in kernel.arg_names}
+    aligned = {
+        (i, j) if kind in (f32, bf16) else (i,): [["tt.divisibility", 16]]
+        for i, kind in enumerate(signature.values()) if kind not in ("constexpr", "i32")
+        for j in range(LAYERS if kind in (f32, bf16) else 1)
+    }
+    source = ASTSource(kernel, signature, constexprs=constants, attrs=aligned)
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 8})
     assert compiled.asm["cubin"]
-assert "cvt.rn.bf16" in compiled.asm["ptx"]  # to the nearest, as torch; the interpreter cuts off
+    assert "ld.global.v4.b32" in compiled.asm["ptx"]  # 16 bytes at a time
+    if kernel is kernels._write:
+        assert "cvt.rn.bf16" in compiled.asm["ptx"]  # to the nearest, as torch; the interpreter cuts off
 print("compiles")
 """
 
@@ -90,8 +209,13 @@ def run(program: str, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_kernels_agree_with_a_sort_in_any_layout_and_with_any_ties():
-    assert "agrees" in run(INTERPRETED, TRITON_INTERPRET="1")
+@pytest.mark.parametrize(
+    "program",
+    [SELECTION, BRACKETS, LAUNCHES, GRADIENT, TRAINING],
+    ids=["selection", "brackets", "launches", "gradient", "training"],
+)
+def test_the_kernels_agree_with_plain_code(program):
+    assert "agrees" in run(COMMON + program, TRITON_INTERPRET="1")
 
 
 def test_the_kernels_compile_for_a_gpu(tmp_path):

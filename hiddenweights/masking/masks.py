@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiddenweights.config import Distribution, Method
 from hiddenweights.masking.rng import stream, uniforms
-from hiddenweights.masking.topk import keep_largest, keep_largest_each
+from hiddenweights.masking.topk import Memory, keep_largest, keep_largest_each
 from hiddenweights.masking.weights import draw_weights
 
 
@@ -95,6 +95,7 @@ class Together:
 
     def __init__(self, chains: Sequence[Any]) -> None:
         self.chains = chains
+        self.memory = Memory()
 
     def hold(self, *_: Any) -> None:
         """Compute the effective weights now, and let every mask return its own until `release`."""
@@ -105,6 +106,7 @@ class Together:
             [mask.scores for mask in masks],
             [mask.kept for mask in masks],
             [_computed_in(weight) for weight in weights],
+            self.memory,
         )
         for mask, own in zip(masks, effective, strict=True):
             mask.effective = own

@@ -33,34 +33,65 @@ def keep_largest(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype |
     return keep_largest_each([values], [scores], [kept], [dtype or values.dtype])[0]
 
 
+class Memory:
+    """What a selection of a network's layers leaves for its next one, on a GPU; a copy is empty.
+
+    Only the time that a selection takes depends on it.
+    """
+
+    def __init__(self) -> None:
+        self.room: Any = None
+
+    def __reduce__(self) -> tuple[type["Memory"], tuple[()]]:
+        return Memory, ()
+
+
 def keep_largest_each(
-    values: Sequence[Tensor], scores: Sequence[Tensor], kept: Sequence[int], dtypes: Sequence[torch.dtype]
+    values: Sequence[Tensor],
+    scores: Sequence[Tensor],
+    kept: Sequence[int],
+    dtypes: Sequence[torch.dtype],
+    memory: Memory | None = None,
 ) -> tuple[Tensor, ...]:
     """`keep_largest` of several tensors, each for itself, as one step of the gradient.
 
-    For small layers: most of what they cost is a call's and a gradient step's share of Python.
+    On a GPU one set of launches does it all, forward and backward. On a CPU it is for small layers, most of
+    whose cost is a call's and a gradient step's share of Python.
     """
-    results: tuple[Tensor, ...] = _StraightThrough.apply(kept, dtypes, *values, *scores)
+    results: tuple[Tensor, ...] = _StraightThrough.apply(kept, dtypes, memory, *values, *scores)
     return results
 
 
 class _StraightThrough(torch.autograd.Function):
     # Not registered with the operator: that costs more a call, and `torch.func` cannot see through it.
     @staticmethod
-    def forward(kept: Sequence[int], dtypes: Sequence[torch.dtype], *tensors: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        kept: Sequence[int], dtypes: Sequence[torch.dtype], memory: Memory | None, *tensors: Tensor
+    ) -> tuple[Tensor, ...]:
         values, scores = tensors[: len(kept)], tensors[len(kept) :]
+        kernels = _kernels_for(values, scores)
+        if kernels is not None and len(set(dtypes)) == 1:
+            with torch.cuda.device_of(scores[0]):
+                results: tuple[Tensor, ...] = kernels.keep_largest(values, scores, kept, dtypes[0], memory)
+            return results
         select = torch.ops.hiddenweights.keep_largest
         return tuple(select(*layer) for layer in zip(values, scores, kept, dtypes, strict=True))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.save_for_backward(*inputs[2:])
+        ctx.save_for_backward(*inputs[3:])
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         values, scores = ctx.saved_tensors[: len(grads)], ctx.saved_tensors[len(grads) :]
-        found = (g * s.sign().mul_(v) for v, s, g in zip(values, scores, grads, strict=True))
-        return None, None, *(None for _ in values), *found
+        # A gradient of this gradient is made of torch's operations alone.
+        kernels = None if torch.is_grad_enabled() else _kernels_for(values, scores)
+        if kernels is not None and len({grad.dtype for grad in grads}) == 1:
+            with torch.cuda.device_of(scores[0]):
+                found = kernels.straight_through(grads, values, scores)
+        else:
+            found = tuple(g * s.sign().mul_(v) for v, s, g in zip(values, scores, grads, strict=True))
+        return None, None, None, *(None for _ in values), *found
 
 
 # Torch asks for the signature at every call; kept here, it costs 2 us and not 12.
@@ -86,11 +117,19 @@ def _on_any_device(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype
 def _on_cuda(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
     """In kernels of our own, where Triton is there to compile them."""
     kernels = _kernels()
-    if kernels is None or not kernels.supports(values, scores):
+    if kernels is None or not kernels.supports([values], [scores]):
         return _on_any_device(values, scores, kept, dtype)
-    with torch.cuda.device(scores.device):
-        result: Tensor = kernels.keep_largest(values, scores, kept, dtype)
+    with torch.cuda.device_of(scores):
+        result: Tensor = kernels.keep_largest([values], [scores], [kept], dtype)[0]
     return result
+
+
+def _kernels_for(values: Sequence[Tensor], scores: Sequence[Tensor]) -> ModuleType | None:
+    """Our kernels, where they take all of these layers at once; a compiler sees the operator instead."""
+    if torch.compiler.is_compiling() or not all(score.is_cuda for score in scores):
+        return None
+    kernels = _kernels()
+    return kernels if kernels is not None and kernels.supports(values, scores) else None
 
 
 @functools.cache
