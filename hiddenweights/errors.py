@@ -1,4 +1,4 @@
-"""The one error type that means: the input was wrong, and this line says how to mend it."""
+"""Errors that several packages know; above all the one for wrong input, whose line says how to mend it."""
 
 import difflib
 from collections.abc import Iterable
@@ -9,6 +9,10 @@ class UserError(ValueError):
 
     Command lines print it and exit with status 2; nothing costly has started when it is raised.
     """
+
+
+class RankDied(ConnectionError):
+    """One of the processes that train a cell together is gone; the cell can be resumed."""
 
 
 def choices_error(field: str, value: object, choices: Iterable[object]) -> UserError:

@@ -75,6 +75,7 @@ def launch_(
     executor: launch.Executor = "ray",
     address: str | None = None,
     gpus: float | None = None,
+    ranks: int | None = None,
     rerun: Literal["failed", "damaged"] | None = None,
     time_limit: float | None = None,
     retries: int = 3,
@@ -96,6 +97,7 @@ def launch_(
         executor: `inline` trains one cell after the other in this process, without Ray.
         address: A running Ray cluster (`auto`, or host:port). Unset: Ray on this machine, for the launch.
         gpus: GPUs a cell; a fraction shares a card. Unset: by the network's size, where there are any.
+        ranks: Processes that train a cell together, data parallel, on one machine. Unset: one per GPU of it.
         rerun: `failed` trains cells again that failed before, `damaged` those with a damaged result.
         time_limit: Seconds that one attempt at a cell may take (with Ray).
         retries: How often a cell is taken up again whose worker died (with Ray).
@@ -104,7 +106,13 @@ def launch_(
     """
     console = _console()
     _check_numbers(
-        samples=samples, gpus=gpus, time_limit=time_limit, retries=retries, patience=patience, price=price
+        samples=samples,
+        gpus=gpus,
+        ranks=ranks,
+        time_limit=time_limit,
+        retries=retries,
+        patience=patience,
+        price=price,
     )
     results = Store(store or default_store())
     results.check()
@@ -113,6 +121,17 @@ def launch_(
         raise UserError("data.protocol: a search selects, and so needs a validation split")
     if tuned:
         cells = cells.tuned(_winners(results, tuned))
+    options = launch.Options(
+        executor=executor,
+        address=address,
+        gpus=gpus,
+        ranks=ranks,
+        retries=retries,
+        time_limit=time_limit,
+        patience=patience,
+        search=sweep.searched(),
+    )
+    launch.ranks(options)  # they must agree
     planned = launch.plan(name, cells, results, rerun=rerun)
     console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
     for cell, why in planned.damaged.items():
@@ -130,7 +149,8 @@ def launch_(
             )
             console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
         return 0
-    launch.preflight(planned.todo.values(), address)
+    for line in launch.preflight(planned.todo.values(), address):
+        console.print(line, markup=False)
     if planned.todo:
         from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
 
@@ -149,15 +169,6 @@ def launch_(
         "launched": launched,
     }
     results.write_plan(name, record)
-    options = launch.Options(
-        executor=executor,
-        address=address,
-        gpus=gpus,
-        retries=retries,
-        time_limit=time_limit,
-        patience=patience,
-        search=sweep.searched(),
-    )
     curves = Curves(cells, axes)
     progress = Progress(name, cells, curves, console)
     for cell, (accuracy, seconds) in planned.finished.items():
@@ -288,8 +299,10 @@ def _cost(planned: launch.Plan, gpus: float | None, price: float | None) -> str:
 
 def _check_numbers(**options: float | None) -> None:
     for name, value in options.items():
-        if value is not None and (not value >= 0 or (value == 0 and name in ("time_limit", "samples"))):
-            least = "above 0" if name in ("time_limit", "samples") else "at least 0"
+        if value is not None and (
+            not value >= 0 or (value == 0 and name in ("time_limit", "samples", "ranks"))
+        ):
+            least = "above 0" if name in ("time_limit", "samples", "ranks") else "at least 0"
             raise UserError(f"--{name.replace('_', '-')}: {value!r} must be {least}")
 
 

@@ -48,6 +48,8 @@ class Options:
     """A running Ray cluster; None starts Ray on this machine."""
     gpus: float | None = None
     """GPUs a cell; None: by the size of its network, where there are any."""
+    ranks: int | None = None
+    """Processes that train a cell together, on one machine; None: one per GPU of it."""
     retries: int = 3
     """How often a cell is taken up again whose worker died."""
     time_limit: float | None = None
@@ -125,20 +127,22 @@ def plan(
     )
 
 
-def preflight(configs: Iterable[CellConfig], address: str | None) -> None:
+def preflight(configs: Iterable[CellConfig], address: str | None) -> list[str]:
     """Raise `UserError` for data and networks that the workers could not load.
 
-    In a process of its own, since loading needs torch and memory, and the launch itself neither. With a
-    cluster's `address` nothing is tried: the data lies with the workers.
+    Returns what image folders hold, a line each. In a process of its own, since loading needs torch and
+    memory, and the launch itself neither. With a cluster's `address` nothing is tried: the data lies with
+    the workers.
     """
     needs = {
         (config.data, config.model.arch): config
         for config in configs
         if config.data.name != "digits" or config.data.subset or config.model.arch not in NETWORKS
     }
-    if needs and not address:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-            list(pool.map(check_inputs, needs.values()))
+    if not needs or address:
+        return []
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return [*dict.fromkeys(filter(None, pool.map(check_inputs, needs.values())))]
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
@@ -169,6 +173,16 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
                 del todo[cell]
             if todo:
                 _wait_for_others(_ready(todo), store, progress)
+
+
+def ranks(options: Options) -> int:
+    """How many processes train a cell together. Raises `UserError` for numbers that do not agree."""
+    gpus = options.gpus or 0
+    if gpus > 1 and gpus != int(gpus):
+        raise UserError(f"--gpus: {gpus:g} is neither a fraction of a GPU nor a whole number of them")
+    if options.ranks and gpus and options.ranks != max(1, gpus):
+        raise UserError(f"--ranks: {options.ranks}, but a cell has {gpus:g} GPUs; each takes one process")
+    return options.ranks or max(1, int(gpus))
 
 
 def _out_of_memory(failure: Json | None) -> bool:
@@ -225,7 +239,7 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
     with ray_executor.cluster(options.address):
         largest = ray_executor.capacity()
         wanted = {
-            cell: ray_executor.wanted_by(config, options.gpus, planned.measured, largest)
+            cell: ray_executor.wanted_by(config, options, planned.measured, largest)
             for cell, config in planned.todo.items()
         }
         ray_executor.check(wanted.values(), options.gpus, largest)
@@ -239,6 +253,8 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
                 "launched": launched,
                 "time_limit": options.time_limit,
                 "patience": options.patience,
+                "ranks": ranks(options),
+                "loaders": ray_executor.loaders(config, options, wanted[cell]),
             }
             for cell, config in planned.todo.items()
         }
@@ -273,6 +289,7 @@ def _inline(
                 sweep=name,
                 trackers=trackers,
                 patience=options.patience,
+                ranks=ranks(options),
                 on_record=lambda record, cell=cell: progress.running(cell, int(record["epoch"])),  # type: ignore[misc]
             )
         except (Busy, LeaseLost):

@@ -19,12 +19,13 @@ from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.sweeps.cost import Measured
-from hiddenweights.sweeps.launch import STOPPED_EARLY
+from hiddenweights.sweeps.launch import STOPPED_EARLY, Options, ranks
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
 Resources = dict[str, float]
 MIB = 2**20
+MOST_LOADERS = 16  # processes that decode images for one GPU (docs/imagenet.md)
 FIRST_WORKER = 120.0  # seconds that a cluster without any worker is given to start one
 
 
@@ -70,14 +71,31 @@ def capacity() -> Resources:
         time.sleep(1)
 
 
-def wanted_by(config: CellConfig, gpus: float | None, measured: Measured, largest: Resources) -> Resources:
-    """What a cell asks of Ray: a CPU a thread, and `gpus` of a GPU (None: a share, where there are any)."""
-    share = measured.gpu_share(config) if gpus is None else gpus
+def wanted_by(config: CellConfig, options: Options, measured: Measured, largest: Resources) -> Resources:
+    """What a cell asks of Ray: `options.gpus` of a GPU (None: a share, where there are any), and CPUs.
+
+    Of these one a thread, and for the images of a folder, which are decoded while the network trains, the
+    CPUs of a node in proportion to its GPUs.
+    """
+    together = ranks(options)
+    share = measured.gpu_share(config) if options.gpus is None else options.gpus
+    if together > 1:
+        share = float(together)
     if config.train.device == "cpu" or (
-        config.train.device == "auto" and gpus is None and not largest["GPU"]
+        config.train.device == "auto" and options.gpus is None and not largest["GPU"]
     ):
         share = 0.0
-    return {"CPU": float(config.train.threads), "GPU": share}
+    cpus = float(together * config.train.threads)
+    if config.data.name.startswith("folder:"):
+        part = largest["CPU"] * share / largest["GPU"] if share and largest["GPU"] else 2 * cpus
+        most = together * (config.train.threads + MOST_LOADERS)
+        cpus = max(cpus, float(int(min(part, most, largest["CPU"]))))
+    return {"CPU": cpus, "GPU": share}
+
+
+def loaders(config: CellConfig, options: Options, wanted: Resources) -> int:
+    """How many processes decode images for each that trains."""
+    return int(wanted["CPU"] / ranks(options) - config.train.threads)
 
 
 def alone(wanted: Resources, largest: Resources) -> Resources:

@@ -12,6 +12,7 @@ from ray import tune
 from hiddenweights.cells.cell import Record, cell_epochs, failure_record, installed_trackers
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.config import from_dict
+from hiddenweights.errors import RankDied
 
 # Seconds between reports to the driver: each costs it 10 ms or so.
 REPORT_EVERY = 2.0
@@ -29,7 +30,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
 
     A report holds the cell's id, its `state` (running, finished, failed, busy) and a few scalars. An
-    exception of the cell is a report and no crash, so that Tune tries again only where a worker died.
+    exception of the cell is a report and no crash, so that Tune tries again only where a worker died, or one
+    of the processes that train the cell with it.
     """
 
     def setup(self, config: Json) -> None:
@@ -59,6 +61,9 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
             return {"cell": cell, **self._advance()}
         except (Busy, LeaseLost):
             return {"cell": cell, "state": "busy", tune.result.DONE: True}
+        except RankDied:
+            self.cleanup()
+            raise
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             return {"cell": cell, "state": "failed", "message": message, tune.result.DONE: True}
@@ -77,6 +82,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
                 launch=self._job["launched"],
                 patience=self._job["patience"],
                 trackers=installed_trackers(),
+                ranks=self._job["ranks"],
+                loaders=self._job["loaders"],
             )
             self._watch(store)
         until = time.monotonic() + self._report_every

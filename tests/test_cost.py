@@ -62,7 +62,7 @@ class Greedy(nn.Sequential):
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(experiments, "SWEEPS", {**experiments.SWEEPS, "crowded": crowded, "another": another})
-    monkeypatch.setattr(main.launch, "preflight", lambda *_: None)  # a process of its own, for these networks
+    monkeypatch.setattr(main.launch, "preflight", lambda *_: [])  # a process of its own, for these networks
     monkeypatch.chdir(tmp_path)
     Greedy.refused, Greedy.refusals = 0, 1
     tracking.tracking_mode.cache_clear()
@@ -128,10 +128,10 @@ def test_what_a_cell_asks_for() -> None:
     with_gpus, without = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 0.0}
 
     def wanted(config: CellConfig, largest: dict[str, float], gpus: float | None = None) -> Any:
-        return ray_executor.wanted_by(config, gpus, Measured(), largest)
+        return ray_executor.wanted_by(config, main.launch.Options(gpus=gpus), Measured(), largest)
 
     assert wanted(CONV, with_gpus) == {"CPU": 1, "GPU": 0.25}
-    assert wanted(CONV, with_gpus, gpus=2.0) == {"CPU": 1, "GPU": 2.0}
+    assert wanted(CONV, with_gpus, gpus=2.0) == {"CPU": 2, "GPU": 2.0}
     assert wanted(CONV, without) == {"CPU": 1, "GPU": 0}
     assert wanted(unflatten({"train.device": "cpu"}, CONV), with_gpus) == {"CPU": 1, "GPU": 0}
     assert ray_executor.alone({"CPU": 1, "GPU": 0.25}, with_gpus) == {"CPU": 1, "GPU": 1}

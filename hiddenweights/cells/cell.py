@@ -39,6 +39,10 @@ class Run:
     """Name of the sweep on whose behalf the cell is trained; "" for none."""
     attempt: int
     """Counts from 1."""
+    ranks: int = 1
+    """How many processes train it together."""
+    loaders: int | None = None
+    """Processes per rank that decode the images of a folder; None: what the machine's cores allow."""
 
 
 class Tracker(Protocol):
@@ -109,12 +113,17 @@ def cell_epochs(
     launch: str = "",
     trackers: Sequence[TrackerFactory] = (),
     patience: float = PATIENCE,
+    ranks: int = 1,
+    loaders: int | None = None,
 ) -> Generator[Record, None, Json]:
     """Train the cell, yield its records and return its result; a finished cell is only returned.
 
     The records start at epoch 1 also where the cell was resumed. Closing the generator stops cleanly:
     the same call goes on from the last epoch. A store that goes away, or is full, is waited for up to
     `patience` seconds; then the cell is resumed, and its records start at epoch 1 once more.
+
+    `ranks` processes train it together, one per GPU where there are any; `loaders` more per rank decode the
+    images of a folder (None: as many as the machine's cores allow).
 
     `launch` identifies the launch on whose behalf the cell is trained: it may take its cells back from
     hosts that it has lost.
@@ -133,7 +142,10 @@ def cell_epochs(
             return result
         reached, deadline = -1, 0.0
         while True:
-            run = Run(cell=cell, config=config, store=store, sweep=sweep, attempt=lease.attempt)
+            run = Run(
+                cell=cell, config=config, store=store, sweep=sweep, attempt=lease.attempt,
+                ranks=ranks, loaders=loaders,
+            )  # fmt: skip
             history: list[Record] = []
             try:
                 return (yield from _attempt(run, lease, trackers, history))
@@ -164,8 +176,10 @@ def _attempt(
     followers: list[_Guarded] = []
     result = None
     try:
-        with store.checkpoint(cell) as checkpoint:
-            trainer = _trainer(config, checkpoint.folder, parent_ticket(config, store))
+        with (
+            store.checkpoint(cell) as checkpoint,
+            _trainer(run, checkpoint.folder, parent_ticket(config, store)) as trainer,
+        ):
             for record in trainer.epochs():
                 lease.check()
                 checkpoint.save()
@@ -192,6 +206,7 @@ def _attempt(
             "device": _device(trainer),
             "processor": _processor(trainer),
             "gpu_memory": _gpu_memory(trainer),
+            "ranks": run.ranks,
         }
         store.finish(cell, result, _ticket(trainer, history[-1]))
         lease.finished()
@@ -209,9 +224,10 @@ def run_cell(
     trackers: Sequence[TrackerFactory] = (),
     on_record: Callable[[Record], None] = lambda record: None,
     patience: float = PATIENCE,
+    ranks: int = 1,
 ) -> Json:
     """Train the cell to its end, or find it finished, and return its result (see `cell_epochs`)."""
-    epochs = cell_epochs(config, store, sweep=sweep, trackers=trackers, patience=patience)
+    epochs = cell_epochs(config, store, sweep=sweep, trackers=trackers, patience=patience, ranks=ranks)
     while True:
         try:
             record = next(epochs)
@@ -247,8 +263,11 @@ def stored_ticket(cell: str, store: Store) -> "Ticket":
     return Ticket.from_bytes(content, f"the ticket of cell {cell}")
 
 
-def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> None:
-    """Raise `UserError` for data that do not load and networks that do not build. Imports torch."""
+def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
+    """Raise `UserError` for data that do not load and networks that do not build. Imports torch.
+
+    Returns what an image folder holds, for people; "" for other data.
+    """
     from hiddenweights.training.data import load_dataset, split
     from hiddenweights.training.train import build_cell_network
 
@@ -258,6 +277,12 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> None:
     # torchvision's, or a module of the user's; and a ticket's
     if ticket or (config.model.arch not in NETWORKS and not finetune):
         build_cell_network(config, dataset, ticket)
+    if not config.data.name.startswith("folder:"):
+        return ""
+    return (
+        f"{config.data.name}: {dataset.classes} classes, {len(dataset.train):,} training and"
+        f" {len(dataset.test):,} test images in {config.data.root}"
+    )
 
 
 def summary(history: Sequence[Record]) -> Record:
@@ -270,17 +295,17 @@ def summary(history: Sequence[Record]) -> Record:
     return final
 
 
-def _trainer(config: CellConfig, folder: Path, ticket: "Ticket | None") -> "Trainer":
+def _trainer(run: Run, folder: Path, ticket: "Ticket | None") -> contextlib.AbstractContextManager["Trainer"]:
     import torch  # here, because planning a sweep needs no torch (3 s, 500 MB)
 
-    from hiddenweights.training.train import Trainer
+    from hiddenweights.training.parallel import trainer_of
 
     # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
-    torch.set_num_threads(config.train.threads)
+    torch.set_num_threads(run.config.train.threads)
     if torch.cuda.is_initialized():  # by this process's last cell, whose memory is not this one's
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return Trainer(config, folder, ticket)
+    return trainer_of(run.config, folder, ticket, run.ranks, run.loaders)
 
 
 def _ticket(trainer: "Trainer", record: Record) -> bytes | None:

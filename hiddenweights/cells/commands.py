@@ -37,6 +37,7 @@ def train(
     store: str | None = None,
     track: bool = True,
     patience: float = PATIENCE,
+    ranks: int = 1,
 ) -> int:
     """Train one cell, or go on with it. A finished cell is reported and not trained again.
 
@@ -44,7 +45,10 @@ def train(
         store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         track: Log to the installed trackers (W&B; offline where there is no key).
         patience: Seconds to wait for a store that is away, read-only or full.
+        ranks: Processes that train it together, data parallel; each takes a GPU where there are any.
     """
+    if ranks < 1:
+        raise UserError(f"--ranks: {ranks} must be above 0")
     results = Store(store or default_store())
     results.check()
     ticket = None
@@ -75,7 +79,7 @@ def train(
 
         try:
             trackers = installed_trackers() if track else []
-            run_cell(config, results, trackers=trackers, on_record=show, patience=patience)
+            run_cell(config, results, trackers=trackers, on_record=show, patience=patience, ranks=ranks)
         except KeyboardInterrupt:
             console.print(f"stopped after epoch {done}; the same command goes on from there")
             return 130

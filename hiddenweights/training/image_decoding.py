@@ -5,6 +5,7 @@ What is cut is a function of (seed, epoch, image) alone: the number of processes
 
 import io
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -155,6 +156,12 @@ class _Decode(torch.utils.data.Dataset[Decoded]):
 
 def _as_it_is(decoded: Any) -> Any:
     return decoded
+
+
+def default_loaders(ranks: int) -> int:
+    """As many processes that decode as `ranks` processes, which train, leave of this machine's cores each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, cores // ranks - 1)
 
 
 class Decoder:

@@ -29,8 +29,10 @@ from hiddenweights.models import build_network
 from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenweights.training.cuda_graph import CudaRecorder, GraphedStep, Step
 from hiddenweights.training.data import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.training.image_decoding import Decoder, default_loaders
 from hiddenweights.training.image_stream import StreamedBatches, batches_of
 from hiddenweights.training.optim import build_optimizer, learning_rate, set_learning_rate
+from hiddenweights.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket
@@ -68,14 +70,24 @@ class Trainer:
     restored: int
 
     def __init__(
-        self, config: CellConfig, checkpoint: Path | None = None, ticket: "Ticket | None" = None
+        self,
+        config: CellConfig,
+        checkpoint: Path | None = None,
+        ticket: "Ticket | None" = None,
+        ranks: Ranks | None = None,
+        loaders: int | None = None,
     ) -> None:
-        """`ticket`: that of the cell `model.init_from`, which method `finetune` needs."""
+        """`ticket`: that of the cell `model.init_from`, which method `finetune` needs.
+
+        `ranks`: the processes that train the cell together, each with a `Trainer` (see `parallel`).
+        `loaders`: processes that decode the images of a folder; None: one per core but this one.
+        """
         self.config = resolve(config)
         self.checkpoint = checkpoint
         if ticket and self.config.model.init_mask == "shuffled":
             ticket = ticket.shuffled(self.config.seed_of("scores"))
         self.ticket = ticket
+        self.ranks, self.loaders = ranks, loaders
         self.seed = self.config.seed_of("scores")
 
     def epochs(self) -> Iterator[Record]:
@@ -86,8 +98,8 @@ class Trainer:
         `weights` (how many the masked layers have), `kept` (measured fraction of them kept), `churn`
         (fraction of mask bits changed by the epoch), both also by layer as ``kept/NAME`` and
         ``churn/NAME``, `seconds`, `images_per_second` (training alone), `weights_checksum`,
-        `mask_checksum`, `precision` (float32 or bfloat16). Losses are means over images; accuracies
-        fractions.
+        `mask_checksum`, `precision` (float32 or bfloat16); for image folders `corrupt_images`. Losses are
+        means over images; accuracies fractions.
 
         Raises:
             UserError: bad input, before any training.
@@ -131,11 +143,15 @@ class Trainer:
             epoch=epoch,
             augment=config.data.augment != "none",
         )
-        with _seeded(self.seed, "train", epoch, device):
+        with _seeded(self.seed, self.draws, epoch, device):
             for images, labels in batches:
                 self.steps += 1
                 images_seen += len(labels)
                 totals += self.step(images, labels)
+        if self.ranks:
+            images_seen = sum(self.ranks.gather(images_seen))
+            self.ranks.sum(totals)
+            self.ranks.share_buffers(self.network)
         loss_sum, correct = totals.tolist()
         trained = time.perf_counter() - started
         # A mask stays 0 and 1 whatever its scores are, so the loss alone would not tell.
@@ -147,26 +163,36 @@ class Trainer:
         record |= {"train_loss": loss_sum / images_seen, "train_accuracy": correct / images_seen}
         with _seeded(self.seed, "evaluate", epoch, device):
             for name, split_batches in self.evaluation_batches.items():
-                loss, accuracy = evaluate(self.network, split_batches, self.precision)
+                loss, accuracy = evaluate(self.network, split_batches, self.precision, self.ranks)
                 record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
         masks, self.masks = self.masks, self.masks_after(epoch + 1)
         record |= self._mask_record(masks, self.masks)
+        record |= self._corrupt_record()
+        if self.ranks:
+            self.ranks.check_same("masks", f"{record['mask_checksum']} {record['weights_checksum']}")
         record["seconds"] = time.perf_counter() - started
         record["images_per_second"] = images_seen / trained
         return record
 
     def _step(self, images: Tensor, labels: Tensor) -> Tensor:
         """One optimiser step; returns (loss * images, correct) without waiting for the device."""
-        with torch.set_grad_enabled(self.optimizer is not None):
-            smoothing = self.config.optim.label_smoothing or 0.0
-            logits, loss = _forward(self.network, images, labels, self.precision, smoothing)
+        smoothing = self.config.optim.label_smoothing or 0.0
+        tally = torch.zeros(2, device=self.device)
         if self.optimizer is not None:
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        if len(labels):  # one of several processes may have none of the last batch
+            with torch.set_grad_enabled(self.optimizer is not None):
+                logits, loss = _forward(self.network, images, labels, self.precision, smoothing)
+            if self.optimizer is not None:
+                loss.backward()
+            tally = _tally(loss, logits, labels)
+        if self.optimizer is not None:
+            if self.ranks:
+                self.ranks.average_gradients(self.learnable, len(labels))
             self.optimizer.step()
             for name, mask in self.redrawing.items():
                 mask.after_step(self.frozen[name], self.steps)
-        return _tally(loss, logits, labels)
+        return tally
 
     def _build(self) -> None:
         """Network and data from the config alone, so that a checkpoint adds only what was learnt."""
@@ -177,6 +203,8 @@ class Trainer:
         self.device = torch.device(automatic if name == "auto" else name)
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise UserError(f"train.device: {name!r}, but there is no such device; choices: auto, cpu")
+        if self.ranks and self.device.type == "cuda":
+            self.device = torch.device("cuda", self.ranks.rank)
         self.precision = arithmetic(config.train.precision, self.device)
         dataset = load_dataset(config.data)
         splits = split(dataset, config.data, config.seed_of("data"))
@@ -191,20 +219,26 @@ class Trainer:
         self.optimizer = (
             build_optimizer(self.learnable, config.optim, self.device) if self.learnable else None
         )
-        graphed = self.device.type == "cuda" and recordable(config)
+        graphed = self.device.type == "cuda" and recordable(config) and not self.ranks
         self.step: Step = GraphedStep(self._step, CudaRecorder(self.device)) if graphed else self._step
         self._place(dataset, splits)
         self.steps = 0
 
     def _place(self, dataset: Dataset, splits: Splits) -> None:
+        rank, count = (self.ranks.rank, self.ranks.count) if self.ranks else (0, 1)
+        loaders = default_loaders(count) if self.loaders is None else self.loaders
+        decoder = Decoder(loaders, pinned=self.device.type == "cuda")
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         placed = {
-            name: batches_of(images.to(self.device), dataset.mean, dataset.std)
+            name: batches_of(images.to(self.device), dataset.mean, dataset.std, decoder, rank, count)
             for name, images in parts.items()
             if images is not None
         }
         self.train_batches = placed.pop("train")
         self.evaluation_batches = placed
+        # Dropout is to differ between the shares of a batch; sampled masks are to be the same.
+        alike = rank == 0 or self.config.model.method == "sampled"
+        self.draws = "train" if alike else f"train, process {rank}"
 
     def _restore(self) -> list[Record]:
         state = load_checkpoint(self.checkpoint) if self.checkpoint else None
@@ -221,7 +255,7 @@ class Trainer:
         return history
 
     def _save(self, history: list[Record]) -> None:
-        if self.checkpoint is not None:
+        if self.checkpoint is not None and (self.ranks is None or self.ranks.rank == 0):
             state = {
                 "cell": cell_id(self.config),
                 "network": self.network.state_dict(),
@@ -262,6 +296,20 @@ class Trainer:
         record["churn"] = sum(changed for _, changed in counts) / sum(sizes.values())
         for (name, n), (kept, changed) in zip(sizes.items(), counts, strict=True):
             record |= {f"kept/{name}": kept / n, f"churn/{name}": changed / n}
+        return record
+
+    def _corrupt_record(self) -> Record:
+        """How many image files of a folder were corrupt in this epoch, and the first of them."""
+        streams = [self.train_batches, *self.evaluation_batches.values()]
+        files = [batches.corrupt for batches in streams if isinstance(batches, StreamedBatches)]
+        if not files:
+            return {}
+        found = sorted({path for corrupt in files for path in corrupt})
+        if self.ranks:
+            found = sorted({path for paths in self.ranks.gather(found) for path in paths})
+        record: Record = {"corrupt_images": len(found)}
+        if found:
+            record["first_corrupt_image"] = found[0]
         return record
 
     def _weights_checksum(self) -> str:
@@ -349,14 +397,22 @@ def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
 
 @torch.no_grad()
 def evaluate(
-    network: nn.Module, batches: Batches | StreamedBatches, precision: Arithmetic = "float32"
+    network: nn.Module,
+    batches: Batches | StreamedBatches,
+    precision: Arithmetic = "float32",
+    ranks: Ranks | None = None,
 ) -> tuple[float, float]:
-    """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device."""
+    """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device.
+
+    `ranks`: the processes that have some of the batches each.
+    """
     network.eval()
     totals = torch.zeros(2, device=batches.images.labels.device)
     for images, labels in batches.in_order(EVALUATION_BATCH):
         logits, loss = _forward(network, images, labels, precision)
         totals += _tally(loss, logits, labels)
+    if ranks:
+        ranks.sum(totals)
     loss_sum, correct = totals.tolist()
     return loss_sum / len(batches.images), correct / len(batches.images)
 

@@ -1,0 +1,200 @@
+"""Several processes of one machine that train one cell together, data parallel.
+
+The caller's process is number 0: it holds the cell's lease, saves the checkpoints and yields the records. It
+starts the others, each of which runs the same `Trainer` on its share of every batch (`ranks`).
+
+Processes of our own, and not Ray Train's: its controller decides about checkpoints, attempts and failures,
+which here the store and the lease do; it takes two more actors per cell; and by hand, without Ray, a cell
+could not be trained so. All processes of a cell are on one machine, since they stand for one Ray actor, which
+has all of its GPUs.
+"""
+
+import contextlib
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+
+from hiddenweights.config import CellConfig
+from hiddenweights.errors import RankDied, UserError
+from hiddenweights.training.ranks import Ranks
+from hiddenweights.training.train import Diverged, Trainer
+
+if TYPE_CHECKING:
+    from hiddenweights.tickets.ticket import Ticket
+
+# Seconds for the processes to end by themselves when training has.
+END = 10.0
+# Seconds from a process's death until this one must have noticed. Gloo says so at once; NCCL may wait.
+NOTICE = 30.0
+
+# What is said between processes of one machine stays on it.
+LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
+
+
+@contextlib.contextmanager
+def trainer_of(
+    config: CellConfig, folder: Path, ticket: "Ticket | None", ranks: int = 1, loaders: int | None = None
+) -> Iterator[Trainer]:
+    """The cell's `Trainer`, which `ranks` processes run together while the block lasts.
+
+    `loaders`: processes per rank that decode the images of a folder; None: what the machine's cores allow.
+
+    Raises `RankDied` if one of the processes is killed, and what one of them raises.
+    """
+    if ranks == 1:
+        yield Trainer(config, folder, ticket, loaders=loaders)
+        return
+    cuda = _on_cuda(config, ranks)
+    meeting = Path(tempfile.mkdtemp(prefix="hiddenweights-ranks-"))
+    others = _Others(config, folder, ticket, ranks, loaders, meeting)
+    try:
+        os.environ.update({name: os.environ.get(name, value) for name, value in LOOPBACK.items()})
+        yield Trainer(config, folder, ticket, Ranks(0, ranks, meeting / "store", cuda), loaders)
+        dist.destroy_process_group()
+        others.end(END)
+    except BaseException as error:
+        others.end(0.0)
+        _abandon()
+        if isinstance(error, RankDied) and others.failure() is not None:
+            raise others.failure() from error  # type: ignore[misc]  # it says which, and why
+        raise
+    finally:
+        shutil.rmtree(meeting, ignore_errors=True)
+
+
+def _on_cuda(config: CellConfig, ranks: int) -> bool:
+    name = config.train.device
+    if ":" in name:
+        raise UserError(f"train.device: {name!r} is one device, but {ranks} processes train the cell")
+    cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+    if cuda and torch.cuda.device_count() < ranks:
+        raise UserError(f"train.device: {torch.cuda.device_count()} GPUs for the {ranks} processes of a cell")
+    return cuda
+
+
+def _abandon() -> None:
+    """Leave the group whose other processes are gone."""
+    if not dist.is_initialized():
+        return
+    if dist.get_backend() == "gloo":
+        dist.destroy_process_group()
+    else:  # NCCL would wait for the others
+        dist.distributed_c10d._abort_process_group()
+
+
+class _Others:
+    """The processes besides this one. If one of them fails, this one notices within `NOTICE` or ends."""
+
+    def __init__(
+        self,
+        config: CellConfig,
+        folder: Path,
+        ticket: "Ticket | None",
+        ranks: int,
+        loaders: int | None,
+        meeting: Path,
+    ) -> None:
+        self._meeting, self._ending = meeting, False
+        self._failures: list[Exception] = []
+        self._failed = threading.Event()
+        environment = os.environ | LOOPBACK | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        self._processes = []
+        for rank in range(1, ranks):
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=2, env=environment
+            )
+            self._processes.append(process)
+            assert process.stdin is not None
+            # It stays open: that it closes tells the process that this one is gone.
+            pickle.dump((rank, ranks, meeting, config, folder, ticket, loaders), process.stdin)
+            process.stdin.flush()
+            threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
+
+    def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
+        code = process.wait()
+        if self._ending or code == 0:
+            return
+        try:
+            error: Exception = pickle.loads((self._meeting / f"error.{rank}").read_bytes())
+            error.add_note(f"in process {rank} of the cell")
+        except Exception:
+            how = signal.Signals(-code).name if code < 0 else f"exit status {code}"
+            error = RankDied(f"process {rank} of this cell died: {how}")
+        self._failures.append(error)
+        self._failed.set()
+        time.sleep(NOTICE)
+        if not self._ending:  # it waits for a GPU that waits for the other: the store has what is needed
+            sys.stderr.write(f"{error}; ending this process, too\n")
+            sys.stderr.flush()
+            os._exit(1)
+
+    def failure(self) -> Exception | None:
+        """What the first one that failed died of."""
+        return self._failures[0] if self._failures else None
+
+    def end(self, patience: float) -> None:
+        """End them; those that have not ended after `patience` seconds are killed."""
+        if not patience:  # one may have died, which its watcher is about to hear of
+            self._failed.wait(0.5)
+        self._ending = True
+        deadline = time.monotonic() + patience
+        for process in self._processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, deadline - time.monotonic()))
+            process.kill()
+            process.wait()
+            with contextlib.suppress(OSError):
+                process.stdin.close()  # type: ignore[union-attr]  # it has one
+
+
+# --- in the other processes --------------------------------------------------------------------------------
+
+
+def main() -> int:
+    """Train the cell that is described on standard input, as one of several processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: process 0 ends this one
+    rank, count, meeting, config, folder, ticket, loaders = pickle.load(sys.stdin.buffer)
+    threading.Thread(target=_end_with_the_first, daemon=True).start()
+    torch.set_num_threads(config.train.threads)
+    try:
+        ranks = Ranks(rank, count, meeting / "store", _on_cuda(config, count))
+        for _ in Trainer(config, folder, ticket, ranks, loaders).epochs():
+            pass
+        dist.destroy_process_group()
+    except (Diverged, RankDied):  # process 0 knows
+        return 0
+    except Exception as error:
+        (meeting / f"error.{rank}").write_bytes(_pickled(error))
+        raise
+    return 0
+
+
+def _pickled(error: Exception) -> bytes:
+    try:
+        content = pickle.dumps(error)
+        pickle.loads(content)
+    except Exception:
+        content = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return content
+
+
+def _end_with_the_first() -> None:
+    while os.read(0, 1):  # not `sys.stdin`, which the interpreter locks when it ends
+        pass
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
