@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside, renamed into place, verified by digest."""
+"""Checkpoints that are complete or absent: written to a second file, renamed, and verified by a digest."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ _DIGEST_BYTES = 32
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `folder`, keeping the one before it.
 
-    The folder is made, what it lies in is not: that may be a mount that has gone, and will be back.
+    The folder is created, but not its parent: that may be a mount that is missing for a while.
     """
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
@@ -33,10 +33,10 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
 
 
 def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest intact state of `folder`, on the CPU; None when there is none.
+    """The newest intact state of `folder`, on the CPU; None if there is none.
 
-    A file that is cut short or altered is passed over for the one before it. Nothing in a file is ever
-    executed (`torch.load` with `weights_only`).
+    If the newest file is truncated or altered, the previous one is used. No code in a file is executed
+    (`torch.load` with `weights_only`).
     """
     for name in (_NAME, _PREVIOUS):
         try:
