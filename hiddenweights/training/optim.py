@@ -15,13 +15,14 @@ def build_optimizer(
     """SGD (without Nesterov momentum) or Adam over `parameters`, on `device`; `config` must be resolved.
 
     The learning rate is a float32 tensor () on `device`, so that a replayed CUDA graph reads its new value.
+    So is Adam's number of steps (`capturable`), which makes no difference on a CPU.
     """
     assert config.lr is not None
     assert config.weight_decay is not None
     assert config.momentum is not None
     lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=True)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
 
 
