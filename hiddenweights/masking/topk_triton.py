@@ -1,19 +1,19 @@
-"""`keep_largest` of all layers of a network on an NVIDIA GPU, in as many launches as one layer takes.
+"""`keep_largest` of all layers of a network on an NVIDIA GPU, in the number of launches that one layer needs.
 
-A table has a row a layer; a program takes one block of one layer. From one step to the next a threshold
-hardly moves, so the step before gives a bracket for it:
+Each program handles one block of one layer; a table describes the layers. A threshold hardly changes from one
+step to the next, so the previous step gives a bracket for it:
 
-1. `_collect` counts the magnitudes above each layer's bracket and collects those in it. The last block of
-   a layer selects the threshold among them, or tells by the counts that the bracket does not hold it.
-2. `_narrow`, for such layers alone, counts all magnitudes by their upper 16 bits, which gives a bracket that
-   does hold it.
-3. `_collect` again, for such layers alone.
+1. `_collect` counts the magnitudes above the bracket of each layer and collects those inside it. The last
+   block of a layer selects the threshold among them, or sees from the counts that the bracket missed it.
+2. `_narrow` runs for the layers whose bracket missed. It counts all magnitudes by their upper 16 bits, which
+   gives a bracket that contains the threshold.
+3. `_collect` runs again for these layers.
 4. `_write` writes the masked weights.
 
-Where every bracket held, the second and third launch return at once. A call without a `Memory` begins with
-the second. So no result depends on a bracket. A key is a magnitude's 31 bits followed by the element's place
-counted from the end: no two keys are equal, and ties need no rule of their own. Nothing is read by the CPU,
-and every shape is fixed, so that a CUDA graph can hold it.
+If every bracket contained its threshold, the second and third launch return immediately. A call without a
+`Memory` starts with the second. The result therefore never depends on a bracket. A key consists of the 31
+bits of the magnitude and the position of the element, counted from the end. No two keys are equal, so ties
+need no special rule. The CPU reads no value and every shape is fixed, so a CUDA graph can record the launches.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, no-any-return, import-untyped"
@@ -31,15 +31,15 @@ from torch import Tensor
 from hiddenweights.masking.topk import Memory
 
 _BLOCK = 4096
-_PROGRAMS = 264  # of launches that mostly return at once: two for each of the 132 multiprocessors of an H100
-_MOST_LAYERS = 128  # of one launch, whose arguments point to their tensors
+_PROGRAMS = 264  # for launches that usually return immediately: two per multiprocessor of an H100
+_MOST_LAYERS = 128  # per launch, because its arguments are pointers to their tensors
 _HALF, _WIDTH = tl.constexpr(15), tl.constexpr(1 << 15)  # the lower bits, which `_narrow` leaves open
 _BINS = tl.constexpr(1 << 16)
 _DIGITS = tl.constexpr(256)
-_CROWD = tl.constexpr(1 << 15)  # more candidates than one program looks through if it can be avoided
+_CROWD = tl.constexpr(1 << 15)  # the most candidates that one program looks through, if it can be avoided
 _TOP = tl.constexpr(0x7FFFFFFF)
 
-# Rows of the table and of the state, int32 each, with a column a layer.
+# The rows of the table and of the state, int32, with one column per layer.
 _FIRST, _LENGTH, _KEPT, _CHANNELS, _PIXELS, _ROOM = (tl.constexpr(i) for i in range(6))
 _LOW, _HIGH, _FOUND, _ABOVE, _INSIDE, _ARRIVED, _MAGNITUDE, _PLACE, _MISSES = (
     tl.constexpr(i) for i in range(9)
@@ -49,24 +49,24 @@ Layer = tuple[int, int, int, int]  # length, kept, channels, pixels
 
 
 class Room:
-    """The tensors on a GPU in which the layers of one network are selected, from step to step."""
+    """The working memory on a GPU for the layers of one network, kept from step to step."""
 
     def __init__(self, layers: tuple[Layer, ...], device: torch.device) -> None:
         self.layers, self.device = layers, device
         columns = _columns(layers)
-        # Zeros mean that nothing is found yet; a selection leaves the bins and counts at 0.
+        # Zeros mean that no threshold has been found. A selection leaves the bins and counts at zero.
         zeros = torch.zeros(9 * columns + len(layers) * _BINS.value, dtype=torch.int32, device=device)
         self.state, self.bins = zeros[: 9 * columns].view(9, columns), zeros[9 * columns :]
         self.candidates = torch.empty(sum(row[0] for row in layers), dtype=torch.int64, device=device)
 
     def misses(self) -> list[int]:
-        """How often each layer's bracket did not hold its threshold; at first there is none."""
+        """How often the bracket of each layer missed its threshold. The first step has no bracket."""
         counts: list[int] = self.state[_MISSES.value, : len(self.layers)].tolist()
         return counts
 
 
 def supports(values: Sequence[Tensor], scores: Sequence[Tensor]) -> bool:
-    """Whether the kernels take these layers: float32, each with its scores in one dense memory format."""
+    """Whether the kernels support these layers: float32, values and scores in the same dense memory format."""
     if len(scores) > _MOST_LAYERS or sum(score.numel() for score in scores) >= 2**31 - _BLOCK:
         return False
     return all(
@@ -85,7 +85,7 @@ def keep_largest(
     dtype: torch.dtype,
     memory: Memory | None = None,
 ) -> tuple[Tensor, ...]:
-    """`topk.keep_largest` of each layer, for those that `supports`; results of `dtype`."""
+    """`topk.keep_largest` of each layer, for layers that `supports` accepts. The results have `dtype`."""
     layers, device = _layers(scores, kept), scores[0].device
     room: Room | None = memory.room if memory else None
     if room is None or (room.layers, room.device) != (layers, device):
@@ -228,7 +228,7 @@ def _place(table, layer, index, columns: tl.constexpr):
 
 @triton.jit
 def _is_last(table, state, layer, length, columns: tl.constexpr, block: tl.constexpr):
-    """Whether this is the last block of its layer to arrive here, which then sees what all have written."""
+    """Whether this is the last block of its layer to arrive here. It then sees the writes of all others."""
     tl.debug_barrier()  # all threads of this one have written
     arrived = tl.atomic_add(state + _ARRIVED * columns + layer, 1, sem="acq_rel", scope="gpu")
     return arrived == tl.cdiv(length, block) - 1
@@ -277,8 +277,8 @@ def _settle(
     table, state, candidates, layer, low, high,
     columns: tl.constexpr, again: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Find a layer's threshold among its candidates, if it is there, and the next step's bracket."""
-    # Past the first cache, which does not hear of what other multiprocessors write.
+    """Find the threshold of a layer among its candidates, if it is there, and the bracket of the next step."""
+    # Bypass the L1 cache, which does not see the writes of other multiprocessors.
     inside = tl.load(state + _INSIDE * columns + layer, cache_modifier=".cg")
     above = tl.load(state + _ABOVE * columns + layer, cache_modifier=".cg")
     left = tl.load(table + _KEPT * columns + layer) - above
@@ -292,7 +292,7 @@ def _settle(
         tl.store(state + _MAGNITUDE * columns + layer, magnitude)
         tl.store(state + _PLACE * columns + layer, (threshold & _TOP).to(tl.int32))
         length = tl.load(table + _LENGTH * columns + layer)
-        # Three times as many magnitudes as a step moved past a threshold in ResNet-18, and 15 times in Conv4.
+        # Three times the number of magnitudes that crossed a threshold per step in ResNet-18, 15 times in Conv4.
         wanted = 512 + length // 1024
         reach = (high - low + 1).to(tl.int64) * wanted // inside + 1
         reach = tl.minimum(tl.maximum(reach, 1 << 10), 1 << 24).to(tl.int32)
@@ -309,8 +309,8 @@ def _settle(
 def _select(
     table, candidates, layer, count, left, low, high, columns: tl.constexpr, block: tl.constexpr
 ):  # fmt: skip
-    """A key that exactly `left` of the `count` candidates are not below, found by digits from the top."""
-    part: tl.constexpr = block // 2  # takes half the registers, so that more blocks run at once
+    """A key such that exactly `left` of the `count` candidates are at least as large, found digit by digit."""
+    part: tl.constexpr = block // 2  # uses half the registers, so that more blocks run at once
     bottom, top = low.to(tl.int64), high.to(tl.int64)
     threshold = bottom << 32
     shift = 32
@@ -364,7 +364,7 @@ def _narrow(scores, table, state, bins, blocks, columns: tl.constexpr, block: tl
 
 @triton.jit
 def _bin_of_threshold(bins, kept, block: tl.constexpr):
-    """The bin in which the `kept`-th magnitude from the top is; leaves zeros in all."""
+    """The bin that contains the `kept`-th largest magnitude. Sets all bins to zero."""
     above, threshold = 0, 0
     for number in range(1, _BINS // block + 1):
         index = _BINS - number * block + tl.arange(0, block)
