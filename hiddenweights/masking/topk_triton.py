@@ -13,7 +13,7 @@ step to the next, so the previous step gives a bracket for it:
 If every bracket contained its threshold, the second and third launch return immediately. A call without a
 `Memory` starts with the second. The result therefore never depends on a bracket. A key consists of the 31
 bits of the magnitude and the position of the element, counted from the end. No two keys are equal, so ties
-need no special rule. The CPU reads no value and every shape is fixed, so a CUDA graph can record the launches.
+need no special rule. The CPU reads no value and every shape is fixed, so a CUDA graph can record them.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, no-any-return, import-untyped"
@@ -66,7 +66,7 @@ class Room:
 
 
 def supports(values: Sequence[Tensor], scores: Sequence[Tensor]) -> bool:
-    """Whether the kernels support these layers: float32, values and scores in the same dense memory format."""
+    """Whether the kernels support these layers: float32, values and scores in one dense memory format."""
     if len(scores) > _MOST_LAYERS or sum(score.numel() for score in scores) >= 2**31 - _BLOCK:
         return False
     return all(
@@ -277,7 +277,7 @@ def _settle(
     table, state, candidates, layer, low, high,
     columns: tl.constexpr, again: tl.constexpr, block: tl.constexpr,
 ):  # fmt: skip
-    """Find the threshold of a layer among its candidates, if it is there, and the bracket of the next step."""
+    """Find a layer's threshold among its candidates, if it is there, and the bracket of the next step."""
     # Bypass the L1 cache, which does not see the writes of other multiprocessors.
     inside = tl.load(state + _INSIDE * columns + layer, cache_modifier=".cg")
     above = tl.load(state + _ABOVE * columns + layer, cache_modifier=".cg")
@@ -292,7 +292,7 @@ def _settle(
         tl.store(state + _MAGNITUDE * columns + layer, magnitude)
         tl.store(state + _PLACE * columns + layer, (threshold & _TOP).to(tl.int32))
         length = tl.load(table + _LENGTH * columns + layer)
-        # Three times the number of magnitudes that crossed a threshold per step in ResNet-18, 15 times in Conv4.
+        # Three times the magnitudes that crossed a threshold per step in ResNet-18, 15 times those in Conv4.
         wanted = 512 + length // 1024
         reach = (high - low + 1).to(tl.int64) * wanted // inside + 1
         reach = tl.minimum(tl.maximum(reach, 1 << 10), 1 << 24).to(tl.int32)
@@ -309,7 +309,7 @@ def _settle(
 def _select(
     table, candidates, layer, count, left, low, high, columns: tl.constexpr, block: tl.constexpr
 ):  # fmt: skip
-    """A key such that exactly `left` of the `count` candidates are at least as large, found digit by digit."""
+    """The key that exactly `left` of the `count` candidates reach or exceed, found digit by digit."""
     part: tl.constexpr = block // 2  # uses half the registers, so that more blocks run at once
     bottom, top = low.to(tl.int64), high.to(tl.int64)
     threshold = bottom << 32
