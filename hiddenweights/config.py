@@ -305,8 +305,9 @@ def recipe(config: CellConfig) -> OptimConfig:
         return replace(base, lr=800.0 if arch == "conv8" else 200.0, weight_decay=0.0)
     if arch.startswith("torchvision/"):
         warmup = min(5, config.train.epochs - 1)
+        rate = 0.256 * (config.optim.batch_size or 256) / 256
         return replace(
-            base, lr=0.256, weight_decay=2**-15, momentum=0.875, batch_size=256, warmup_epochs=warmup,
+            base, lr=rate, weight_decay=2**-15, momentum=0.875, batch_size=256, warmup_epochs=warmup,
             label_smoothing=0.1,
         )  # fmt: skip
     if arch.startswith("resnet"):

@@ -95,6 +95,11 @@ def test_warm_up_is_linear_and_then_the_cosine_begins():
     assert sorted(rates[5:], reverse=True) == rates[5:]
 
 
+def test_imagenets_rate_follows_the_batch():
+    assert optim("torchvision/resnet50", "edge_popup", optim__batch_size=1024).lr == 4 * 0.256
+    assert optim("torchvision/resnet50", "dense", optim__batch_size=1024, optim__lr=0.5).lr == 0.5
+
+
 def test_adam_keeps_its_rate():
     config = optim("conv2", "dense", optim__optimizer="adam")
     assert {learning_rate(config, epoch, 100) for epoch in range(100)} == {2e-4}
