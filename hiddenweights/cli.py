@@ -1,7 +1,7 @@
-"""Command lines from typed functions: help from docstrings, bad input in one line with exit status 2.
+"""Command lines made from typed functions. Help comes from docstrings; bad input gives one line and status 2.
 
-A command is named by one word or two (``train``, ``sweeps launch``). Only the module of the command that is
-called is imported, so that help is there at once.
+A command has a name of one or two words (``train``, ``sweeps launch``). Only the module of the command that
+is called is imported, so the overview appears immediately.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from hiddenweights.errors import UserError, choices_error
 
 Command = Callable[..., int | None]
 
-# The optional packages, by the extra of this package that installs each.
+# The optional packages, each with the extra of this package that installs it.
 EXTRAS = {
     "ray": "sweeps",
     "wandb": "sweeps",
@@ -34,7 +34,7 @@ EXTRAS = {
 
 @dataclass(frozen=True)
 class Lazy:
-    """A command that is imported when it is called."""
+    """A command whose module is imported when the command is called."""
 
     home: str
     """module:function"""
@@ -42,7 +42,7 @@ class Lazy:
     """The first line of the function's docstring."""
 
     def load(self) -> Command:
-        """The function. Raises ModuleNotFoundError if the package of an extra is missing."""
+        """Import the function. Raises ModuleNotFoundError if the package of an extra is missing."""
         module, _, name = self.home.partition(":")
         command: Command = getattr(importlib.import_module(module), name)
         return command
@@ -54,14 +54,14 @@ Commands = Mapping[str, Command | Lazy]
 def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int:
     """Call the command that `args` (default: the process's own) name and return its exit status.
 
-    A command returns its status, None for 0. A `UserError` of the parser or of the command becomes one
-    line on stderr and status 2, and so does a package that is missing for want of an extra.
+    A command returns its status, or None for 0. A `UserError` of the parser or of the command becomes one
+    line on stderr and status 2, and so does a missing package of an extra.
     """
     try:
         status = parse(commands, prog, sys.argv[1:] if args is None else args)() or 0
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # the reader, say `head`, has seen enough; nor can the rest be flushed at exit
+    except BrokenPipeError:  # e.g. `head` closed the pipe; then the flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except UserError as error:
@@ -75,7 +75,7 @@ def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int
 
 
 def parse(commands: Commands, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
-    """The call that `args` name, not yet made. Raises `UserError` for arguments that do not fit."""
+    """Return the call that `args` name, without calling it. Raises `UserError` for bad arguments."""
     if args[:1] == ["--tyro-print-completion"]:
         return functools.partial(_print_completion, commands, prog, args)
     for length in (2, 1):
@@ -93,7 +93,7 @@ def parse(commands: Commands, prog: str, args: Sequence[str]) -> Callable[[], in
 
 
 def _print_overview(commands: Commands, prog: str) -> None:
-    """The commands, a line each."""
+    """Print the commands, one per line."""
     width = max(map(len, commands))
     lines = [f"  {name:<{width}}  {_about(command)}" for name, command in commands.items()]
     foot = f"`{prog} COMMAND --help` shows a command's options."
@@ -107,7 +107,7 @@ def _about(command: Command | Lazy) -> str:
 
 
 def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
-    import tyro  # takes 0.1 s, which the overview can do without
+    import tyro  # the import takes 0.1 s, and the overview does not need it
 
     complaint = io.StringIO()
     try:
@@ -129,7 +129,7 @@ def _deferred(command: Command) -> Callable[..., Callable[[], int | None]]:
 
 
 def _print_completion(commands: Commands, prog: str, args: Sequence[str]) -> None:
-    """Completion for a shell, as tyro makes it from all commands as one parser."""
+    """Print the shell completion that tyro generates from all commands together."""
     import tyro
 
     groups: dict[str, dict[str, Any]] = {}
@@ -141,7 +141,7 @@ def _print_completion(commands: Commands, prog: str, args: Sequence[str]) -> Non
 
 
 def _group(commands: Mapping[str, Command]) -> Command:
-    """One function that takes one of `commands` as its subcommand."""
+    """A function that takes one of `commands` as its subcommand."""
     import tyro
 
     choices = [
@@ -157,7 +157,7 @@ def _group(commands: Mapping[str, Command]) -> Command:
 
 
 def _one_line(box: str) -> str:
-    """The gist of the parser's boxed message: its first paragraph, and what it proposes instead."""
+    """The first paragraph of the parser's boxed message, and the option that it proposes instead."""
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
     end = lines.index("") if "" in lines else len(lines)
     gist = re.sub(r"^Error parsing (__tyro\S+: )?", "", " ".join(lines[:end]))
