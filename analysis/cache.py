@@ -27,7 +27,7 @@ T = TypeVar("T")
 Report = Callable[[str, int, int], None]
 """Told a message ("" for none) and how many of how many runs have been read."""
 
-FORMAT = 1
+FORMAT = 2
 BATCH = 500
 PARTS = 8  # more are rewritten as one
 

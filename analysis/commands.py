@@ -24,22 +24,22 @@ from hiddenweights.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """The runs to read, and the folder to write to."""
+    """Which runs are read, and where the files go."""
 
     from_: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="from", metavar="SOURCE")
     ] = ()
-    """A store, a folder of offline W&B runs, or wandb:entity/project. Repeat it to combine sources.
-    If not given: $HIDDENWEIGHTS_STORE, else runs."""
+    """wandb:entity/project, a folder of offline W&B runs, or a store; several are put together. Unset:
+    $HIDDENWEIGHTS_STORE, else runs."""
     where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Use only cells with this value of a config field. May be repeated."""
+    """Only cells with this value of a config field; may be repeated."""
     cache: bool = True
-    """Use the cache, and read only runs that are new or changed."""
+    """Keep what was read, and read only what is new."""
     out: Path = Path("figures")
-    """Folder for the files that are written."""
+    """The folder to write into."""
 
     def names(self) -> list[str]:
-        """The sources, or the default one."""
+        """The sources, as given."""
         return [*self.from_] or [default_store()]
 
 
@@ -48,11 +48,11 @@ Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
 def figure(name: Name, source: Options = Source(), mixed: bool = False) -> None:
-    """Draw a figure: PNG, PDF, and the numbers as CSV.
+    """Draw a figure: PNG, PDF and its data as CSV.
 
     Args:
-        name: The figure, named like its sweep.
-        mixed: Let cells with different epochs or protocols share a curve.
+        name: The figure, by the name of its sweep.
+        mixed: Let cells of different epochs or protocols share a curve.
     """
     spec = specs.find_spec(name)
     table = _table(source)
@@ -84,11 +84,11 @@ def claims_(source: Options = Source()) -> None:
 
 
 def report_(source: Options = Source(), mixed: bool = False, wandb: str | None = None) -> None:
-    """Write figures, claims and cells as one HTML page and as Markdown.
+    """Put figures, claims and cells on one HTML page, and into Markdown.
 
     Args:
-        mixed: Let cells with different epochs or protocols share a curve.
-        wandb: Also save it in this W&B project (ENTITY/PROJECT), as a draft of a W&B Report.
+        mixed: Let cells of different epochs or protocols share a curve.
+        wandb: ENTITY/PROJECT in which to save it as a draft of a W&B Report, too.
     """
     table = _table(source)
     from hiddenweights.analysis import figures, report  # here, because numbers alone need no matplotlib
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _table(source: Source) -> Table:
-    """The table of the sources. On a terminal a progress bar is shown if there are many runs."""
+    """The sources' table, with a bar where somebody watches and runs are many."""
     folder = default_folder() if source.cache else None
     columns, console = (*Progress.get_default_columns(), MofNCompleteColumn()), Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -140,7 +140,7 @@ def _table(source: Source) -> Table:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Create the folder. An error of the operating system becomes one line."""
+    """Make the folder; an error of the system's becomes one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

@@ -25,8 +25,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hiddenweights.config import flatten, from_dict, resolve, short_name
-from hiddenweights.errors import UserError
+from hiddenweights.config import CellConfig, cell_id, flatten, from_dict, resolve, short_name
+from hiddenweights.errors import UserError, shown
 
 Record = Mapping[str, Any]
 FINISHED = "finished"
@@ -107,17 +107,29 @@ def frame(runs: Iterable[Run], source: str) -> Raw:
         }
         rows.append(row)
         if run.cell is None:
-            row["reason"] = "its config names no cell: a run of another project" if run.config else run.reason
+            if run.config and run.state != "damaged":
+                row["reason"] = "its config names no cell: a run of another project"
         elif run.config:
             try:
-                config = resolve(from_dict(run.config))
+                config = _config(run)
             except UserError as error:
-                row["reason"] = f"its config is not one of this version: {error}"
+                row["reason"] = run.reason or f"its config is not one of this version: {shown(error)}"
                 continue
             row |= flatten(config) | {name: _number(value) for name, value in run.summary.items()}
             row |= {"usable": True, "name": run.name or short_name(config)}
             histories.append((run.cell, run.key, run.history))
     return Raw(pd.DataFrame(rows), _epoch_frame(histories))
+
+
+def _config(run: Run) -> CellConfig:
+    """The run's config, resolved. Raises `UserError` for one that is another cell's, or not to be printed."""
+    config = resolve(from_dict(run.config))
+    for name, value in flatten(config).items():
+        if isinstance(value, str) and not value.isprintable():
+            raise UserError(f"{name}: {value!r} is not printable text")
+    if (own := cell_id(config)) != run.cell:
+        raise UserError(f"it is that of cell {own}")
+    return config
 
 
 def tidy(raw: Raw) -> Table:

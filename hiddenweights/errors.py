@@ -1,4 +1,4 @@
-"""Errors that several packages use, above all the one for bad input. Its message says what to correct."""
+"""Errors that several packages know; above all the one for wrong input, whose line says how to mend it."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input. The message is one line: the field, the value, and what is allowed.
 
-    Command lines print it and exit with status 2. It is raised before anything costly starts.
+    Command lines print it and exit with status 2; nothing costly has started when it is raised.
     """
 
 
 class RankDied(ConnectionError):
-    """One of the processes that train a cell together has died. The cell can be resumed."""
+    """One of the processes that train a cell together is gone; the cell can be resumed."""
 
 
 def choices_error(field: str, value: object, choices: Iterable[object]) -> UserError:
-    """The error for a `value` that is not among `choices`. It suggests the nearest choice."""
+    """An error for a `value` that is not among `choices`, with the nearest choice suggested."""
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -26,5 +26,12 @@ def choices_error(field: str, value: object, choices: Iterable[object]) -> UserE
 def shown(text: object, most: int = 300) -> str:
     """`text` from a file as one line that is safe on a terminal: escaped, and cut after `most` characters."""
     line = str(text)[: most + 1]
-    safe = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    safe = escaped(line)
     return safe if len(line) <= most else safe[:most] + "..."
+
+
+def escaped(text: str) -> str:
+    """`text` as one line without control characters, which could write anywhere on a terminal."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

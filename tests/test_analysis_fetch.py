@@ -16,6 +16,7 @@ from analysis_stores import config, grid, made_store, result, write_store
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import chunks, read_run
 from hiddenweights.analysis.table import combine
+from hiddenweights.cells.format import Damaged
 from hiddenweights.config import CellConfig, cell_id, flatten, resolve, to_dict
 from hiddenweights.errors import UserError
 
@@ -118,7 +119,14 @@ def test_a_torn_file_ends_early_and_loses_nothing_before(tmp_path: Path) -> None
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     torn.write_bytes(flipped)
-    assert 0 < len([*chunks(torn)]) < len(full)
+    with pytest.raises(Damaged, match=r"torn\.wandb"):
+        [*chunks(torn)]
+    table = fetch(str(tmp_path / "wandb"))
+    assert table.cells["state"].tolist() == ["finished"]
+    whole.write_bytes(flipped)
+    table = fetch(str(tmp_path / "wandb"))
+    assert table.cells["state"].tolist() == ["damaged"]
+    assert whole.name in table.left_out["reason"].item()
 
 
 def test_attempts_of_one_cell_become_one_row_and_say_so(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_a_full_disk_is_an_error_that_leaves_the_old_ones_and_no_rubbish(folder,
     assert load_checkpoint(folder)["epoch"] == 2
 
 
-def test_nothing_in_a_file_is_executed(folder, tmp_path):
+def test_nothing_in_a_file_is_executed(folder, tmp_path, caplog):
     """A checkpoint whose digest is right but whose content is code is refused."""
     import hashlib
     import io
@@ -134,6 +134,6 @@ def test_nothing_in_a_file_is_executed(folder, tmp_path):
     torch.save({"epoch": Evil()}, buffer)
     payload = buffer.getvalue()
     newest(folder).write_bytes(hashlib.sha256(payload).digest() + payload)
-    with pytest.raises(Exception, match="Weights only load failed"):
-        load_checkpoint(folder)
+    assert load_checkpoint(folder)["epoch"] == 1
+    assert "Weights only load failed" in caplog.text
     assert not (tmp_path / "executed").exists()

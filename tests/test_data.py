@@ -270,11 +270,14 @@ def test_what_is_there_is_not_fetched(data_root, no_network):
     assert no_network == []
 
 
+@pytest.mark.parametrize("root", [".", "data", "far/below"])
 @pytest.mark.parametrize("name", ["mnist", "cifar10"])
-def test_missing_data_without_a_network_is_named(name, tmp_path, no_network):
-    with pytest.raises(UserError, match=rf"data\.root.*{name}"):
-        load_dataset(DataConfig(name=name, root=str(tmp_path / "data")))
-    assert not (tmp_path / "data").exists()
+def test_missing_data_without_a_network_is_named_and_leaves_nothing(name, root, tmp_path, no_network):
+    for _ in range(2):
+        with pytest.raises(UserError, match=rf"data\.root.*no {name}") as caught:
+            load_dataset(DataConfig(name=name, root=str(tmp_path / root)))
+        assert "\n" not in str(caught.value)
+        assert not [*tmp_path.iterdir()]
 
 
 def write_mnist(root, images: int = 4) -> None:

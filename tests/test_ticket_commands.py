@@ -118,6 +118,26 @@ def test_an_exported_onnx_model_gives_the_same_logits(run, name):
     torch.testing.assert_close(torch.from_numpy(found), logits(name), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize(("to", "suffix"), [("onnx", "onnx"), ("exported_program", "pt2")])
+def test_exports_take_any_batch_and_hold_no_path_of_this_machine(run, tmp_path, to, suffix):
+    for name in ("a", "again"):
+        assert run("export", "a.ticket", "--to", to, "--output", str(tmp_path / f"{name}.{suffix}"))[0] == 0
+    content = (tmp_path / f"a.{suffix}").read_bytes()
+    assert content == (tmp_path / f"again.{suffix}").read_bytes()
+    for path in (Path(torch.__file__).parent, Path(__file__).parents[1], tmp_path, Path.cwd()):
+        assert str(path).encode() not in content
+    if to == "onnx":
+        import onnx
+
+        graph = onnx.load(tmp_path / "a.onnx").graph
+        axes = [value.type.tensor_type.shape.dim[0].dim_param for value in (*graph.input, *graph.output)]
+        assert axes == ["batch", "batch"]
+    else:
+        network = torch.export.load(tmp_path / "a.pt2").module()
+        for n in (1, 3, 50):
+            torch.testing.assert_close(network(images()[:n]), logits("a")[:n])
+
+
 def test_onnx_is_named_where_it_is_not_installed(run, monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
     status, _, error = run("export", "a.ticket", "--to", "onnx", "--output", "never.onnx")

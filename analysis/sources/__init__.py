@@ -1,1 +1,1 @@
-"""The sources of runs, one module each. Every source yields the same kind of runs."""
+"""Where runs are read from, one module each: every source yields runs for one table."""

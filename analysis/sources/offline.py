@@ -1,95 +1,139 @@
-"""Read W&B's offline log, a `.wandb` file, without a server and without an upload.
+"""Read W&B's offline transaction log, a `.wandb` file, without W&B's server and without an upload.
 
-The format is private to wandb (checked with 0.31): a header of 7 bytes, then blocks of 32 KiB with records
-in the format of LevelDB's log (crc32, length, type). Each record is a `wandb.proto` message and may be split
-over blocks. A test compares this reader with W&B's own command ``wandb leet inspect --json``.
+The format is private to wandb (checked with 0.31): a 7-byte header, then blocks of 32 KiB holding
+LevelDB-log records (crc32, length, type), each a `wandb.proto` message, possibly split over blocks.
+A test compares this reader with W&B's own, the command ``wandb leet inspect --json``.
 """
 
 import datetime
-import json
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hiddenweights.analysis.table import Run
+from hiddenweights.analysis.table import FINISHED, Run
+from hiddenweights.cells.format import SCALARS, Damaged, read_value
+from hiddenweights.errors import shown
 
 _HEADER = b":W&B\xe1\xbe\x00"
 _BLOCK = 32 * 1024
-_FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
+_KINDS = _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of each record in order, up to the end or to the first incomplete or damaged record.
+    """The records' bytes, in order, up to the end or a torn tail, which a killed process leaves.
 
-    A killed process leaves an incomplete record at the end, so an early end is not an error. A file without
-    the header has no records.
+    Raises `Damaged` for bytes that are not as they were written.
     """
     data = path.read_bytes()
     if not data.startswith(_HEADER):
-        return
-    position, parts = len(_HEADER), bytearray()
+        if _HEADER.startswith(data):
+            return
+        raise Damaged(f"{path} is damaged: it does not begin as a W&B file does")
+    position, parts, begun = len(_HEADER), bytearray(), False
     while position + 7 <= len(data):
         if _BLOCK - position % _BLOCK < 7:  # no record header fits: the rest of the block is padding
             position += _BLOCK - position % _BLOCK
             continue
         checksum, length, kind = struct.unpack_from("<IHB", data, position)
         body = data[position + 7 : position + 7 + length]
-        if zlib.crc32(body, zlib.crc32(bytes([kind]))) != checksum:
-            return
+        crosses = position % _BLOCK + 7 + length > _BLOCK  # no piece does
+        if (len(body) < length and not crosses) or not any(data[position:]):
+            return  # torn; zeros are what a power cut leaves
+        whole = zlib.crc32(body, zlib.crc32(bytes([kind]))) == checksum
+        if crosses or not whole or kind not in _KINDS or begun != (kind in (_MIDDLE, _LAST)):
+            raise Damaged(f"{path} is damaged at byte {position}: its checksum or its order is wrong")
         position += 7 + length
-        if kind in (_FULL, _FIRST):
+        if not begun:
             parts.clear()
         parts += body
-        if kind in (_FULL, _LAST):
+        begun = kind in (_FIRST, _MIDDLE)
+        if not begun:
             yield bytes(parts)
 
 
 def read_run(path: Path, version: str = "") -> Run:
-    """The run in one `.wandb` file. A file without a run record (its process died at once) is not a cell."""
-    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+    """The run in one `.wandb` file. A file without a run record (killed at once) is no cell.
 
-    config: dict[str, Any] = {}
-    summary: dict[str, Any] = {}
-    history: list[dict[str, Any]] = []
-    sweeps: set[str] = set()
-    started, exit_code, named = "", None, False
-    for chunk in chunks(path):
-        record = Record.FromString(chunk)
-        match record.WhichOneof("record_type"):
-            case "run":
-                run, named = record.run, True
-                _update(config, run.config.update)
-                sweeps |= {*run.tags, run.run_group} - {""}
-                started = run.start_time.ToDatetime(datetime.UTC).isoformat()
-            case "config":
-                _update(config, record.config.update)
-            case "history":
-                history.append(_update({}, record.history.item))
-            case "summary":
-                _update(summary, record.summary.update)
-            case "exit":
-                exit_code = record.exit.exit_code
-    state, reason = wandb_state(summary, exit_code)
-    if not named:
+    A damaged file's run has the state ``damaged``, with the file's name in the reason.
+    """
+    log = _Log()
+    damage = ""
+    try:
+        for chunk in chunks(path):
+            log.add(chunk, path)
+    except Damaged as error:
+        damage = str(error)
+    state, reason = wandb_state(log.summary, log.exit_code)
+    if not log.named:
         reason = "its file holds no run record (killed before the first flush)"
+    elif state == FINISHED and (lost := log.missing_epochs()):
+        state, reason = "incomplete", f"its file lacks {lost} of the epochs that its summary counts"
+    cell = log.config.pop("cell", None)
     return Run(
         key=str(path),
-        cell=config.pop("cell", None),
-        state=state,
-        reason=reason,
-        config={name: value for name, value in config.items() if name != "_wandb"},
-        summary=scalars(summary),
-        history=history,
-        sweeps=frozenset(sweeps),
-        started=started,
+        cell=cell if isinstance(cell, str) else None,
+        state="damaged" if damage else state,
+        reason=damage or reason,
+        config={name: value for name, value in log.config.items() if name != "_wandb"},
+        summary=scalars(log.summary),
+        history=log.history,
+        sweeps=frozenset(log.sweeps),
+        started=log.started,
         version=version,
     )
 
 
+class _Log:
+    """What the records of one file come to."""
+
+    def __init__(self) -> None:
+        self.config: dict[str, Any] = {}
+        self.summary: dict[str, Any] = {}
+        self.history: list[dict[str, Any]] = []
+        self.sweeps: set[str] = set()
+        self.started = ""
+        self.exit_code: int | None = None
+        self.named = False
+
+    def add(self, chunk: bytes, path: Path) -> None:
+        """Apply one record. Raises `Damaged` for what is none, naming `path`."""
+        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+        from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
+
+        try:
+            record = Record.FromString(chunk)
+            match record.WhichOneof("record_type"):
+                case "run":
+                    run, self.named = record.run, True
+                    _update(self.config, run.config.update)
+                    self.sweeps |= {*run.tags, run.run_group} - {""}
+                    self.started = run.start_time.ToDatetime(datetime.UTC).isoformat()
+                case "config":
+                    _update(self.config, record.config.update)
+                case "history":
+                    row = _update({}, record.history.item)
+                    self.history.append({name: v for name, v in row.items() if type(v) in SCALARS})
+                case "summary":
+                    _update(self.summary, record.summary.update)
+                case "exit":
+                    self.exit_code = record.exit.exit_code
+        except (DecodeError, ValueError, OverflowError) as error:
+            raise Damaged(f"{path} is damaged: {shown(error)}") from None
+
+    def missing_epochs(self) -> int:
+        """How many of the epochs that the summary counts no row of the history tells of."""
+        last = self.summary.get("epoch")
+        if not isinstance(last, int | float) or not math.isfinite(last):
+            return 0
+        logged = {row["epoch"] for row in self.history if type(row.get("epoch")) in (int, float)}
+        return max(0, int(last) - len(logged))
+
+
 def wandb_state(summary: dict[str, Any], exit_code: int | None) -> tuple[str, str]:
-    """State and reason of a W&B run. It is finished only if the trainer itself recorded that."""
+    """State and reason of a W&B run: finished only where the trainer itself said so."""
     if summary.get("finished") is True:
         return "finished", ""
     if exit_code is None:
@@ -98,7 +142,7 @@ def wandb_state(summary: dict[str, Any], exit_code: int | None) -> tuple[str, st
 
 
 def scalars(summary: dict[str, Any]) -> dict[str, Any]:
-    """The columns of the summary, without nested values, W&B's internal values, and per-layer values."""
+    """The summary's own columns: no nested values, W&B's internals, or per-layer ones."""
     return {
         name: value
         for name, value in summary.items()
@@ -108,10 +152,10 @@ def scalars(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _update(target: dict[str, Any], items: Any) -> dict[str, Any]:
-    """Apply W&B's updates to `target`. Nested values become a dict of one level."""
+    """Apply W&B's updates; of a nested one only the first level is kept apart, as a dict."""
     for item in items:
         name, *inner = item.nested_key or [item.key]
-        value = json.loads(item.value_json)
+        value = read_value(item.value_json, "a value")
         if inner:
             branch = target.setdefault(name, {})
             target[name] = {**branch, ".".join(inner): value} if isinstance(branch, dict) else value

@@ -23,7 +23,7 @@ RESULT_FORMAT = 2
 CELL = re.compile("[0-9a-f]{16}")
 _SEAL = re.compile(rb', "sha256": "([0-9a-f]{64})"}\n', re.DOTALL)
 _SEAL_BYTES = len(b', "sha256": "' + bytes(64) + b'"}\n')
-_SCALARS = {str, int, float, bool, type(None)}
+SCALARS = {str, int, float, bool, type(None)}
 
 
 class Damaged(UserError):
@@ -32,17 +32,23 @@ class Damaged(UserError):
 
 def read_json(content: bytes, source: str) -> Json:
     """The JSON object in `content`; `source` names it in messages. NaN and Infinity are read, too."""
-    try:
-        try:
-            data = orjson.loads(content)  # five times as fast as `json`
-        except ValueError:
-            data = json.loads(content, parse_int=_integer)  # which writes and reads NaN
-            json.dumps(data, ensure_ascii=False).encode()  # no half of a surrogate pair
-    except (ValueError, RecursionError) as error:
-        raise Damaged(f"{source} is not valid JSON: {shown(error)}") from None
+    data = read_value(content, source)
     if not isinstance(data, dict):
         raise Damaged(f"{source} holds no JSON object")
     return data
+
+
+def read_value(content: bytes | str, source: str) -> Any:
+    """Any JSON value in `content`, as `read_json` reads it."""
+    try:
+        try:
+            return orjson.loads(content)  # five times as fast as `json`
+        except ValueError:
+            data = json.loads(content, parse_int=_integer)  # which writes and reads NaN
+            json.dumps(data, ensure_ascii=False).encode()  # no half of a surrogate pair
+            return data
+    except (ValueError, RecursionError) as error:
+        raise Damaged(f"{source} is not valid JSON: {shown(error)}") from None
 
 
 def seal(result: Mapping[str, Any]) -> bytes:
@@ -82,11 +88,11 @@ def open_plan(content: bytes, source: str) -> Json:
         axes = _typed(plan, "axes", dict, {})
         known = flatten(from_dict({}))
         for field, values in axes.items():
-            listed = isinstance(values, list) and all(type(value) in _SCALARS for value in values)
+            listed = isinstance(values, list) and all(type(value) in SCALARS for value in values)
             if field not in known or not (listed or isinstance(values, str)):
                 raise UserError(f"axes: {shown(repr(field), 60)} is no field with its values")
         for field, inner in _typed(plan, "winners", dict, {}).items():
-            if not isinstance(inner, dict) or not {*map(type, inner.values())} <= _SCALARS:
+            if not isinstance(inner, dict) or not {*map(type, inner.values())} <= SCALARS:
                 raise UserError(f"winners: {shown(repr(field), 60)} has no values of fields")
         _typed(plan, "overrides", dict, {})
         for name in ("name", "launched"):
@@ -122,7 +128,7 @@ def _check_result(result: Json, cell: str) -> None:
     if not history:
         raise UserError("history: has no record")
     for record in (*history, summary):
-        if not isinstance(record, dict) or not {*map(type, record.values())} <= _SCALARS:
+        if not isinstance(record, dict) or not {*map(type, record.values())} <= SCALARS:
             raise UserError("history, summary: a record is no object of plain values")
     for record in history:
         if type(record.get("epoch")) is not int:
@@ -139,7 +145,7 @@ def _check_result(result: Json, cell: str) -> None:
             raise UserError(f"{name}: is not a number")
     for name in ("versions", "processor"):
         for key, value in _typed(result, name, dict, {}).items():
-            if type(value) not in _SCALARS:
+            if type(value) not in SCALARS:
                 raise UserError(f"{name}: is no object of plain values")
             _text(f"{key} {value}", name)
     for name in ("attempts", "gpu_memory"):

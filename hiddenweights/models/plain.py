@@ -1,4 +1,4 @@
-"""Networks without convolutions. They have no biases, like all small networks of the paper."""
+"""Networks without convolutions. No biases, as in all of the paper's small networks."""
 
 from torch import nn
 

@@ -4,6 +4,7 @@ torch is imported inside the commands: a command line that only trains or prints
 long enough.
 """
 
+import io
 import math
 import os
 import sys
@@ -19,6 +20,7 @@ from hiddenweights.config import TrainConfig, cell_id, short_name
 from hiddenweights.errors import UserError
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from hiddenweights.tickets.ticket import Inputs
@@ -151,7 +153,7 @@ def export(
     except OSError as error:
         raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
     try:
-        _WRITERS[to](network, ticket.inputs, partial)
+        partial.write_bytes(_EXPORTS[to](network, ticket.inputs))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -201,40 +203,54 @@ COMMANDS: dict[str, Callable[..., None]] = {
 # --- export ------------------------------------------------------------------------------------------------
 
 
-def _write_state_dict(network: "nn.Module", inputs: "Inputs", path: Path) -> None:
+def _state_dict(network: "nn.Module", inputs: "Inputs") -> bytes:
     import torch
 
-    torch.save(network.state_dict(), path)
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    return content.getvalue()
 
 
-def _write_exported_program(network: "nn.Module", inputs: "Inputs", path: Path) -> None:
+def _exported_program(network: "nn.Module", inputs: "Inputs") -> bytes:
     import torch
 
-    images = torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size)
-    batch = ({0: torch.export.Dim.DYNAMIC},)
-    torch.export.save(torch.export.export(network, (images,), dynamic_shapes=batch), path)
+    content = io.BytesIO()
+    torch.export.save(_program(network, inputs), content)
+    return content.getvalue()
 
 
-def _write_onnx(network: "nn.Module", inputs: "Inputs", path: Path) -> None:
+def _onnx(network: "nn.Module", inputs: "Inputs") -> bytes:
     import torch
 
-    torch.onnx.export(
-        network,
-        (torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size),),
-        path,
+    program = torch.onnx.export(
+        _program(network, inputs),
         input_names=["images"],
         output_names=["logits"],
         dynamo=True,
-        dynamic_shapes=({0: torch.export.Dim.DYNAMIC},),
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
         external_data=False,
         verbose=False,
     )
+    assert program is not None
+    content: bytes = program.model_proto.SerializeToString()
+    return content
 
 
-_WRITERS: dict[Target, Callable[["nn.Module", "Inputs", Path], None]] = {
-    "state_dict": _write_state_dict,
-    "exported_program": _write_exported_program,
-    "onnx": _write_onnx,
+def _program(network: "nn.Module", inputs: "Inputs") -> "torch.export.ExportedProgram":
+    """The network for any number of images, without where on this machine its code lies."""
+    import torch
+
+    images = torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size)
+    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+_EXPORTS: dict[Target, Callable[["nn.Module", "Inputs"], bytes]] = {
+    "state_dict": _state_dict,
+    "exported_program": _exported_program,
+    "onnx": _onnx,
 }
 
 

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from hiddenweights.config import CellConfig, DataConfig, flatten, from_dict, resolve, to_dict
 from hiddenweights.errors import UserError, shown
-from hiddenweights.masking.masks import METHODS, Biprop, Mask
+from hiddenweights.masking.masks import METHODS, Biprop, Mask, kept_count
 from hiddenweights.masking.rng import permutation, stream
 from hiddenweights.masking.supermask import set_weights, weight_layers
 from hiddenweights.models import build_network
@@ -40,6 +40,7 @@ MAGIC = b"\x93ticket\n"
 # Limits of what is read at all; the largest network of torchvision has 6.4e8 weights.
 MAX_BYTES = 2**30
 MAX_WEIGHTS = 2**30
+BYTES_A_WEIGHT = 32  # at most, while weights are drawn and masks are made
 MAX_SIDES = 8  # of a weight's shape
 
 _DIGEST_BYTES = 32
@@ -328,6 +329,7 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if sum(sizes.values()) > MAX_WEIGHTS:
         raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+    _check_memory(sum(sizes.values()))
     parts: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -345,12 +347,14 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
     )
     if parts["mask"].keys() != layers.keys():
         raise ValueError("masks and layers differ")
+    counts = {name: _count(layer["kept"], 0) for name, layer in layers.items()}
+    _check_counts(config, sizes, counts)
     masks = {}
     for name, layer in layers.items():
         if parts["mask"][name].dtype != torch.uint8:
             raise ValueError("a mask's code is not of bytes")
         code = parts["mask"][name].numpy().tobytes()
-        mask = decode_mask(code, sizes[name], _count(layer["kept"], 0), _count(layer["rice"], 0))
+        mask = decode_mask(code, sizes[name], counts[name], _count(layer["rice"], 0))
         masks[name] = torch.from_numpy(mask).view(shapes[name])
     return Ticket(
         config=config,
@@ -362,6 +366,31 @@ def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
         record=_record(header["record"]),
         versions={_text(name): _text(value) for name, value in header["versions"].items()},
     )
+
+
+def _check_memory(weights: int) -> None:
+    """Raise `UserError` where so many weights do not fit: a mask of few or of all takes no room in a file."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # a system that does not say
+        return
+    if (needed := BYTES_A_WEIGHT * weights) > memory / 2:
+        raise UserError(
+            f"names a network of {weights} weights, which takes up to {needed / 2**30:.1f} GiB, more than"
+            f" half of this machine's {memory / 2**30:.1f}"
+        )
+
+
+def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    """Raise `UserError` where the masks do not keep the fraction k that the config says."""
+    k = config.model.k
+    if k is None:  # sampled: any fraction
+        return
+    if config.model.selection == "global":
+        sizes, counts = {"all layers": sum(sizes.values())}, {"all layers": sum(counts.values())}
+    for name, n in sizes.items():
+        if counts[name] != kept_count(k, n):
+            raise UserError(f"{name}: keeps {counts[name]} of {n} weights, but model.k is {k}")
 
 
 def _inputs(data: Any) -> Inputs:

@@ -1,22 +1,32 @@
-"""Checkpoints that are complete or absent: written to a second file, renamed, and verified by a digest."""
+"""Checkpoints that are whole or absent: written beside, renamed into place, verified by digest."""
 
 import hashlib
 import io
+import json
+import logging
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
+from hiddenweights.config import CellConfig, cell_id
+from hiddenweights.errors import shown
 
 _NAME = "checkpoint.pt"
 _PREVIOUS = "previous.pt"
 _DIGEST_BYTES = 32
+# Of each record, so much that what follows from a history can be trusted to be there.
+_NUMBERS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "kept", "seconds")
+_TEXTS = ("weights_checksum", "mask_checksum")
 
 
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `folder`, keeping the one before it.
 
-    The folder is created, but not its parent: that may be a mount that is missing for a while.
+    The folder is made, what it lies in is not: that may be a mount that has gone, and will be back.
     """
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()
@@ -32,11 +42,12 @@ def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def load_checkpoint(folder: Path) -> dict[str, Any] | None:
-    """The newest intact state of `folder`, on the CPU; None if there is none.
+def load_checkpoint(folder: Path, check: Callable[[Any], None] = lambda state: None) -> dict[str, Any] | None:
+    """The newest intact state of `folder`, on the CPU; None when there is none.
 
-    If the newest file is truncated or altered, the previous one is used. No code in a file is executed
-    (`torch.load` with `weights_only`).
+    A file that is cut short or altered, or whose state `check` refuses with a `ValueError`, is passed over
+    for the one before it; a warning says so. Nothing in a file is ever executed (`torch.load` with
+    `weights_only`).
     """
     for name in (_NAME, _PREVIOUS):
         try:
@@ -44,7 +55,104 @@ def load_checkpoint(folder: Path) -> dict[str, Any] | None:
         except FileNotFoundError:
             continue
         digest, payload = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
-        if hashlib.sha256(payload).digest() == digest:
-            state: dict[str, Any] = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
-            return state
+        try:
+            if hashlib.sha256(payload).digest() != digest:
+                raise ValueError("its checksum does not match")
+            state: dict[str, Any] = _load(payload)
+            check(state)
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s is passed over: %s", folder / name, shown(error))
+            continue
+        return state
     return None
+
+
+def check_state(
+    state: Any, config: CellConfig, network: nn.Module, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Raise `ValueError` unless `state` is one that a trainer of the cell `config` has saved."""
+    cell, epochs = cell_id(config), config.train.epochs
+    if not isinstance(state, dict) or state.get("cell") != cell:
+        raise ValueError(f"it is not of cell {cell}")
+    if type(state.get("steps")) is not int or not 0 <= state["steps"] < 2**63:
+        raise ValueError("steps: is no count")
+    if state.get("precision", "float32") not in ("float32", "bfloat16"):
+        raise ValueError("precision: is neither float32 nor bfloat16")
+    if len(saved_history(state)) > epochs:
+        raise ValueError(f"history: has more than {epochs} epochs")
+    _check_tensors(state.get("network"), network.state_dict(), "network")
+    if optimizer is not None:
+        optimizer_state(state, optimizer)
+
+
+def saved_history(state: Mapping[str, Any]) -> list[dict[str, float | int | str]]:
+    """The records in `state`. Raises `ValueError` for what are none."""
+    if not isinstance(state.get("history"), str):
+        raise ValueError("history: is no text")
+    try:
+        history = json.loads(state["history"])
+    except RecursionError:
+        raise ValueError("history: is nested too deeply") from None
+    if not isinstance(history, list):
+        raise ValueError("history: is no list")
+    for number, record in enumerate(history, start=1):
+        if not isinstance(record, dict) or not all(map(_plain, record.values())):
+            raise ValueError("history: a record is no object of numbers and texts")
+        if any(type(record.get(name)) not in (int, float) for name in _NUMBERS):
+            raise ValueError(f"history: the record of epoch {number} lacks one of {', '.join(_NUMBERS)}")
+        if record.get("epoch") != number or not all(isinstance(record.get(name), str) for name in _TEXTS):
+            raise ValueError(f"history: the record of epoch {number} is not one of it")
+    return history
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return value.isprintable()
+    return type(value) is float or (type(value) is int and abs(value) < 2**64)
+
+
+def optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """What `optimizer` had learnt, by the number of its parameter, as tensors that lie as the parameters do.
+
+    Raises `ValueError` for what it cannot have learnt: torch's fused kernels trust the shapes and strides.
+    A parameter that the state lacks has learnt nothing yet, which is all zeros.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    found = state["optimizer"].get("state") if isinstance(state.get("optimizer"), dict) else None
+    if not isinstance(found, dict) or not found.keys() <= {*range(len(parameters))}:
+        raise ValueError("optimizer: its entries are not those of this cell")
+    names = ["step", "exp_avg", "exp_avg_sq"]
+    if isinstance(optimizer, torch.optim.SGD):
+        names = ["momentum_buffer"] if optimizer.defaults["momentum"] else []
+    fitting: dict[int, Any] = {}
+    for number, parameter in enumerate(parameters if found else ()):
+        fitting[number] = {
+            name: torch.zeros(()) if name == "step" else torch.zeros_like(parameter) for name in names
+        }
+        if number in found:
+            _check_tensors(found[number], fitting[number], f"optimizer: parameter {number}")
+            for name, tensor in fitting[number].items():
+                tensor.copy_(found[number][name])
+    return fitting
+
+
+def _check_tensors(found: Any, expected: Mapping[str, Any], what: str) -> None:
+    """Raise `ValueError` unless `found` has the names of `expected`, each with its type, shape and dtype."""
+    if not isinstance(found, Mapping) or found.keys() != expected.keys():
+        raise ValueError(f"{what}: its entries are not those of this cell")
+    for name, own in expected.items():
+        value = found[name]
+        if isinstance(own, Tensor) != (type(value) is Tensor):
+            raise ValueError(f"{what}: {name!r} is a {type(value).__name__}")
+        if isinstance(own, Tensor) and (
+            (value.shape, value.dtype, value.layout) != (own.shape, own.dtype, torch.strided)
+            or value.is_quantized
+        ):
+            raise ValueError(f"{what}: {name!r} has another shape or type")
+
+
+def _load(payload: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types, with whole paragraphs
+        raise ValueError(next(iter(str(error).splitlines()), type(error).__name__)) from error

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: the CPU launches one graph per step instead of hundreds of kernels."""
+"""A training step as one CUDA graph: the CPU launches one thing a step, not hundreds."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,23 +12,22 @@ WARM_UP = 3
 
 
 class Recorder(Protocol):
-    """Records work on a device, so that it can be repeated."""
+    """How a device records work to do it again."""
 
     def warm_up(self, step: Step, images: Tensor, labels: Tensor) -> Tensor:
-        """Run `step(images, labels)` once in the place in which `record` will record it."""
+        """`step(images, labels)`, done where `record` will record it."""
 
     def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        """Return a function that runs `step` on the contents that these tensors have when it is called."""
+        """A function that does `step` again on what these very tensors hold by then. Does nothing yet."""
 
 
 class GraphedStep:
-    """`step(images, labels)`, recorded once and then replayed for all batches of the same shape.
+    """`step(images, labels)` on batches of the first one's shape, recorded once and replayed from then on.
 
-    `step` may only depend on its arguments and on tensors that keep their memory (parameters, buffers,
-    momentum, the learning rate). It must draw random numbers from torch's default generator only, which moves
-    on with a replay as with a step, and must not copy a value to the CPU. The first `WARM_UP` batches run
-    without a graph, so that everything that is allocated once is allocated. Batches with another shape (the
-    last of an epoch) never use the graph. The result is valid until the next call.
+    `step` must be a function of its arguments and of tensors that stay where they are (parameters,
+    buffers, momentum, the learning rate), draw nothing at random, and read no value of the device. The
+    first `WARM_UP` batches take real steps as they are, which settles what is allocated once. Batches of
+    another shape (the last of an epoch) always do. The result holds until the next call.
     """
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
@@ -52,7 +51,7 @@ class GraphedStep:
 
 
 class CudaRecorder:
-    """CUDA graphs, warmed up and recorded on a separate stream, as CUDA requires."""
+    """CUDA graphs, warmed up and recorded on one stream of their own, as CUDA wants them."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
@@ -67,7 +66,7 @@ class CudaRecorder:
 
     def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: allocations of another thread, such as a second cell in this process, are no error.
+        # thread_local: another thread's allocations (a trial beside this one) are no error.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             result = step(images, labels)
 

@@ -148,8 +148,10 @@ def _torchvision(name: str, root: Path) -> Dataset:
     from torchvision import datasets
 
     source = _SOURCES[name]
-    present = (root / source.folder).is_dir()
-    made = not root.exists()  # then torchvision makes it, also for a download that fails
+    folder = root / source.folder
+    present = folder.is_dir()
+    # What torchvision makes, also for a download that fails: from the first folder that is not there.
+    made = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
     try:
         parts = [
             getattr(datasets, source.cls)(root=str(root), train=train, download=not present)
@@ -158,9 +160,9 @@ def _torchvision(name: str, root: Path) -> Dataset:
         train, test = (_from_arrays(part.data, part.targets) for part in parts)
     except Exception as error:  # torchvision raises a different type for every way to fail
         if made:
-            shutil.rmtree(root, ignore_errors=True)
-        state = f"{root / source.folder} does not read" if present else f"no {name} in {root}, no download"
-        raise UserError(f"data.root: {state}: {error}") from error
+            shutil.rmtree(made, ignore_errors=True)
+        state = f"{folder} does not read" if present else f"no {name} in {root}, no download"
+        raise UserError(f"data.root: {state}: {'; '.join(str(error).splitlines())}") from error
     return Dataset(train, test, source.classes, source.mean, source.std)
 
 

@@ -1,6 +1,7 @@
 """Train one cell, yielding one record an epoch. Knows neither Ray nor W&B."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import math
@@ -26,7 +27,13 @@ from hiddenweights.masking.supermask import (
     weight_layers,
 )
 from hiddenweights.models import build_network
-from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
+from hiddenweights.training.checkpoint import (
+    check_state,
+    load_checkpoint,
+    optimizer_state,
+    save_checkpoint,
+    saved_history,
+)
 from hiddenweights.training.cuda_graph import CudaRecorder, GraphedStep, Step
 from hiddenweights.training.data import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.training.image_decoding import Decoder, default_loaders
@@ -148,9 +155,6 @@ class Trainer:
                 self.steps += 1
                 images_seen += len(labels)
                 totals += self.step(images, labels)
-                # Not of the step that a graph records: it draws on the CPU, and not at every step.
-                for name, mask in self.redrawing.items():
-                    mask.after_step(self.frozen[name], self.steps)
         if self.ranks:
             images_seen = sum(self.ranks.gather(images_seen))
             self.ranks.sum(totals)
@@ -193,6 +197,8 @@ class Trainer:
             if self.ranks:
                 self.ranks.average_gradients(self.learnable, len(labels))
             self.optimizer.step()
+            for name, mask in self.redrawing.items():
+                mask.after_step(self.frozen[name], self.steps)
         return tally
 
     def _build(self) -> None:
@@ -242,18 +248,21 @@ class Trainer:
         self.draws = "train" if alike else f"train, process {rank}"
 
     def _restore(self) -> list[Record]:
-        state = load_checkpoint(self.checkpoint) if self.checkpoint else None
-        if state is None or state["cell"] != cell_id(self.config):
+        check = functools.partial(
+            check_state, config=self.config, network=self.network, optimizer=self.optimizer
+        )
+        state = load_checkpoint(self.checkpoint, check) if self.checkpoint else None
+        if state is None:
             return []
         self.network.load_state_dict(state["network"])
         if self.optimizer is not None:
             # What was learnt: how it learns is the config's and the device's, which may be another now.
-            own = {"param_groups": self.optimizer.state_dict()["param_groups"]}
-            self.optimizer.load_state_dict(state["optimizer"] | own)
+            own = self.optimizer.state_dict()["param_groups"]
+            learnt = optimizer_state(state, self.optimizer)
+            self.optimizer.load_state_dict({"state": learnt, "param_groups": own})
         self.steps = state["steps"]
         self.precision = state.get("precision", self.precision)  # as it began, maybe on another machine
-        history: list[Record] = json.loads(state["history"])
-        return history
+        return saved_history(state)
 
     def _save(self, history: list[Record]) -> None:
         if self.checkpoint is not None and (self.ranks is None or self.ranks.rank == 0):
@@ -365,11 +374,9 @@ def build_cell_network(config: CellConfig, dataset: Dataset, ticket: "Ticket | N
 
 
 def recordable(config: CellConfig) -> bool:
-    """Whether a CUDA graph can hold a step: it reads no value of the device, in any network of ours.
-
-    What it draws (`sampled`) comes from torch's own generator, whose offset a graph moves on as a step does.
-    """
-    return config.model.arch in NETWORKS
+    """Whether a step neither draws nor reads a value of the device; of networks not ours nobody knows."""
+    drawing = config.model.method in ("sampled", "iterand")
+    return config.model.arch in NETWORKS and not drawing and config.optim.optimizer == "sgd"
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
