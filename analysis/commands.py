@@ -83,17 +83,21 @@ def claims_(source: Options = Source()) -> None:
     print(f"{counts}; rules and cells: {path}")
 
 
-def report_(source: Options = Source(), mixed: bool = False, wandb: str | None = None) -> None:
+def report_(
+    source: Options = Source(), mixed: bool = False, wandb: str | None = None, price: float | None = None
+) -> None:
     """Put figures, claims and cells on one HTML page, and into Markdown.
 
     Args:
         mixed: Let cells of different epochs or protocols share a curve.
+        price: Dollars per hour of training, to show what it cost.
         wandb: ENTITY/PROJECT in which to save it as a draft of a W&B Report, too.
     """
     table = _table(source)
-    from hiddenweights.analysis import figures, report  # here, because numbers alone need no matplotlib
+    from hiddenweights.analysis import figures, report
+    from hiddenweights.analysis.page import write  # here, because numbers alone need no matplotlib
 
-    found = report.collect(table, ", ".join(source.names()), mixed=mixed)
+    found = report.collect(table, ", ".join(source.names()), mixed=mixed, price=price)
     out = source.out
     with _writing(out):
         for drawing in found.drawings:
@@ -103,7 +107,7 @@ def report_(source: Options = Source(), mixed: bool = False, wandb: str | None =
         found.verdicts.to_csv(out / "claims.csv", index=False)
         table.cells.to_csv(out / "cells.csv", index=False)
         (out / "report.md").write_text(report.as_markdown(found))
-        (out / "report.html").write_text(report.as_html(found))
+        (out / "report.html").write_text(write.as_html(found))
     print(found.lead)
     for name, reason in found.skipped.items():
         print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")

@@ -1,17 +1,16 @@
-"""One report of all that the runs show: a self-contained HTML page, and the same as Markdown."""
+"""All that the runs show, measured once, and its Markdown; `page` writes the same as HTML."""
 
 import html
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import resources
-from string import Template
 from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
 
-from hiddenweights.analysis import aggregate, claims, figures, specs, summary
+from hiddenweights.analysis import aggregate, claims, figures, specs, summary, training
+from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.paper import published
 from hiddenweights.analysis.table import FINISHED, Table
 from hiddenweights.errors import UserError
@@ -45,6 +44,10 @@ class Drawing:
     drawn: pd.DataFrame
     note: str
     lines: list[str]
+    epochs: pd.DataFrame
+    """Training curves, see `training.epoch_means`."""
+    layers: pd.DataFrame
+    """What each layer keeps, see `training.layer_means`."""
 
 
 @dataclass(frozen=True)
@@ -59,21 +62,48 @@ class Report:
     facts: pd.DataFrame
     cells: pd.DataFrame
     left_out: pd.DataFrame
+    price: float | None = None
+    """Dollars per hour of training, if the cost is to be shown."""
+
+    @property
+    def finished(self) -> int:
+        """The number of finished cells."""
+        return int((self.cells["state"] == FINISHED).sum())
+
+    @property
+    def seconds(self) -> float:
+        """The training time of all cells together."""
+        return float(self.cells["seconds"].sum())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many claims got each verdict; claims out of scope are not counted."""
+        counts = self.verdicts["verdict"].value_counts().to_dict()
+        return {str(name): int(n) for name, n in counts.items() if name != claims.OUT_OF_SCOPE}
+
+    @property
+    def best(self) -> list[str]:
+        """What each figure comes to, a line per panel."""
+        return list(dict.fromkeys(line for drawing in self.drawings for line in drawing.lines))
 
     @property
     def lead(self) -> str:
         """The report in two sentences."""
-        finished = int((self.cells["state"] == FINISHED).sum())
-        counts = self.verdicts["verdict"].value_counts()
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-        hours = self.cells["seconds"].sum() / 3600
+        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
         return (
-            f"{finished} finished cells from {self.source}, {hours:.1f} hours of training. "
-            f"Verdicts on the paper's claims: {verdicts}."
+            f"{self.finished} finished cells from {self.source}, {duration(self.seconds)} of training. "
+            f"Verdicts on the paper's claims: {verdicts or 'none, all are out of the scope of these runs'}."
         )
 
 
-def collect(table: Table, source: str, *, mixed: bool = False) -> Report:
+def duration(seconds: float) -> str:
+    """Seconds in the unit a person would use: ``48 seconds``, ``14 minutes``, ``2.3 hours``."""
+    if seconds < 90:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
+
+
+def collect(table: Table, source: str, *, mixed: bool = False, price: float | None = None) -> Report:
     """Everything the report shows, measured once."""
     drawings, skipped = [], {}
     for spec in specs.FIGURES.values():
@@ -85,7 +115,8 @@ def collect(table: Table, source: str, *, mixed: bool = False) -> Report:
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
         lines = summary.lines(points, ours, table, spec)
-        drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines))
+        epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
+        drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines, epochs, layers))
     columns = {name: label for name, label in SHOWN.items() if name in table.cells}
     return Report(
         source=source,
@@ -93,8 +124,11 @@ def collect(table: Table, source: str, *, mixed: bool = False) -> Report:
         skipped=skipped,
         verdicts=claims.verdicts(table),
         facts=facts(table),
-        cells=table.cells[list(columns)].rename(columns=columns),
+        cells=table.cells[list(columns)]
+        .rename(columns=columns)
+        .assign(command=table.cells.apply(command, axis=1)),
         left_out=table.left_out,
+        price=price,
     )
 
 
@@ -111,35 +145,6 @@ def facts(table: Table) -> pd.DataFrame:
     return found.reset_index()
 
 
-def as_html(report: Report) -> str:
-    """The page; it needs no network to open."""
-    template = Template((resources.files(__package__) / "report.html").read_text())
-    shown = report.verdicts[["verdict", "says", "setting", "effect", "mean", "low", "high", "n", "rule"]]
-    return template.substitute(
-        title=html.escape(TITLE),
-        lead=html.escape(report.lead),
-        figures="\n".join(map(_figure_html, report.drawings)) + _skipped_html(report),
-        claims_note=html.escape(
-            "Differences in percentage points of test accuracy, paired over shared seeds, with 95% t "
-            "intervals; of several comparisons the one furthest from supporting the claim is shown."
-        ),
-        claims=_table(shown, "claim-table", verdict=True),
-        facts=_table(report.facts, "fact-table"),
-        left_out=_table(report.left_out, "left-out-table") if len(report.left_out) else "<p>Nothing.</p>",
-        cells=_table(report.cells, "cell-table"),
-    )
-
-
-def _figure_html(drawing: Drawing) -> str:
-    lines = "<br>".join(map(html.escape, drawing.lines))
-    data = _table(drawing.drawn.drop(columns=["full", "tag"]), f"data-{drawing.spec.name}")
-    return (
-        f'<figure id="{drawing.spec.name}"><h3>{html.escape(drawing.spec.title)}</h3>'
-        f'<div class="scroll">{svg(drawing)}</div><figcaption>{lines}</figcaption>'
-        f'<details class="screen"><summary>Data</summary><div class="scroll">{data}</div></details></figure>'
-    )
-
-
 def svg(drawing: Drawing) -> str:
     """The figure as an SVG element, text as outlines: it looks the same on every device."""
     buffer = io.StringIO()
@@ -152,36 +157,6 @@ def svg(drawing: Drawing) -> str:
     width = f"min-width: {0.8 * points:.0f}pt; max-width: {1.5 * points:.0f}pt"
     attributes = f'role="img" aria-label="{label}" style="{width}"'
     return text[text.index("<svg") :].replace("<svg", f"<svg {attributes}", 1)
-
-
-def _skipped_html(report: Report) -> str:
-    if not report.skipped:
-        return ""
-    items = "".join(f"<li>{html.escape(reason)}</li>" for reason in report.skipped.values())
-    summary_ = f"<summary>{len(report.skipped)} figures not drawn</summary>"
-    return f'<details class="screen">{summary_}<ul>{items}</ul></details>'
-
-
-def _table(frame: pd.DataFrame, name: str, *, verdict: bool = False) -> str:
-    numbers = [bool(pd.api.types.is_numeric_dtype(frame[column])) for column in frame]
-    head = "".join(
-        f'<th scope="col"{_number(n)}><button type="button">{html.escape(str(column))}</button></th>'
-        for column, n in zip(frame, numbers, strict=True)
-    )
-    body = []
-    for row in frame.itertuples(index=False):
-        cells = [
-            f"<td{_number(n)}>{html.escape(_text(value))}</td>" for value, n in zip(row, numbers, strict=True)
-        ]
-        if verdict:
-            cells[0] = f'<td class="verdict {str(row[0]).split()[0]}">{html.escape(str(row[0]))}</td>'
-        body.append("<tr>" + "".join(cells) + "</tr>")
-    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody>"
-    return f'<table class="sortable" id="{name}">{table}</table>'
-
-
-def _number(is_number: bool) -> str:
-    return ' class="number"' if is_number else ""
 
 
 def _text(value: Any) -> str:

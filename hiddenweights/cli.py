@@ -28,6 +28,7 @@ EXTRAS = {
     "pandas": "analysis",
     "pyarrow": "analysis",
     "scipy": "analysis",
+    "vl_convert": "analysis",
     "wandb_workspaces": "report",
 }
 

@@ -1,18 +1,24 @@
 """The report: complete, self-contained, and usable in a browser."""
 
+import html
 import html.parser
 import json
 import re
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from analysis_stores import config, grid, made_store
 
+from hiddenweights import cli
 from hiddenweights.analysis import claims
 from hiddenweights.analysis.commands import main
-from hiddenweights.config import cell_id
+from hiddenweights.analysis.page.reproduce import command
+from hiddenweights.cells.commands import train
+from hiddenweights.config import cell_id, flatten, resolve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CELLS = [*grid(archs=("conv2",), ks=(0.1, 0.5, 0.9), seeds=(0, 1)), config(model__k=0.37)]
@@ -47,7 +53,7 @@ class Page(html.parser.HTMLParser):
 
 def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
     page = Page((folder / "report.html").read_text())
-    assert page.tags.count("svg") == 1  # one figure can be made of this table
+    assert page.tags.count("svg") == 1  # one figure can be made of this table, without scripts too
     assert all(link.startswith("#") for link in page.links)
     for claim in claims.CLAIMS:
         assert claim.says in page.words
@@ -79,37 +85,77 @@ def test_text_from_runs_cannot_become_markup(tmp_path: Path) -> None:
     found["name"] = found["device"] = "<script>alert(1)</script>"
     path.write_text(json.dumps(found))
     main(["report", "--no-cache", "--from", str(store), "--out", str(tmp_path / "out")])
-    page = Page((tmp_path / "out" / "report.html").read_text())
-    assert page.tags.count("script") == 1
-    assert "alert(1)" in page.words
+    text = (tmp_path / "out" / "report.html").read_text()
+    assert "<script>alert(1)" not in text
+    assert "&lt;script&gt;alert(1)" in text
 
 
+def test_each_cell_comes_with_the_command_that_trains_it_again() -> None:
+    cells = [
+        config(),
+        config(model__method="dense", optim__optimizer="adam", seed=3),
+        config(model__method="sampled", data__subset=500, seeds__data=7),
+        config(model__scaled=True, model__k=0.3, data__name="digits", train__epochs=3),
+    ]
+    for cell in cells:
+        row = pd.Series(flatten(resolve(cell)) | {"data.subset": cell.data.subset}, dtype=object)
+        words = shlex.split(command(row))
+        call = cli.parse({"train": train}, "hiddenweights", words[1:])
+        assert cell_id(call.args[0] if call.args else call.keywords["config"]) == cell_id(cell)  # type: ignore[attr-defined]
+
+
+# Acts as a reader would, and leaves what it saw as the page's only content.
 PROBE = """
 <script>
-const result = {};
+const wait = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 const visible = () => [...document.querySelectorAll("#cell-table tbody tr")].filter(row => !row.hidden);
 const heads = [...document.querySelectorAll("#cell-table th")];
 const column = name => heads.findIndex(head => head.textContent === name);
 const values = name => visible().map(row => row.cells[column(name)].textContent);
 const click = name => document.querySelectorAll("#cell-table th button")[column(name)].click();
-result.rows = visible().length;
-click("test accuracy"); result.up = values("test accuracy").map(Number);
-click("test accuracy"); result.down = values("test accuracy").map(Number);
-search.value = "kaiming K=0.5"; search.dispatchEvent(new Event("input"));
-result.found = values("name"); result.count = document.getElementById("count").textContent;
-result.wide = document.documentElement.scrollWidth; result.window = window.innerWidth;
-document.body.innerHTML = "<pre id=result>" + JSON.stringify(result) + "</pre>";
+const chart = document.querySelector("#depth .chart");
+const points = () => chart.querySelectorAll(".mark-symbol path").length;
+async function probe() {
+  const result = {};
+  result.rows = visible().length;
+  click("test accuracy"); result.up = values("test accuracy").map(Number);
+  click("test accuracy"); result.down = values("test accuracy").map(Number);
+  search.value = "kaiming K=0.5"; search.dispatchEvent(new Event("input"));
+  result.found = values("name"); result.count = document.getElementById("count").textContent;
+  result.wide = document.documentElement.scrollWidth; result.window = window.innerWidth;
+  document.body.style.width = "400px";
+  const parts = [...document.querySelectorAll("main > *, header > *")];
+  result.narrow = Math.max(...parts.map(part => part.getBoundingClientRect().width));
+  document.querySelectorAll(".chart").forEach(part => part.scrollIntoView()); chart.scrollIntoView();
+  for (let i = 0; i < 50 && !points(); i++) await wait(100);
+  result.static = getComputedStyle(document.querySelector("#depth .static")).display;
+  result.points = points();
+  const point = chart.querySelector(".mark-symbol path"), box = point.getBoundingClientRect();
+  const place = { bubbles: true, clientX: box.x + box.width / 2, clientY: box.y + box.height / 2 };
+  for (const kind of ["pointerover", "pointermove"]) point.dispatchEvent(new PointerEvent(kind, place));
+  for (const kind of ["mouseover", "mousemove"]) point.dispatchEvent(new MouseEvent(kind, place));
+  await wait(100);
+  result.tip = document.getElementById("vg-tooltip-element")?.textContent || "";
+  const entry = document.querySelector("#depth .legend button");
+  result.curve = entry.dataset.curve; entry.focus(); entry.click(); await wait(300);
+  result.fewer = points(); result.pressed = entry.getAttribute("aria-pressed");
+  document.body.innerHTML = "<pre id=result>" + JSON.stringify(result) + "</pre>";
+}
+probe();
 </script>
 """
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("width", [500, 1300])
-def test_sorting_and_searching_in_a_browser(folder: Path, tmp_path: Path, width: int) -> None:
+def test_the_page_answers_in_a_browser(folder: Path, tmp_path: Path, width: int) -> None:
     probe = tmp_path / "probe.html"
-    probe.write_text((folder / "report.html").read_text().replace("</body>", PROBE + "</body>"))
-    out = chromium(tmp_path, f"--window-size={width},900", "--dump-dom", probe.as_uri())
-    result = json.loads(out[out.index("{", out.index("<pre")) : out.index("</pre>")].replace("&amp;", "&"))
+    before, end, after = (folder / "report.html").read_text().rpartition("</body>")
+    probe.write_text(before + PROBE + end + after)
+    window = (f"--window-size={width},900", "--virtual-time-budget=20000")
+    out = chromium(tmp_path, *window, "--dump-dom", probe.as_uri())
+    found = out[out.index('<pre id="result">') + 17 : out.index("</pre>", out.index('<pre id="result">'))]
+    result = json.loads(html.unescape(found))
     assert result["rows"] == len(CELLS) - 1
     assert result["up"] == sorted(result["up"])
     assert result["down"] == sorted(result["up"], reverse=True)
@@ -118,6 +164,12 @@ def test_sorting_and_searching_in_a_browser(folder: Path, tmp_path: Path, width:
     assert all("kaiming" in name and "k=0.5" in name for name in result["found"])
     assert result["count"].startswith(f"{len(result['found'])} of")
     assert result["wide"] <= result["window"]  # wide tables and figures scroll inside the page
+    assert result["narrow"] <= 400
+    assert result["static"] == "none"
+    assert result["points"] > result["fewer"] > 0  # a curve was hidden
+    assert result["pressed"] == "false"
+    assert "seeds" in result["tip"]
+    assert "95% interval" in result["tip"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")

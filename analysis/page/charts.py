@@ -1,0 +1,239 @@
+"""Numbers -> Vega-Lite specifications, one per panel, as plain dicts. Nothing here computes a statistic.
+
+The page draws them with the Vega libraries that it carries. Colours, markers and dashes are those of the
+static figures. Two parameters are set from outside: `hidden`, the curves that the legend has switched off,
+and `metric`, the column that a chart of epochs or layers shows.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from hiddenweights.analysis.figures import Look, looks
+from hiddenweights.analysis.specs import PUBLISHED, Spec
+from hiddenweights.analysis.training import METRICS
+
+Chart = dict[str, Any]
+SHAPES = {
+    "o": "circle",
+    "s": "square",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "D": "diamond",
+    "P": "cross",
+    "X": "cross",
+    "<": "triangle-left",
+    ">": "triangle-right",
+}
+VISIBLE = {"filter": "indexof(hidden, datum.curve) < 0"}
+
+
+def accuracy_chart(
+    rows: pd.DataFrame, spec: Spec, curves: Sequence[str], y_domain: tuple[float, float]
+) -> Chart:
+    """One panel of a figure: `rows` are those of `aggregate.curves`, `curves` all curves of the figure."""
+    values = [_point(row, spec) for _, row in rows.iterrows()]
+    x: Chart = {
+        "field": "x",
+        "type": "quantitative",
+        "title": spec.x_label,
+        "scale": {"reverse": spec.reverse, "zero": False, "padding": 12},
+    }
+    places = sorted(rows["x"].dropna().unique())
+    if len(places) <= 8:
+        x["axis"] = {"values": places}
+    scale = {"domain": [*map(_number, y_domain)], "nice": True, "zero": False}
+    y = {"field": "mean", "type": "quantitative", "title": spec.y_label, "scale": scale}
+    tips = [
+        {"field": "curve", "title": "curve"},
+        {"field": "place", "title": "at"},
+        {"field": "mean", "type": "quantitative", "format": ".2f", "title": "mean (%)"},
+        {"field": "interval", "title": "95% interval"},
+        {"field": "n", "title": "seeds"},
+        {"field": "cells", "title": "cells"},
+    ]
+    colour = _colour(curves)
+    curve = {"filter": "isValid(datum.x)"}
+    band = {"filter": "isValid(datum.low)"}
+    level = {"filter": "!isValid(datum.x)"}
+    ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+    return _chart(
+        values,
+        [
+            {
+                "transform": [level, band],
+                "mark": {"type": "rect", "opacity": 0.1},
+                "encoding": {**ends, "color": colour},
+            },
+            {
+                "transform": [level],
+                "mark": {"type": "rule", "strokeWidth": 2},
+                "encoding": {"y": y, "color": colour, "strokeDash": _dash(curves), "tooltip": tips},
+            },
+            {
+                "transform": [curve, band],
+                "mark": {"type": "area", "opacity": 0.18},
+                "encoding": {"x": x, **ends, "color": colour},
+            },
+            {
+                "transform": [curve],
+                "mark": {"type": "line", "strokeWidth": 2},
+                "encoding": {"x": x, "y": y, "color": colour, "strokeDash": _dash(curves)},
+            },
+            {
+                "transform": [curve],
+                "mark": {"type": "point", "size": 70, "strokeWidth": 2},
+                "encoding": {
+                    "x": x,
+                    "y": y,
+                    "color": colour,
+                    "shape": _shape(curves),
+                    "fillOpacity": {"condition": {"test": "datum.hollow", "value": 0}, "value": 1},
+                    "fill": colour,
+                    "tooltip": tips,
+                },
+            },
+        ],
+    )  # fmt: skip
+
+
+def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
+    """Training curves of one panel (see `training.epoch_means`): a line per curve and place."""
+    metrics = [name for name in METRICS if name in rows]
+    values = [
+        {
+            "curve": row["curve"],
+            "place": _place(row["x"], spec),
+            "epoch": int(row["epoch"]),
+            "n": int(row["n"]),
+            **{name: _number(row[name]) for name in metrics},
+        }
+        for _, row in rows.iterrows()
+    ]
+    y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
+    tips = [
+        {"field": "curve", "title": "curve"},
+        {"field": "place", "title": "at"},
+        {"field": "epoch", "title": "epoch"},
+        {"field": "value", "type": "quantitative", "format": ".4~g", "title": "value"},
+        {"field": "n", "title": "seeds"},
+    ]
+    encoding = {
+        "x": {"field": "epoch", "type": "quantitative", "title": "epoch", "axis": {"tickMinStep": 1}},
+        "y": y,
+        "color": _colour(curves),
+        "detail": {"field": "place"},
+    }
+    chosen = {"calculate": "datum[metric]", "as": "value"}
+    chart = _chart(
+        values,
+        [
+            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": encoding},
+            {"mark": {"type": "point", "size": 40, "opacity": 0}, "encoding": {**encoding, "tooltip": tips}},
+        ],
+    )
+    chart["params"].append({"name": "metric", "value": metrics[0]})
+    chart["transform"] += [chosen, {"filter": "isValid(datum.value)"}]
+    return chart
+
+
+def layer_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
+    """What each layer of one panel's network keeps: `rows` are those of `training.layer_means`."""
+    metrics = [name for name in ("kept", "churn") if name in rows]
+    values = [
+        {
+            "curve": row["curve"],
+            "place": _place(row["x"], spec),
+            "layer": row["layer"],
+            **{name: _number(row[name]) for name in metrics},
+        }
+        for _, row in rows.iterrows()
+    ]
+    tips = [
+        {"field": "layer", "title": "layer"},
+        {"field": "curve", "title": "curve"},
+        {"field": "place", "title": "at"},
+        {"field": "value", "type": "quantitative", "format": ".2f", "title": "per cent"},
+    ]
+    encoding = {
+        "y": {"field": "layer", "type": "nominal", "title": None, "sort": list(dict.fromkeys(rows["layer"]))},
+        "x": {"field": "value", "type": "quantitative", "title": "% of the layer's weights"},
+        "color": _colour(curves),
+        "shape": _shape(curves),
+        "tooltip": tips,
+    }
+    chart = _chart(values, [{"mark": {"type": "point", "size": 50}, "encoding": encoding}])
+    chart["height"] = {"step": 22}
+    chart["params"].append({"name": "metric", "value": metrics[0]})
+    chart["transform"] += [{"calculate": "datum[metric]", "as": "value"}, {"filter": "isValid(datum.value)"}]
+    return chart
+
+
+def _chart(values: list[dict[str, Any]], layers: list[Chart]) -> Chart:
+    return {
+        "width": "container",
+        "height": 260,
+        "autosize": {"type": "fit", "contains": "padding"},
+        "data": {"values": values},
+        "params": [{"name": "hidden", "value": []}],
+        "transform": [VISIBLE],
+        "layer": layers,
+    }
+
+
+def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
+    low, high = _number(row["low"]), _number(row["high"])
+    published = row["kind"] == PUBLISHED
+    return {
+        "curve": row["curve"],
+        "place": _place(row["x"], spec),
+        "x": _number(row["x"]),
+        "mean": _number(row["mean"]),
+        "low": low,
+        "high": high,
+        "interval": "none: one seed" if low is None else f"{low:.2f} to {high:.2f}",
+        "n": "published" if published else int(row["n"]),
+        "cells": str(row["source"]) if published else row["cells"],
+        "hollow": bool(published or not row["full"]),
+    }
+
+
+def _place(x: float, spec: Spec) -> str:
+    return "trained network" if math.isnan(x) else spec.x_words.format(x)
+
+
+def _number(value: float) -> float | None:
+    """Five significant digits; None for a missing number, which JSON has no word for."""
+    return None if pd.isna(value) or math.isinf(value) else float(f"{value:.5g}")
+
+
+def _scale(curves: Sequence[str], channel: list[Any]) -> Chart:
+    return {
+        "field": "curve",
+        "type": "nominal",
+        "legend": None,
+        "scale": {"domain": list(curves), "range": channel},
+    }
+
+
+def _colour(curves: Sequence[str]) -> Chart:
+    return _scale(curves, [look.color for look in _looks(curves)])
+
+
+def _shape(curves: Sequence[str]) -> Chart:
+    return _scale(curves, [SHAPES.get(look.marker, "circle") for look in _looks(curves)])
+
+
+def _dash(curves: Sequence[str]) -> Chart:
+    return _scale(curves, [_dashes(look) for look in _looks(curves)])
+
+
+def _dashes(look: Look) -> list[float]:
+    return [1, 0] if isinstance(look.line, str) else [2 * length for length in look.line[1]]
+
+
+def _looks(curves: Sequence[str]) -> list[Look]:
+    found = looks(curves)
+    return [found[curve] for curve in curves]

@@ -1,0 +1,213 @@
+"""A `Report` as one HTML file that needs no network: text, static figures, charts and their libraries."""
+
+import functools
+import html
+import json
+from collections.abc import Callable, Iterable, Sequence
+from importlib import resources
+from string import Template
+from typing import Any
+
+import pandas as pd
+import vl_convert
+
+from hiddenweights.analysis import claims
+from hiddenweights.analysis.figures import looks
+from hiddenweights.analysis.page import charts
+from hiddenweights.analysis.report import TITLE, Drawing, Report, duration, svg
+from hiddenweights.analysis.training import METRICS
+
+VEGA_LITE = "6.4"
+CLAIM_COLUMNS = ["verdict", "says", "setting", "effect", "mean", "low", "high", "n", "rule"]
+
+
+def as_html(report: Report) -> str:
+    """The page. Charts need a browser with scripts; without, the same figures stand there as pictures."""
+    files = resources.files(__package__)
+    text = Template((files / "page.html").read_text())
+    inside = report.verdicts["verdict"] != claims.OUT_OF_SCOPE
+    shown = report.verdicts[CLAIM_COLUMNS]
+    return text.substitute(
+        title=html.escape(TITLE),
+        style=(files / "page.css").read_text(),
+        lead=html.escape(report.lead),
+        tiles=_tiles(report),
+        best="".join(f"<li>{html.escape(line)}</li>" for line in report.best),
+        figures="\n".join(map(_figure, report.drawings)),
+        skipped=_folded(f"{len(report.skipped)} figures not drawn", _list(report.skipped.values())),
+        claims=_claims(shown[inside]),
+        outside=_folded(
+            f"{(~inside).sum()} claims are out of the scope of these runs", _list(_outside(shown[~inside]))
+        ),
+        training="\n".join(map(_training, report.drawings)) or "<p>No epochs were recorded.</p>",
+        masks="\n".join(map(_layers, report.drawings)) or "<p>No record has values per layer.</p>",
+        facts=table(report.facts, "fact-table"),
+        left_out=_folded(f"{len(report.left_out)} runs", table(report.left_out, "left-out-table"))
+        or "<p>Nothing.</p>",
+        cells=table(report.cells, "cell-table"),
+        library=_library(),
+        script=(files / "page.js").read_text(),
+    )
+
+
+@functools.cache  # bundling takes seconds, and a page that is kept current is written again and again
+def _library() -> str:
+    """Vega, Vega-Lite and vega-embed as one script, in a form that cannot end its script element."""
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
+    return bundle.replace("</script", "<\\/script")
+
+
+def _tiles(report: Report) -> str:
+    failed = int((report.cells["state"] == "failed").sum())
+    tiles = [
+        (f"{report.finished:,}", "finished cells"),
+        (f"{failed:,}", "failed"),
+        (duration(report.seconds), "of training"),
+    ]
+    if report.price is not None:
+        tiles.append((f"${report.price * report.seconds / 3600:,.2f}", f"at ${report.price:g} per hour"))
+    tiles += [(str(count), verdict) for verdict, count in report.counts.items()]
+    return "".join(f"<div><b>{html.escape(number)}</b> {html.escape(word)}</div>" for number, word in tiles)
+
+
+def _figure(drawing: Drawing) -> str:
+    curves = list(dict.fromkeys(drawing.drawn["curve"]))
+    values = drawing.drawn[["mean", "low", "high"]]  # all panels have one y axis
+    chart = functools.partial(charts.accuracy_chart, y_domain=(values.min().min(), values.max().max()))
+    panels = _panels(drawing.drawn, drawing, chart, "accuracy", curves)
+    data = table(drawing.drawn.drop(columns=["full", "tag"]), f"data-{drawing.spec.name}")
+    lines = "<br>".join(map(html.escape, [*drawing.lines, drawing.note]))
+    return (
+        f'<figure id="{drawing.spec.name}">{_title(drawing)}{_legend(curves)}{panels}'
+        f'<div class="scroll static">{svg(drawing)}</div><figcaption>{lines}</figcaption>'
+        f"{_folded('Data', data)}</figure>"
+    )
+
+
+def _title(drawing: Drawing) -> str:
+    return f"<h3>{html.escape(drawing.spec.title)}</h3>"
+
+
+def _training(drawing: Drawing) -> str:
+    shown = [name for name in METRICS if name in drawing.epochs]
+    labels = {name: METRICS[name][0] for name in shown}
+    return _chosen(drawing, drawing.epochs, charts.epoch_chart, "epochs", labels)
+
+
+def _layers(drawing: Drawing) -> str:
+    labels = {"kept": "weights kept (%)", "churn": "mask bits changed in the last epoch (%)"}
+    shown = {name: label for name, label in labels.items() if name in drawing.layers}
+    return _chosen(drawing, drawing.layers, charts.layer_chart, "layers", shown)
+
+
+def _chosen(
+    drawing: Drawing,
+    rows: pd.DataFrame,
+    chart: Callable[..., charts.Chart],
+    kind: str,
+    labels: dict[str, str],
+) -> str:
+    """Charts of one drawing whose shown column the reader chooses; nothing when there are no rows."""
+    if rows.empty or not labels:
+        return ""
+    curves = list(dict.fromkeys(rows["curve"]))
+    options = "".join(
+        f'<option value="{name}">{html.escape(label)}</option>' for name, label in labels.items()
+    )
+    choice = f'<label class="screen">Show: <select data-parameter="metric">{options}</select></label>'
+    panels = _panels(rows, drawing, chart, kind, curves)
+    return f"<figure>{_title(drawing)}{choice}{_legend(curves)}{panels}</figure>"
+
+
+def _panels(
+    rows: pd.DataFrame,
+    drawing: Drawing,
+    chart: Callable[..., charts.Chart],
+    kind: str,
+    curves: Sequence[str],
+) -> str:
+    """One chart per panel, each a placeholder beside its specification."""
+    parts = []
+    for i, (panel, group) in enumerate(rows.groupby("panel", sort=False)):
+        place = f"{drawing.spec.name}-{kind}-{i}"
+        title = f"<h4>{html.escape(str(panel))}</h4>" if panel else ""
+        label = html.escape(f"{drawing.spec.title}: {panel}", quote=True)
+        chart_ = f'<div class="chart" role="img" aria-label="{label}" data-of="{place}"></div>'
+        data = _json(chart(group, drawing.spec, curves))
+        script = f'<script type="application/json" id="{place}">{data}</script>'
+        parts.append(f'<div class="panel">{title}{chart_}{script}</div>')
+    return f'<div class="panels">{"".join(parts)}</div>'
+
+
+def _legend(curves: Sequence[str]) -> str:
+    """The curves as buttons: pressed ones are shown. Colours are those of the charts."""
+    colours = looks(curves)
+    buttons = "".join(
+        f'<button type="button" aria-pressed="true" data-curve="{html.escape(curve, quote=True)}">'
+        f'<i style="background:{colours[curve].color}"></i>{html.escape(curve)}</button>'
+        for curve in curves
+    )
+    return f'<div class="legend" role="group" aria-label="Curves shown">{buttons}</div>'
+
+
+def _claims(shown: pd.DataFrame) -> str:
+    if shown.empty:
+        return "<p>These runs decide none of the paper's claims.</p>"
+    return f'<div class="scroll">{table(shown, "claim-table", verdict=True)}</div>'
+
+
+def _outside(shown: pd.DataFrame) -> list[str]:
+    return [f"{row.says} ({row.rule})" for row in shown.itertuples()]
+
+
+def _list(items: Iterable[str]) -> str:
+    entries = "".join(f"<li>{html.escape(item)}</li>" for item in items)
+    return f"<ul>{entries}</ul>" if entries else ""
+
+
+def _folded(title: str, content: str) -> str:
+    """Content behind one line that opens it; nothing for no content."""
+    if not content:
+        return ""
+    summary = f"<summary>{html.escape(title)}</summary>"
+    return f'<details class="screen">{summary}<div class="scroll">{content}</div></details>'
+
+
+def table(frame: pd.DataFrame, name: str, *, verdict: bool = False) -> str:
+    """A table whose heads sort it; numbers stand to the right."""
+    if frame.empty:
+        return ""
+    numbers = [bool(pd.api.types.is_numeric_dtype(frame[column])) for column in frame]
+    head = "".join(
+        f'<th scope="col"{_class(n)}><button type="button">{html.escape(str(column))}</button></th>'
+        for column, n in zip(frame, numbers, strict=True)
+    )
+    body = []
+    for row in frame.itertuples(index=False):
+        cells = [f"<td{_class(n)}>{_cell(value)}</td>" for value, n in zip(row, numbers, strict=True)]
+        if verdict:
+            cells[0] = f'<td class="verdict {str(row[0]).split()[0]}">{html.escape(str(row[0]))}</td>'
+        body.append("<tr>" + "".join(cells) + "</tr>")
+    return (
+        f'<table class="sortable" id="{name}"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table>"
+    )
+
+
+def _class(is_number: bool) -> str:
+    return ' class="number"' if is_number else ""
+
+
+def _cell(value: Any) -> str:
+    """Numbers are rounded for the eye; the CSV files have all digits."""
+    if pd.isna(value):
+        return ""
+    if isinstance(value, float):
+        return f"{value:.3g}" if abs(value) < 1 else f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
+    text = html.escape(str(value))
+    return f"<code>{text}</code>" if text.startswith("hiddenweights ") else text
+
+
+def _json(chart: charts.Chart) -> str:
+    """JSON that cannot end its script element."""
+    return json.dumps(chart, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -1,0 +1,53 @@
+"""Epochs of a figure's cells -> one line per curve and place: how training went, averaged over seeds."""
+
+import pandas as pd
+
+from hiddenweights.analysis.table import Table
+
+# What is shown of an epoch, by its column: the label, and the factor to the label's unit.
+METRICS = {
+    "test_accuracy": ("test accuracy (%)", 100.0),
+    "train_loss": ("training loss", 1.0),
+    "churn": ("mask bits changed in the epoch (%)", 100.0),
+    "kept": ("weights kept (%)", 100.0),
+}
+MOST_EPOCHS = 60  # epochs shown per line: more make a page slow, and no line clearer
+
+
+def epoch_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """One row per panel, curve, x and epoch: means over seeds of `METRICS` in their units, and `n`.
+
+    `points` has one row per cell (see `specs.points`). Columns: `panel`, `curve`, `x`, `epoch`, `n`, and
+    those of `METRICS` that were recorded. Of more than `MOST_EPOCHS` epochs, evenly spaced ones are kept.
+    """
+    known = [name for name in METRICS if name in table.epochs]
+    epochs = points[["cell", "panel", "curve", "x"]].merge(table.epochs[["cell", "epoch", *known]], on="cell")
+    if epochs.empty:
+        return epochs
+    last = int(epochs["epoch"].max())
+    step = -(-last // MOST_EPOCHS)
+    epochs = epochs[(epochs["epoch"] % step == 0) | (epochs["epoch"] == 1)]
+    groups = epochs.groupby(["panel", "curve", "x", "epoch"], sort=False, dropna=False)
+    means = groups[known].mean().assign(n=groups.size()).reset_index()
+    for name in known:
+        means[name] *= METRICS[name][1]
+    return means.dropna(axis="columns", how="all")
+
+
+def layer_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
+    """One row per panel, curve, x and layer after the last epoch: means of `kept` and `churn` in per cent.
+
+    Layers are in the network's order. Empty when no record has values per layer.
+    """
+    columns = [name for name in map(str, table.epochs) if name.startswith(("kept/", "churn/"))]
+    if not columns:
+        return pd.DataFrame()
+    last = table.epochs.sort_values("epoch", kind="stable").drop_duplicates("cell", keep="last")
+    rows = points[["cell", "panel", "curve", "x"]].merge(last[["cell", *columns]], on="cell")
+    rows = rows.melt(["cell", "panel", "curve", "x"], columns, var_name="name").dropna(subset=["value"])
+    rows[["metric", "layer"]] = rows["name"].str.split("/", n=1, expand=True)
+    keys = ["panel", "curve", "x", "layer"]
+    means = (
+        rows.groupby([*keys, "metric"], sort=False, dropna=False)["value"].mean().mul(100).unstack("metric")
+    )
+    return means.reset_index()
