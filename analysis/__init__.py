@@ -1,1 +1,1 @@
-"""From logs to figures: fetch -> tidy table -> numbers with n and an interval -> axes."""
+"""From logs to figures: fetch -> table -> numbers with n and an interval -> axes."""

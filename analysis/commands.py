@@ -24,22 +24,22 @@ from hiddenweights.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Which runs are read, and where the files go."""
+    """The runs to read, and the folder to write to."""
 
     from_: Annotated[
         tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(name="from", metavar="SOURCE")
     ] = ()
-    """wandb:entity/project, a folder of offline W&B runs, or a store; several are put together. Unset:
-    $HIDDENWEIGHTS_STORE, else runs."""
+    """A store, a folder of offline W&B runs, or wandb:entity/project. Repeat it to combine sources.
+    If not given: $HIDDENWEIGHTS_STORE, else runs."""
     where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Only cells with this value of a config field; may be repeated."""
+    """Use only cells with this value of a config field. May be repeated."""
     cache: bool = True
-    """Keep what was read, and read only what is new."""
+    """Use the cache, and read only runs that are new or changed."""
     out: Path = Path("figures")
-    """The folder to write into."""
+    """Folder for the files that are written."""
 
     def names(self) -> list[str]:
-        """The sources, as given."""
+        """The sources, or the default one."""
         return [*self.from_] or [default_store()]
 
 
@@ -48,11 +48,11 @@ Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
 def figure(name: Name, source: Options = Source(), mixed: bool = False) -> None:
-    """Draw a figure: PNG, PDF and its data as CSV.
+    """Draw a figure: PNG, PDF, and the numbers as CSV.
 
     Args:
-        name: The figure, by the name of its sweep.
-        mixed: Let cells of different epochs or protocols share a curve.
+        name: The figure, named like its sweep.
+        mixed: Let cells with different epochs or protocols share a curve.
     """
     spec = specs.find_spec(name)
     table = _table(source)
@@ -86,12 +86,12 @@ def claims_(source: Options = Source()) -> None:
 def report_(
     source: Options = Source(), mixed: bool = False, wandb: str | None = None, price: float | None = None
 ) -> None:
-    """Put figures, claims and cells on one HTML page, and into Markdown.
+    """Write figures, claims and cells as one HTML page and as Markdown.
 
     Args:
-        mixed: Let cells of different epochs or protocols share a curve.
+        mixed: Let cells with different epochs or protocols share a curve.
         price: Dollars per hour of training, to show what it cost.
-        wandb: ENTITY/PROJECT in which to save it as a draft of a W&B Report, too.
+        wandb: Also save it in this W&B project (ENTITY/PROJECT), as a draft of a W&B Report.
     """
     table = _table(source)
     from hiddenweights.analysis import figures, report
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _table(source: Source) -> Table:
-    """The sources' table, with a bar where somebody watches and runs are many."""
+    """The table of the sources. On a terminal a progress bar is shown if there are many runs."""
     folder = default_folder() if source.cache else None
     columns, console = (*Progress.get_default_columns(), MofNCompleteColumn()), Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -144,7 +144,7 @@ def _table(source: Source) -> Table:
 
 @contextlib.contextmanager
 def _writing(folder: Path) -> Iterator[None]:
-    """Make the folder; an error of the system's becomes one line."""
+    """Create the folder. An error of the operating system becomes one line."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield

@@ -25,26 +25,26 @@ from hiddenweights.errors import UserError
 
 
 class Source(Protocol):
-    """Where runs lie. `listing` is cheap; `read` is not, so that a cache can ask for what changed."""
+    """A source of runs. `listing` is cheap and `read` is not, so a cache reads only changed runs."""
 
     name: str
     identity: str
-    """The same for the same source, wherever it is named from: the cache's key."""
+    """The key of the cache: the same for the same source, however it is named."""
 
     def listing(self) -> dict[str, str]:
-        """Every run's key and a version that changes whenever the run does."""
+        """The key of every run, and a version that changes whenever the run does."""
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
         """The runs of these keys and versions, in any order; their `version` is filled in."""
 
     def plans(self) -> dict[str, tuple[str, ...]]:
-        """Cells by sweep, where the source knows plans apart from runs."""
+        """The planned cells by sweep, if the source stores plans."""
 
 
 def open_source(text: str) -> Source:
     """The source that `text` names: ``wandb:entity/project``, a store, or a folder of offline runs.
 
-    Raises `UserError` where there is none.
+    Raises `UserError` if there is none.
     """
     if text.startswith("wandb:"):
         from hiddenweights.analysis.sources.project import Project
@@ -66,8 +66,8 @@ def open_source(text: str) -> Source:
 def fetch(text: str, cache: Path | None = None, report: Report = ignore) -> Table:
     """The tidy table of the source that `text` names (see `open_source`).
 
-    With a `cache` folder only what has changed is read; `report` is told of the progress.
-    Raises `UserError` where there is no cell of this project.
+    With a `cache` folder, only changed runs are read. `report` is called with the progress.
+    Raises `UserError` if the source has no cell of this project.
     """
     try:
         source = open_source(text)
@@ -89,7 +89,7 @@ def fetch(text: str, cache: Path | None = None, report: Report = ignore) -> Tabl
 
 
 def with_plans(table: Table, source: Source) -> Table:
-    """The table with its cells' sweeps completed from the source's plans, planned cells not begun noted."""
+    """Add the sweeps of the source's plans to the cells, and planned cells without a run to `left_out`."""
     sweeps: dict[str, set[str]] = {}
     for name, cells in source.plans().items():
         for cell in cells:
@@ -128,7 +128,7 @@ class StoreSource:
             )
 
     def listing(self) -> dict[str, str]:
-        """Cells begun, by identity; the version names the file that tells most, its time and its size."""
+        """The started cells by id. The version is the name, time and size of the most informative file."""
         folder = f"{self._root}/cells"
         rank = {"lock": 0, "failure.json": 1, "result.json": 2}
         best: dict[str, tuple[int, str]] = {}
@@ -139,21 +139,21 @@ class StoreSource:
         return {cell: version for cell, (_, version) in sorted(best.items())}
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
-        """The cells' results, failures, or the mere fact that they were begun."""
+        """The results and failures of the cells; for others, only that they were started."""
         names = {cell: version.partition(" ")[0] for cell, version in wanted.items()}
         paths = {cell: f"{self._root}/cells/{cell}/{name}" for cell, name in names.items() if name != "lock"}
         for cell, version in wanted.items():
             if names[cell] == "lock":
-                reason = "begun, not finished: being trained, or stopped"
+                reason = "started, not finished: being trained, or stopped"
                 yield Run(cell, cell, state="running", reason=reason, version=version)
-        for some in batches(list(paths), 1 if self._local else 100):  # together, where requests take time
+        for some in batches(list(paths), 1 if self._local else 100):  # a remote store: many per request
             found = self._filesystem.cat([paths[cell] for cell in some])
             for cell in some:
                 parse = _result if names[cell] == "result.json" else _failure
                 yield parse(cell, found[paths[cell]], paths[cell], wanted[cell])
 
     def _entries(self, folder: str) -> Iterator[tuple[str, str]]:
-        """Files one folder down, with what tells a change; one listing request a page on object stores."""
+        """The files of each cell, each with a text that changes with it; object stores list them at once."""
         if self._local:
             for cell in os.scandir(folder) if os.path.isdir(folder) else ():
                 for entry in os.scandir(cell.path) if cell.is_dir() else ():
@@ -166,7 +166,7 @@ class StoreSource:
             yield path, f"{next(filter(None, times), '')} {info.get('size')}"
 
     def plans(self) -> dict[str, tuple[str, ...]]:
-        """Cells by sweep as last launched."""
+        """The cells of each sweep at its last launch."""
         try:
             paths = self._filesystem.ls(f"{self._root}/sweeps", detail=False)
         except FileNotFoundError:
@@ -179,14 +179,14 @@ class StoreSource:
 
 
 class OfflineFolder:
-    """Every `.wandb` file below a folder; the attempts of one cell are files of their own."""
+    """Every `.wandb` file below a folder. Each attempt at a cell has its own file."""
 
     def __init__(self, folder: str) -> None:
         self.name = folder
         self.identity = Path(folder).absolute().as_uri()
 
     def listing(self) -> dict[str, str]:
-        """Files, in order of their folders' names, which begin with the time of the start."""
+        """The files in the order of their folders' names, which begin with the time of the start."""
         files = sorted(path for path in Path(self.name).rglob("*.wandb") if "latest-run" not in path.parts)
         return {str(path): f"{path.stat().st_mtime_ns} {path.stat().st_size}" for path in files}
 
@@ -195,7 +195,7 @@ class OfflineFolder:
         return (read_run(Path(key), version) for key, version in wanted.items())
 
     def plans(self) -> dict[str, tuple[str, ...]]:
-        """Offline runs know no plans: groups and tags say what a run belongs to."""
+        """None: offline runs have no plans. Groups and tags name the sweeps of a run."""
         return {}
 
 

@@ -1,7 +1,7 @@
-"""Curves -> axes. Nothing here computes a statistic, and nothing touches matplotlib's global state.
+"""Draw curves. No function here computes a statistic or changes matplotlib's global state.
 
-Each curve keeps its colour, marker and line style in every figure. Colours are Okabe and Ito's, which
-the colour-blind can tell apart; markers and line styles tell them apart in grey.
+A curve has the same colour, marker and line style in every figure. The colours are those of Okabe and Ito,
+which remain distinct for colour-blind readers; markers and line styles remain distinct in grey.
 """
 
 import math
@@ -31,7 +31,7 @@ RC: Any = {
     "legend.handlelength": 2.8,
     "pdf.fonttype": 42,  # embed TrueType, so that text stays text
     "svg.fonttype": "none",
-    "svg.hashsalt": "hiddenweights",  # the same figure is the same file
+    "svg.hashsalt": "hiddenweights",  # so that equal figures give equal files
 }
 
 
@@ -63,7 +63,7 @@ _SPARE = [
 
 
 def looks(curves: Sequence[str]) -> dict[str, Look]:
-    """A look for each curve: its own (a published curve that of ours), else the spare ones in order."""
+    """The look of each curve: its own (a published curve uses that of ours), else a spare one, in order."""
     spare = [curve for curve in dict.fromkeys(curves) if curve.removeprefix(PREFIX) not in LOOKS]
     own = {
         curve: LOOKS[curve.removeprefix(PREFIX)] for curve in curves if curve.removeprefix(PREFIX) in LOOKS
@@ -72,7 +72,7 @@ def looks(curves: Sequence[str]) -> dict[str, Look]:
 
 
 def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look]) -> Axes:
-    """One panel: `drawn` has one row a point (see `aggregate.curves`), in the axes' units."""
+    """Draw one panel. `drawn` has one row per point (see `aggregate.curves`), in the units of the axes."""
     for key, points in drawn.groupby(["curve", "kind"], sort=False):
         curve, kind = map(str, key)
         style = look[curve]
@@ -90,7 +90,7 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
 
 
 def _spread(places: "pd.Series[float]") -> list[float]:
-    """The places, less those too near to the one before for two labels."""
+    """The places, without those that are too close to the previous one for two labels."""
     ticks: list[float] = []
     for place in sorted(places.dropna().unique()):
         if not ticks or place - ticks[-1] > 0.05 * (places.max() - places.min()):
@@ -132,11 +132,11 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
 
 
 def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
-    """The whole figure: one panel a network, one legend, `note` small at the foot."""
+    """The whole figure: one panel per network, one legend, and `note` in small print at the bottom."""
     panels = list(dict.fromkeys(drawn["panel"]))
     columns = min(len(panels), 4)
     rows = math.ceil(len(panels) / columns)
-    beside = 0.055 * drawn["curve"].str.len().max()  # inches of the legend, which one panel has to its right
+    beside = 0.055 * drawn["curve"].str.len().max()  # inches of the legend beside a single panel
     width = {1: 5.3 + beside, 2: 7.2, 3: 9.4}.get(columns, 11.5)
     with mpl.rc_context(RC):
         figure = Figure(figsize=(width, 2.55 * rows + 0.85), layout="constrained")
@@ -157,7 +157,7 @@ def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
 
 
 def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
-    """One legend (beside one panel, else above), every curve once; n only where the curves differ in it."""
+    """One legend with every curve once: beside a single panel, else above. Names n if curves differ."""
     handles: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
@@ -180,7 +180,7 @@ def _count(low: float, high: float) -> str:
 
 
 def save(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write NAME.png and NAME.pdf (fonts embedded) into a folder; the same figure gives the same bytes."""
+    """Write NAME.png and NAME.pdf (with embedded fonts) to a folder. Equal figures give equal bytes."""
     paths = [folder / f"{name}.png", folder / f"{name}.pdf"]
     with mpl.rc_context(RC):
         figure.savefig(paths[0], dpi=200, bbox_inches="tight", metadata={"Software": None})

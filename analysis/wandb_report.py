@@ -1,4 +1,4 @@
-"""The report as a W&B Report: the same words and numbers, W&B's own live panels in the figures' place."""
+"""The report as a W&B Report: the same text and numbers, with W&B's live panels instead of figures."""
 
 import importlib
 from typing import Any
@@ -12,7 +12,7 @@ from hiddenweights.errors import UserError
 def publish(report: Report, path: str, *, draft: bool = True) -> str:
     """Save the report in the project ``entity/project`` and return its address.
 
-    Raises `UserError` without the package `wandb-workspaces`, or when W&B refuses.
+    Raises `UserError` if the package `wandb-workspaces` is missing, or if W&B refuses.
     """
     entity, slash, project = path.removeprefix("wandb:").partition("/")
     if not (entity and slash and project):
@@ -30,7 +30,7 @@ def publish(report: Report, path: str, *, draft: bool = True) -> str:
     )
     try:
         made.save(draft=draft)
-    except Exception as error:  # the library raises whatever it meets, plain Exception among it
+    except Exception as error:  # the library raises many types, including plain Exception
         raise UserError(f"--wandb: {path!r} was not saved: {str(error).splitlines()[0]}") from error
     return str(made.url)
 

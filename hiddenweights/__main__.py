@@ -40,10 +40,10 @@ COMMANDS: dict[str, Lazy] = {
     "sweeps sync": Lazy(
         f"{_SWEEPS}:sync", "Upload the offline W&B runs of a store; what is uploaded already is left alone."
     ),
-    "analysis figure": Lazy(f"{_ANALYSIS}:figure", "Draw a figure: PNG, PDF and its data as CSV."),
+    "analysis figure": Lazy(f"{_ANALYSIS}:figure", "Draw a figure: PNG, PDF, and the numbers as CSV."),
     "analysis claims": Lazy(f"{_ANALYSIS}:claims_", "Give a verdict on each claim of the paper."),
     "analysis report": Lazy(
-        f"{_ANALYSIS}:report_", "Put figures, claims and cells on one HTML page, and into Markdown."
+        f"{_ANALYSIS}:report_", "Write figures, claims and cells as one HTML page and as Markdown."
     ),
 }
 

@@ -1,4 +1,4 @@
-"""Errors that several packages know; above all the one for wrong input, whose line says how to mend it."""
+"""Errors that several packages use, above all the one for bad input. Its message says what to correct."""
 
 import difflib
 from collections.abc import Iterable
@@ -7,16 +7,16 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Bad input. The message is one line: the field, the value, and what is allowed.
 
-    Command lines print it and exit with status 2; nothing costly has started when it is raised.
+    Command lines print it and exit with status 2. It is raised before anything costly starts.
     """
 
 
 class RankDied(ConnectionError):
-    """One of the processes that train a cell together is gone; the cell can be resumed."""
+    """One of the processes that train a cell together has died. The cell can be resumed."""
 
 
 def choices_error(field: str, value: object, choices: Iterable[object]) -> UserError:
-    """An error for a `value` that is not among `choices`, with the nearest choice suggested."""
+    """The error for a `value` that is not among `choices`. It suggests the nearest choice."""
     names = [str(choice) for choice in choices]
     near = difflib.get_close_matches(str(value), names, n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""

@@ -1,4 +1,4 @@
-"""Which versions made a result."""
+"""The versions of Python and of packages, recorded with every result."""
 
 import functools
 import platform
@@ -6,12 +6,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 
 def versions(*packages: str) -> dict[str, str]:
-    """Python's version and those of `packages`; one that is not installed (run from a checkout) is absent."""
+    """The versions of Python and of `packages`. Packages that are not installed are left out."""
     found = {package: _version(package) for package in packages}
     return {"python": platform.python_version()} | {name: text for name, text in found.items() if text}
 
 
-@functools.cache  # every cell asks, and each answer reads a file
+@functools.cache  # called for every cell, and each call reads a file
 def _version(package: str) -> str | None:
     try:
         return version(package)

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from benchmarks.measure import compare, race
 from benchmarks.selection import sort_against_ours
 from benchmarks.step import our_step, random_images
-from hiddenweights.config import CellConfig, DataConfig, ModelConfig
+from hiddenweights.config import CellConfig, DataConfig, Method, ModelConfig, OptimConfig, Optimizer
 from hiddenweights.masking.topk import _on_any_device
 from hiddenweights.training.data import Batches
 
@@ -43,34 +43,51 @@ def test_augmented_batches_come_faster_than_torchvision_makes_them() -> None:
     assert 5120 / min(times["ours"]) > 25_000
 
 
-class ReadsOfTheDevice(TorchDispatchMode):
-    """Collects the operations that make the CPU wait for a GPU to tell it a value or a size."""
+class WhatNoGraphHolds(TorchDispatchMode):
+    """Collects what a CUDA graph cannot hold.
+
+    That is operations for which the CPU waits for a value or a size, and draws from other generators than
+    torch's own.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.names: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
+        foreign = any(isinstance(x, torch.Generator) for x in (*args, *(kwargs or {}).values()))
+        if foreign or func.name() in ("aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"):
             self.names.append(func.name())
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_on_a_gpu_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("method", "optimizer"),
+    [("edge_popup", "sgd"), ("sampled", "sgd"), ("dense", "adam"), ("iterand", "sgd")],
+)
+def test_a_step_on_a_gpu_waits_for_nothing(
+    method: Method, optimizer: Optimizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def select_as_on_a_gpu(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
         return _on_any_device(values, scores, kept, dtype)
 
     monkeypatch.setattr(torch.ops.hiddenweights, "keep_largest", select_as_on_a_gpu)
     dataset = random_images(3, 8, 32)
     step = our_step(
-        CellConfig(model=ModelConfig(arch="conv2", width=0.25), data=DataConfig(name="cifar10")), dataset
+        CellConfig(
+            model=ModelConfig(arch="conv2", width=0.25, method=method),
+            data=DataConfig(name="cifar10"),
+            optim=OptimConfig(optimizer=optimizer),
+        ),
+        dataset,
     )
     batches = Batches(dataset.train, dataset.mean, dataset.std).shuffled(16, seed=0, epoch=0, augment=True)
     next(batches)
-    with ReadsOfTheDevice() as reads:
+    with WhatNoGraphHolds() as reads:
         next(batches)
         step()
     assert reads.names == []
     with reads:
         torch.ones(1).item()
-    assert reads.names == ["aten::_local_scalar_dense"]
+        torch.rand(1, generator=torch.Generator())
+    assert reads.names == ["aten::_local_scalar_dense", "aten::rand.generator"]

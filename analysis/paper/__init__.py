@@ -1,7 +1,7 @@
-"""The published numbers beside ours: one CSV a figure, each row with its source and how it was read.
+"""Published numbers: one CSV per figure. Each row states its source and how it was read.
 
-`x` and `y` are in the figure's units; a row without x is a level; `relation` is ``<`` or ``>`` where only a
-bound is published, which is not drawn.
+`x` and `y` have the units of the figure. A row without x is a horizontal line. `relation` is ``<`` or ``>``
+if only a bound is published; such rows are not drawn.
 """
 
 from importlib import resources
@@ -16,7 +16,7 @@ PREFIX = "published: "
 def published(figure: str, points: pd.DataFrame) -> pd.DataFrame:
     """The published rows for a figure's panels, as curves of kind ``published`` (see `aggregate.curves`).
 
-    Empty where nothing is published, or where our cells were trained on other data.
+    Empty if nothing is published, or if our cells were trained on other data.
     """
     file = resources.files(__name__) / f"{figure}.csv"
     if not file.is_file():

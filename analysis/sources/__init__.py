@@ -1,1 +1,1 @@
-"""Where runs are read from, one module each: every source yields runs for one table."""
+"""The sources of runs, one module each. Every source yields the same kind of runs."""

@@ -1,8 +1,8 @@
-"""Read W&B's offline transaction log, a `.wandb` file, without W&B's server and without an upload.
+"""Read W&B's offline log, a `.wandb` file, without a server and without an upload.
 
-The format is private to wandb (checked with 0.31): a 7-byte header, then blocks of 32 KiB holding
-LevelDB-log records (crc32, length, type), each a `wandb.proto` message, possibly split over blocks.
-A test compares this reader with W&B's own, the command ``wandb leet inspect --json``.
+The format is private to wandb (checked with 0.31): a header of 7 bytes, then blocks of 32 KiB with records
+in the format of LevelDB's log (crc32, length, type). Each record is a `wandb.proto` message and may be split
+over blocks. A test compares this reader with W&B's own command ``wandb leet inspect --json``.
 """
 
 import datetime
@@ -133,7 +133,7 @@ class _Log:
 
 
 def wandb_state(summary: dict[str, Any], exit_code: int | None) -> tuple[str, str]:
-    """State and reason of a W&B run: finished only where the trainer itself said so."""
+    """State and reason of a W&B run. It is finished only if the trainer itself recorded that."""
     if summary.get("finished") is True:
         return "finished", ""
     if exit_code is None:
@@ -142,7 +142,7 @@ def wandb_state(summary: dict[str, Any], exit_code: int | None) -> tuple[str, st
 
 
 def scalars(summary: dict[str, Any]) -> dict[str, Any]:
-    """The summary's own columns: no nested values, W&B's internals, or per-layer ones."""
+    """The columns of the summary, without nested values, W&B's internal values, and per-layer values."""
     return {
         name: value
         for name, value in summary.items()
@@ -152,7 +152,7 @@ def scalars(summary: dict[str, Any]) -> dict[str, Any]:
 
 
 def _update(target: dict[str, Any], items: Any) -> dict[str, Any]:
-    """Apply W&B's updates; of a nested one only the first level is kept apart, as a dict."""
+    """Apply W&B's updates to `target`. Nested values become a dict of one level."""
     for item in items:
         name, *inner = item.nested_key or [item.key]
         value = read_value(item.value_json, "a value")

@@ -1,7 +1,8 @@
 """Read a W&B project through the public API.
 
-Pages of runs bring config and summary; histories are scanned, since ``history()`` is a sample. Requests are
-repeated with growing pauses, several runs are read at once, and a history that comes back short is not used.
+Config and summary come with the pages of runs. Histories are scanned, because ``history()`` returns only a
+sample. Failed requests are repeated with growing pauses, several runs are read at once, and an incomplete
+history is not used.
 """
 
 import functools
@@ -17,9 +18,9 @@ from hiddenweights.analysis.table import Run
 from hiddenweights.errors import UserError
 
 T = TypeVar("T")
-TIMEOUT = 300  # seconds; W&B's own 19 s dies under rate limits with a misleading error
+TIMEOUT = 300  # seconds; with W&B's default of 19 s, rate limits end in a misleading error
 PAUSES = (1, 2, 4, 8, 16, 32, 60)  # seconds between attempts at one request
-AT_ONCE = 8  # runs; the hosted service allows a few hundred requests a minute, a run takes three
+AT_ONCE = 8  # runs; the hosted service allows a few hundred requests per minute, and a run needs three
 
 
 class Project:
@@ -34,9 +35,9 @@ class Project:
         self._runs: dict[str, Any] = {}
 
     def listing(self) -> dict[str, str]:
-        """Runs by id; the version is the state, the last sign of life and the number of rows.
+        """Runs by id. The version consists of the state, the last heartbeat and the number of rows.
 
-        Raises `UserError` when the project does not exist or cannot be read.
+        Raises `UserError` if the project does not exist or cannot be read.
         """
         import wandb
 
@@ -54,12 +55,12 @@ class Project:
         }
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
-        """The runs as they come in; what has come is not lost when a later one fails.
+        """The runs as they arrive. Runs that have arrived are not lost if a later one fails.
 
-        Raises `UserError` when the server stays unreachable.
+        Raises `UserError` if the server stays unreachable.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            coming: deque[Future[Run]] = deque()  # a few ahead: histories as objects need much memory
+            coming: deque[Future[Run]] = deque()  # only a few ahead, because histories need much memory
             try:
                 for key, version in wanted.items():
                     coming.append(pool.submit(self._read, key, version))
@@ -71,7 +72,7 @@ class Project:
                 pool.shutdown(cancel_futures=True)
 
     def plans(self) -> dict[str, tuple[str, ...]]:
-        """W&B knows no plans: groups and tags say what a run belongs to."""
+        """None: W&B has no plans. Groups and tags name the sweeps of a run."""
         return {}
 
     def _read(self, key: str, version: str) -> Run:
@@ -83,7 +84,7 @@ class Project:
             state, reason = run.state, f"W&B says {run.state}, and the last epoch was not reached"
         rows = self._history(run) if cell else []
         if cell and len(rows) < (run.historyLineCount or 0):
-            state, version = "incomplete", ""  # no version: it is asked for again next time
+            state, version = "incomplete", ""  # without a version it is read again next time
             reason = f"its history came back with {len(rows)} of {run.historyLineCount} rows"
         return Run(
             key=key,
@@ -100,7 +101,7 @@ class Project:
         )
 
     def _history(self, run: Any) -> list[dict[str, Any]]:
-        """All rows; a second and third scan where the first comes back short."""
+        """All rows. An incomplete scan is repeated up to twice."""
         if not run.historyLineCount:
             return []
         rows: list[dict[str, Any]] = []
@@ -111,7 +112,7 @@ class Project:
         return rows
 
     def _patient(self, ask: Callable[[], T]) -> T:
-        """`ask()`, again after each pause while the network or the server fails."""
+        """Call `ask`, and call it again after each pause while the network or the server fails."""
         from wandb.errors import CommError
 
         for pause in PAUSES:
@@ -124,7 +125,7 @@ class Project:
         except (CommError, OSError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(
-                f"--from: {self.name!r} does not answer ({reason}); what was read is kept, run this again"
+                f"--from: {self.name!r} does not answer ({reason}); runs read so far are kept: run this again"
             ) from error
 
 

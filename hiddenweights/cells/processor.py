@@ -1,4 +1,4 @@
-"""What computed a result: results of two kinds of processor may differ in their last digits."""
+"""The processor that computed a result. Results of different kinds may differ in their last digits."""
 
 import functools
 import os

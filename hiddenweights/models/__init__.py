@@ -15,7 +15,7 @@ from hiddenweights.models.plain import fc, linear
 from hiddenweights.models.resnet import resnet, torchvision_resnet
 from hiddenweights.models.scale import scaled_channels
 
-# Name: builder of (channels, image side, classes, width).
+# Each builder takes (channels, image side, classes, width).
 NETWORKS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
     "linear": linear,
     "fc": fc,
@@ -38,11 +38,11 @@ def build_network(
     """The network `arch` for float images (batch, channels, image_size, image_size) -> (batch, classes).
 
     `arch` is a name of `NETWORKS`; ``torchvision/NAME`` for a constructor of `torchvision.models`; or
-    ``module:callable`` for your own, called as ``callable(num_classes=classes)``. `seed` decides what
-    the constructors draw (replaced by `supermask` where it draws weights itself).
+    ``module:callable`` for your own, called as ``callable(num_classes=classes)``. `seed` is the seed of the
+    constructors' own initialisation, which `supermask` replaces for the weights that it masks.
 
-    Raises `UserError` for an unknown name, a width that the network cannot take, or a network that does
-    not turn such images into one logit a class.
+    Raises `UserError` for an unknown name, a width that the network does not support, or a network that
+    does not turn such images into one logit per class.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -93,7 +93,7 @@ def _from_import_path(path: str, classes: int, width: float) -> nn.Module:
 
 @torch.no_grad()
 def _check_output(network: nn.Module, arch: str, shape: tuple[int, int, int, int], classes: int) -> None:
-    """Try `network` in evaluation and, on a copy (BatchNorm counts what it sees), in training."""
+    """Run `network` once in evaluation mode, and a copy of it (BatchNorm has state) in training mode."""
     for training in (False, True):
         try:
             tried = copy.deepcopy(network) if training else network

@@ -1,4 +1,4 @@
-"""Networks without convolutions. No biases, as in all of the paper's small networks."""
+"""Networks without convolutions. They have no biases, like all small networks of the paper."""
 
 from torch import nn
 

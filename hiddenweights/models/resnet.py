@@ -38,7 +38,7 @@ def basic_block(inputs: int, planes: int, stride: int) -> tuple[Block, int]:
 
 
 def bottleneck(inputs: int, planes: int, stride: int) -> tuple[Block, int]:
-    """1x1, 3x3 and 1x1 convolutions, four times as wide at the end; returns block and channels."""
+    """1x1, 3x3 and 1x1 convolutions, the last four times as wide; returns block and output channels."""
     body = nn.Sequential(
         nn.Conv2d(inputs, planes, 1, bias=False),
         nn.BatchNorm2d(planes),
@@ -52,7 +52,7 @@ def bottleneck(inputs: int, planes: int, stride: int) -> tuple[Block, int]:
     return Block(body, inputs, 4 * planes, stride), 4 * planes
 
 
-# Depth: block, and how many of it in each of the four stages.
+# Per depth: the block, and its number in each of the four stages.
 RESNETS = {
     18: (basic_block, (2, 2, 2, 2)),
     34: (basic_block, (3, 4, 6, 3)),
@@ -80,7 +80,7 @@ def resnet(depth: int, channels: int, image_size: int, classes: int, width: floa
     )
 
 
-# torchvision's own arguments for its constructors: block, stages, and what widens the bottlenecks.
+# The arguments of torchvision's constructors: block, stages, and the width of the bottlenecks.
 TORCHVISION_RESNETS: dict[str, tuple[Any, list[int], dict[str, int]]] = {
     "resnet18": (torchvision_resnets.BasicBlock, [2, 2, 2, 2], {}),
     "resnet34": (torchvision_resnets.BasicBlock, [3, 4, 6, 3], {}),
@@ -103,7 +103,7 @@ def torchvision_resnet(name: str, classes: int, width: float) -> nn.Module:
 
     class ScaledResNet(torchvision_resnets.ResNet):
         def _make_layer(self, block: Any, planes: int, *args: Any, **kwargs: Any) -> nn.Sequential:
-            if planes == 64:  # the first stage reads the stem, which is replaced below
+            if planes == 64:  # the input of the first stage is the stem, replaced below
                 self.inplanes = scaled_channels(64, width)
             stage: nn.Sequential = super()._make_layer(block, scaled_channels(planes, width), *args, **kwargs)
             return stage

@@ -4,9 +4,9 @@ from hiddenweights.errors import UserError
 
 
 def scaled_channels(n: int, width: float) -> int:
-    """int(n * width), the channels of a layer that has n at width 1.
+    """int(n * width): the number of channels at this width of a layer that has n at width 1.
 
-    Raises `UserError` where that leaves none.
+    Raises `UserError` if that is zero.
     """
     scaled = int(n * width)
     if scaled < 1:

@@ -1,4 +1,4 @@
-"""How much two masks have in common, against what chance gives."""
+"""The overlap of two masks, compared with the overlap of random masks."""
 
 import math
 from dataclasses import dataclass
@@ -16,23 +16,23 @@ class Overlap:
     b: int
     both: int
     low: float
-    """Lower end of the central 95% of `both`, were the second mask drawn at random with its b."""
+    """Lower end of the central 95% of `both` if the second mask were random with the same `b`."""
     high: float
 
     @property
     def verdict(self) -> str:
-        """Where `both` lies as to chance: above, within or below its central 95%."""
+        """Whether `both` is above, within or below the central 95% of random masks."""
         return "above" if self.both > self.high else "below" if self.both < self.low else "within"
 
 
 def overlap(a: Tensor, b: Tensor) -> Overlap:
-    """The overlap of two masks, bool and of one shape; the interval is exact (hypergeometric)."""
+    """The overlap of two bool masks of the same shape. The interval is exact (hypergeometric)."""
     n, kept_a, kept_b = a.numel(), int(a.sum()), int(b.sum())
     return Overlap(n, kept_a, kept_b, int((a & b).sum()), *chance_interval(n, kept_a, kept_b))
 
 
 def total(layers: list[Overlap]) -> Overlap:
-    """All layers together, each drawn by itself; the interval is that of a normal distribution."""
+    """All layers together, drawn independently. The interval is that of a normal distribution."""
     mean = sum(layer.a * layer.b / layer.n for layer in layers)
     spread = 1.96 * math.sqrt(sum(_variance(layer.n, layer.a, layer.b) for layer in layers))
     n, a, b, both = (sum(getattr(layer, name) for layer in layers) for name in ("n", "a", "b", "both"))
@@ -42,8 +42,8 @@ def total(layers: list[Overlap]) -> Overlap:
 def chance_interval(n: int, a: int, b: int) -> tuple[int, int]:
     """The 2.5% and 97.5% quantiles of the overlap when b of n are drawn at random and a are marked.
 
-    From the probabilities' ratios p(x+1)/p(x) = (a-x)(b-x) / ((x+1)(n-a-b+x+1)), over the part of the
-    support within 12 standard deviations of the mean: what is beyond is below 1e-16.
+    Computed from the ratios p(x+1)/p(x) = (a-x)(b-x) / ((x+1)(n-a-b+x+1)) over the part of the support
+    within 12 standard deviations of the mean. The probability of the rest is below 1e-16.
     """
     mean, reach = a * b / n, 12 * math.sqrt(_variance(n, a, b)) + 30
     least = max(0, a + b - n, math.floor(mean - reach))

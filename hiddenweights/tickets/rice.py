@@ -1,10 +1,10 @@
 """Masks as bytes, within a few percent of their entropy: Rice's code of the gaps between kept weights.
 
-A mask of n bits is the positions of its rarer value (the ones, if exactly half are). Each position is
-coded as its gap, the number of bits between it and the one before: gap >> r in unary (so many zeros,
-then a one) and the r low bits as they are. Gaps of independent bits are geometric, for which this is the
-best code of its kind (Rice 1979; Gallager & van Voorhis 1975): at k = 0.1 it takes 0.476 bits a weight,
-where the entropy is 0.469. With r = 0 the code is the mask's own bits.
+A mask of n bits is stored as the positions of its rarer value (the ones, if exactly half are ones). Each
+position is coded as its gap, the number of bits between it and the previous position: gap >> r in unary
+(that many zeros, then a one), and the r low bits unchanged. Gaps of independent bits are geometrically
+distributed. For them this is the best code of its kind (Rice 1979; Gallager & van Voorhis 1975). At
+k = 0.1 it takes 0.476 bits per weight; the entropy is 0.469. With r = 0 the code is the bits of the mask.
 
 The low bits of all gaps come first, then all the unary parts; zeros fill the last byte. Bits are packed
 from the highest of a byte to the lowest.
@@ -17,7 +17,7 @@ Bits = NDArray[np.bool_]
 
 
 def encode_mask(mask: Bits) -> tuple[bytes, int]:
-    """The code of `mask`, bool (n,), and the parameter r with which it is shortest."""
+    """The code of `mask`, bool (n,), and the parameter r that makes it shortest."""
     positions = np.flatnonzero(mask if 2 * np.count_nonzero(mask) <= mask.size else ~mask)
     gaps = np.diff(positions, prepend=-1) - 1
     lengths = [len(gaps) * (r + 1) + int((gaps >> r).sum()) for r in range(mask.size.bit_length() + 1)]
@@ -32,7 +32,7 @@ def encode_mask(mask: Bits) -> tuple[bytes, int]:
 def decode_mask(code: bytes, n: int, kept: int, r: int) -> Bits:
     """The mask of n bits, `kept` of them set, bool (n,); the inverse of `encode_mask`.
 
-    Takes memory in proportion to n, whatever `code` holds. Raises `ValueError` where `code` is not the
+    Takes memory in proportion to n, whatever `code` contains. Raises `ValueError` if `code` is not the
     code of such a mask.
     """
     if not (0 <= kept <= n and 0 <= r <= n.bit_length()):

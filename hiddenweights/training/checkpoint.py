@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written beside, renamed into place, verified by digest."""
+"""Checkpoints that are complete or absent: written to a second file, renamed, and verified by a digest."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ _TEXTS = ("weights_checksum", "mask_checksum")
 def save_checkpoint(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (tensors and plain values) to `folder`, keeping the one before it.
 
-    The folder is made, what it lies in is not: that may be a mount that has gone, and will be back.
+    The folder is created, but not its parent: that may be a mount that is missing for a while.
     """
     folder.mkdir(exist_ok=True)
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: the CPU launches one thing a step, not hundreds."""
+"""A training step as one CUDA graph: the CPU launches one graph per step instead of hundreds of kernels."""
 
 from collections.abc import Callable
 from typing import Protocol
@@ -12,22 +12,23 @@ WARM_UP = 3
 
 
 class Recorder(Protocol):
-    """How a device records work to do it again."""
+    """Records work on a device, so that it can be repeated."""
 
     def warm_up(self, step: Step, images: Tensor, labels: Tensor) -> Tensor:
-        """`step(images, labels)`, done where `record` will record it."""
+        """Run `step(images, labels)` once in the place in which `record` will record it."""
 
     def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
-        """A function that does `step` again on what these very tensors hold by then. Does nothing yet."""
+        """Return a function that runs `step` on the contents that these tensors have when it is called."""
 
 
 class GraphedStep:
-    """`step(images, labels)` on batches of the first one's shape, recorded once and replayed from then on.
+    """`step(images, labels)`, recorded once and then replayed for all batches of the same shape.
 
-    `step` must be a function of its arguments and of tensors that stay where they are (parameters,
-    buffers, momentum, the learning rate), draw nothing at random, and read no value of the device. The
-    first `WARM_UP` batches take real steps as they are, which settles what is allocated once. Batches of
-    another shape (the last of an epoch) always do. The result holds until the next call.
+    `step` may only depend on its arguments and on tensors that keep their memory (parameters, buffers,
+    momentum, the learning rate). It must draw random numbers from torch's default generator only, which moves
+    on with a replay as with a step, and must not copy a value to the CPU. The first `WARM_UP` batches run
+    without a graph, so that everything that is allocated once is allocated. Batches with another shape (the
+    last of an epoch) never use the graph. The result is valid until the next call.
     """
 
     def __init__(self, step: Step, recorder: Recorder) -> None:
@@ -51,7 +52,7 @@ class GraphedStep:
 
 
 class CudaRecorder:
-    """CUDA graphs, warmed up and recorded on one stream of their own, as CUDA wants them."""
+    """CUDA graphs, warmed up and recorded on a separate stream, as CUDA requires."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)
@@ -66,7 +67,7 @@ class CudaRecorder:
 
     def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        # thread_local: another thread's allocations (a trial beside this one) are no error.
+        # thread_local: allocations of another thread, such as a second cell in this process, are no error.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             result = step(images, labels)
 

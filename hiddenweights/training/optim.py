@@ -14,25 +14,26 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD (without Nesterov momentum) or Adam over `parameters`, on `device`; `config` must be resolved.
 
-    Its learning rate is a tensor on `device`, float32 (), so that a recorded step reads it anew.
+    The learning rate is a float32 tensor () on `device`, so that a replayed CUDA graph reads its new value.
+    So is Adam's number of steps (`capturable`), which makes no difference on a CPU.
     """
     assert config.lr is not None
     assert config.weight_decay is not None
     assert config.momentum is not None
     lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=True)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Fill the tensors that hold the optimiser's rate, in place."""
+    """Set the learning rate of the optimiser, in place."""
     for group in optimizer.param_groups:
         group["lr"].fill_(lr)
 
 
 def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
-    """The rate of epoch number `epoch` (from 0) of `epochs`; it changes once an epoch.
+    """The learning rate of epoch number `epoch` (from 0) of `epochs`; it changes once per epoch.
 
     Linear warm-up lr * (e + 1) / W for W epochs, then constant, or a cosine over the epochs after the
     warm-up: lr / 2 * (1 + cos(pi * (e - W) / (E - W))).

@@ -155,6 +155,9 @@ class Trainer:
                 self.steps += 1
                 images_seen += len(labels)
                 totals += self.step(images, labels)
+                # Not of the step that a graph records: it draws on the CPU, and not at every step.
+                for name, mask in self.redrawing.items():
+                    mask.after_step(self.frozen[name], self.steps)
         if self.ranks:
             images_seen = sum(self.ranks.gather(images_seen))
             self.ranks.sum(totals)
@@ -197,8 +200,6 @@ class Trainer:
             if self.ranks:
                 self.ranks.average_gradients(self.learnable, len(labels))
             self.optimizer.step()
-            for name, mask in self.redrawing.items():
-                mask.after_step(self.frozen[name], self.steps)
         return tally
 
     def _build(self) -> None:
@@ -374,9 +375,11 @@ def build_cell_network(config: CellConfig, dataset: Dataset, ticket: "Ticket | N
 
 
 def recordable(config: CellConfig) -> bool:
-    """Whether a step neither draws nor reads a value of the device; of networks not ours nobody knows."""
-    drawing = config.model.method in ("sampled", "iterand")
-    return config.model.arch in NETWORKS and not drawing and config.optim.optimizer == "sgd"
+    """Whether a CUDA graph can hold a step: it reads no value of the device, in any network of ours.
+
+    What it draws (`sampled`) comes from torch's own generator, whose offset a graph moves on as a step does.
+    """
+    return config.model.arch in NETWORKS
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
