@@ -1,9 +1,13 @@
 """Everything that only a GPU can confirm: `python -m benchmarks.gpu`, under ten minutes, one NVIDIA GPU.
 
-The straightforward script's images a second first; then sort against topk against our kernels, whole steps
-with and without a graph, the share of the card's matrix rate, the input pipeline, whole trials, several
-trials at once, and a ticket's predictions here and on the CPU. Images are random, of CIFAR-10's shape.
-Needs torch, torchvision, Triton and safetensors alone. No GPU has run this yet (benchmarks/README.md);
+In the order in which it matters: what is computed (against the CPU, against a sort, graph against eager),
+what it costs (selection, step, share of the card's matrix rate, whole trials, input pipeline, several trials
+at once), then cells of Figure 3 with the time that is left. `python -m benchmarks.gpu correct selection`
+runs these parts alone. Each writes results/*_gpu.json, with the card's name.
+
+Needs torch, torchvision, Triton and safetensors alone; images are random, of CIFAR-10's shape. Figure 3 needs
+orjson, too, and CIFAR-10 in the folder that HIDDENWEIGHTS_DATA names; its cells go into the store
+$HIDDENWEIGHTS_STORE (by default runs/), and a second run goes on with the next ones. No GPU has run this yet;
 tests/test_fast_gpu.py runs its parts on a CPU.
 """
 
@@ -16,46 +20,26 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from unittest import mock
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.multiprocessing as mp
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import pipeline, selection, step, straightforward, trial
+from benchmarks import correct, pipeline, roofline, selection, step, trial
 from benchmarks.measure import Row, race, readable, report
-from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from hiddenweights.tickets.ticket import Ticket
-from hiddenweights.training.data import Batches, Dataset
-from hiddenweights.training.train import Trainer
+from hiddenweights.config import (
+    CellConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    TrainConfig,
+    cell_id,
+    short_name,
+)
 
 STEPS = 300
-
-
-def straightforward_rate(arch: str, dataset: Dataset, device: str, workers: int = 4) -> Row:
-    """Images a second of the straightforward script: an epoch's loop, its loader with `workers`."""
-    images = straightforward.PilImages(
-        dataset.train.pixels, dataset.train.labels, dataset.mean, dataset.std, augment=True
-    )
-    model = straightforward.network(
-        arch, channels=dataset.channels, image_size=dataset.image_size, classes=10, width=1.0, k=0.5
-    )
-    one_step = straightforward.trainer(model.to(device))
-
-    def epoch() -> None:
-        for batch, labels in straightforward.loader(images, 128, workers):
-            one_step(batch.to(device), labels.to(device))
-
-    seconds = race({"epoch": epoch}, rounds=1, device=device)["epoch"][0]
-    return Row(
-        what=f"{arch}: images a second, straightforward",
-        ratio=round(len(images) / seconds, 1),
-        goal="",
-        baseline=f"{len(images)} images: {readable(seconds)}",
-        ours=f"{workers} workers",
-        rounds=1,
-    )
 
 
 def matrix_rate(size: int = 8192, device: str = "cuda") -> float:
@@ -80,34 +64,6 @@ def share_of_the_matrix_rate(case: str, peak: float, device: str) -> Row:
         baseline=f"matrix product: {peak / 1e12:.3g} TFLOP/s",
         ours=f"a step: {readable(statistics.median(times))}",
         rounds=len(times),
-    )
-
-
-def predictions_elsewhere(arch: str, dataset: Dataset, device: str, width: float = 1.0) -> Row:
-    """How many predictions of a ticket found on `device` differ on the CPU, in float32, of 1,000 images."""
-    config = CellConfig(
-        model=ModelConfig(arch=arch, width=width),
-        data=DataConfig(name="cifar10", subset=len(dataset.train) // 2),
-        train=TrainConfig(epochs=1, device=device, precision="float32"),
-    )
-    with (
-        mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset),
-        mock.patch("hiddenweights.tickets.ticket.load_dataset", return_value=dataset),
-    ):
-        trainer = Trainer(config)
-        *_, last = trainer.epochs()
-        network = Ticket.of(trainer, last).network()
-    images, _ = next(Batches(dataset.test, dataset.mean, dataset.std).in_order(1000))
-    with torch.no_grad():
-        here = network(images).argmax(1)
-        there = network.to(device)(images.to(device)).argmax(1).cpu()
-    return Row(
-        what=f"{arch}: predictions of {len(images)} that differ from the CPU's",
-        ratio=float((here != there).sum()),
-        goal="0",
-        baseline="CPU, float32",
-        ours=device,
-        rounds=1,
     )
 
 
@@ -223,48 +179,108 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def main() -> int:
-    if not torch.cuda.is_available():
-        print("no GPU here; nothing was measured", file=sys.stderr)
-        return 1
-    started, device, images = time.perf_counter(), "cuda", step.random_images(3, 32, 50_000)
+# --- Figure 3 ----------------------------------------------------------------------------------------------
+
+
+def figure_3(seconds: float, configs: Iterable[CellConfig] | None = None) -> list[str]:
+    """Train cells of the sweep `depth` for `seconds`; a line on each that is finished.
+
+    One that is cut off goes on in the next call. Raises `LookupError` where no folder with CIFAR-10 is named.
+    """
+    from hiddenweights.cells.cell import cell_epochs  # orjson
+    from hiddenweights.cells.store import Store, default_store
+    from hiddenweights.sweeps.experiments import depth
+
+    ends, store, finished = time.monotonic() + seconds, Store(default_store()), []
+    if configs is None:
+        root = os.environ.get("HIDDENWEIGHTS_DATA")
+        if root is None:
+            raise LookupError("HIDDENWEIGHTS_DATA names no folder with CIFAR-10")
+        cells = [cell for arm in depth() for cell in arm.cells()]
+        # One seed of everything, the middle of the curves first.
+        cells.sort(key=lambda cell: (cell.seed, abs((cell.model.k or 0.5) - 0.5)))
+        configs = [replace(cell, data=replace(cell.data, root=root)) for cell in cells]
+    for config in configs:
+        if store.result(cell_id(config)):
+            continue
+        with contextlib.closing(cell_epochs(config, store)) as epochs:
+            for record in epochs:
+                accuracy = float(record["test_accuracy"])
+                if time.monotonic() > ends:
+                    return finished
+        finished.append(f"{short_name(config)}: {100 * accuracy:.2f}%")
+        print(finished[-1], flush=True)
+    return finished
+
+
+# --- all of it ---------------------------------------------------------------------------------------------
+
+GOALS = {"conv4": ("<= 30, aim 19", "6, aim 10"), "resnet18": ("<= 130, aim 86", "2.5, aim 4")}
+LIMIT = 570.0  # seconds of it all
+
+
+def parts(device: str) -> dict[str, Callable[[], object]]:
+    """What there is to run, by name, in its order."""
+    images = step.random_images(3, 32, 50_000, test=10_000)
     both = ("conv4", "resnet18")
 
-    def rates() -> None:
-        report("straightforward_gpu", [straightforward_rate(arch, images, device) for arch in both], device)
+    def roofs() -> list[Row]:
+        return [row for arch in both for row in roofline.measured(arch, device)]
 
-    def shares() -> None:
+    def shares() -> list[Row]:
         peak = matrix_rate()
-        report("rate_gpu", [share_of_the_matrix_rate(case, peak, device) for case in both], device)
+        return [share_of_the_matrix_rate(case, peak, device) for case in both]
 
-    def at_once() -> None:
+    def trials(arch: str, epochs: int) -> list[Row]:
+        return trial.on_a_gpu(arch, images, GOALS[arch], device, epochs=epochs)
+
+    def at_once() -> list[Row]:
         rows = trials_at_once("conv2", 0.25, 4, "2x, aim 3x", device)
-        for arch in ("conv2", "conv4"):
-            rows += trials_at_once(arch, 1.0, 2, "1.2x, aim 1.4x", device)
-        report("trials_at_once_gpu", rows, device)
+        return rows + trials_at_once("conv4", 1.0, 2, "1.2x, aim 1.4x", device)
 
-    failed = 0
-    for part in (
-        rates,
-        lambda: selection.run(device),
-        *(lambda case=case: step.run(case, device) for case in both),
-        shares,
-        lambda: pipeline.run(device),
-        *(
-            lambda arch=arch, epochs=epochs: trial.run("cifar10", arch, 1.0, epochs, device, images)
-            for arch, epochs in (("conv4", 5), ("resnet18", 2))
-        ),
-        at_once,
-        lambda: report("tickets_gpu", [predictions_elsewhere(arch, images, device) for arch in both], device),
-    ):
+    def reported(name: str, rows: Callable[[], list[Row]]) -> Callable[[], None]:
+        return lambda: report(f"{name}_gpu", rows(), device)
+
+    return {
+        "correct": reported("correct", lambda: correct.everything(images, device)),
+        "selection": lambda: selection.run(device),
+        "roofline": reported("roofline", roofs),
+        "step": lambda: [step.run(case, device) for case in both],
+        "rate": reported("rate", shares),
+        "trial_conv4": reported("trial_conv4", lambda: trials("conv4", 100)),
+        "trial_resnet18": reported("trial_resnet18", lambda: trials("resnet18", 20)),
+        "pipeline": lambda: pipeline.run(device),
+        "at_once": reported("trials_at_once", at_once),
+    }
+
+
+def main(names: Sequence[str] = (), device: str = "cuda") -> int:
+    if device == "cuda" and not torch.cuda.is_available():
+        print("no GPU here; nothing was measured", file=sys.stderr)
+        return 1
+    started = time.perf_counter()
+    known = parts(device) | {
+        "figure_3": lambda: figure_3(LIMIT - (time.perf_counter() - started)),
+    }
+    if unknown := set(names) - set(known):
+        print(f"{', '.join(sorted(unknown))}: no part; choices: {', '.join(known)}", file=sys.stderr)
+        return 2
+    failed = []
+    for name in names or known:
+        begun = time.perf_counter()
+        if begun - started > LIMIT:
+            failed.append(name)
+            print(f"\n{name}: left out, since {LIMIT:.0f} s are over")
+            continue
         try:
-            part()
+            known[name]()
         except Exception:  # the other parts are worth their time all the same
             traceback.print_exc()
-            failed += 1
-    print(f"\n{failed} parts failed; {time.perf_counter() - started:.0f} s in all")
-    return failed
+            failed.append(name)
+        print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)
+    print(f"\nfailed: {', '.join(failed) or 'none'}; {time.perf_counter() - started:.0f} s in all")
+    return len(failed)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -82,12 +82,17 @@ def _spread(name: str, values: list[float]) -> str:
     return f"{name}: {100 * statistics.mean(values):.2f}% (sd {100 * statistics.stdev(values):.2f})"
 
 
+def show(title: str, rows: list[Row]) -> None:
+    """Print the rows as a table."""
+    print(f"\n{title}")
+    print(f"{'':60}{'ratio':>8}  {'goal':14}  baseline; ours")
+    for row in rows:
+        print(f"{row.what:60}{row.ratio:8.2f}  {row.goal:14}  {row.baseline}; {row.ours}", flush=True)
+
+
 def report(name: str, rows: list[Row], device: str = "cpu") -> None:
     """Print the rows as a table and write them, with the machine they are from, to results/NAME.json."""
-    print(f"\n{name} ({machine(device)['device']}, {torch.get_num_threads()} CPU thread(s))")
-    print(f"{'':52}{'ratio':>8}  {'goal':14}  baseline; ours")
-    for row in rows:
-        print(f"{row.what:52}{row.ratio:8.2f}  {row.goal:14}  {row.baseline}; {row.ours}")
+    show(f"{name} ({machine(device)['device']}, {torch.get_num_threads()} CPU thread(s))", rows)
     RESULTS.mkdir(exist_ok=True)
     content = {"benchmark": name, "machine": machine(device), "rows": [asdict(row) for row in rows]}
     (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n")

@@ -4,20 +4,17 @@ About a minute on one CPU thread. Also the guard of tests/test_fast_guard.py.
 """
 
 import sys
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks.measure import Row, compare, race, report
+from benchmarks.roofline import recorded, shapes_of
 from benchmarks.straightforward import SortAndIndex
-from hiddenweights.masking.supermask import weight_layers
-from hiddenweights.masking.topk import _on_any_device, keep_largest
-from hiddenweights.models import build_network
+from hiddenweights.masking.topk import Memory, _on_any_device, keep_largest_each
 
-CONV4 = [
-    tuple(getattr(owner, name).shape)
-    for owner, name, _ in weight_layers(build_network("conv4", channels=3, image_size=32, classes=10))
-]
+CONV4 = shapes_of("conv4")
 
 
 def sort_against_ours(
@@ -25,7 +22,8 @@ def sort_against_ours(
 ) -> list[Row]:
     """All layers of `shapes`: the mask of the top k by |score|, and the weight times it.
 
-    On a GPU also by torch's `topk`, the way without Triton.
+    On a GPU also without brackets, and by torch's `topk`, the way without Triton; each as a CUDA graph, so
+    that the time is the GPU's.
     """
     layers: list[tuple[Tensor, Tensor, int]] = []
     for shape in shapes:
@@ -35,19 +33,28 @@ def sort_against_ours(
     def sort_and_index() -> list[Tensor]:
         return [w * SortAndIndex.apply(s.abs(), kept) for w, s, kept in layers]
 
-    def ours() -> list[Tensor]:
-        return [keep_largest(w, s, kept) for w, s, kept in layers]
+    values, scores, counts = zip(*layers, strict=True)
+    dtypes, memory = [torch.float32] * len(layers), Memory()
+
+    def ours() -> tuple[Tensor, ...]:
+        return keep_largest_each(values, scores, counts, dtypes, memory)
+
+    def without_brackets() -> tuple[Tensor, ...]:
+        return keep_largest_each(values, scores, counts, dtypes)
 
     def topk() -> list[Tensor]:
         return [_on_any_device(w, s, kept, w.dtype) for w, s, kept in layers]
 
-    contestants = {"sort": sort_and_index, "ours": ours} | ({"topk": topk} if device == "cuda" else {})
+    contestants: dict[str, Callable[[], Sequence[Tensor]]] = {"sort": sort_and_index, "ours": ours}
+    if device == "cuda":
+        contestants |= {"no brackets": without_brackets, "topk": topk}
     for contestant in contestants.values():
         for a, b in zip(sort_and_index(), contestant(), strict=True):
             assert (
                 a.count_nonzero() == b.count_nonzero()
             )  # which of equal scores are kept, a sort leaves open
-    times = race(contestants, rounds=rounds, repeats=10 if device == "cuda" else 1, device=device)
+    runs = {name: recorded(run, device) for name, run in contestants.items()}
+    times = race(runs, rounds=rounds, repeats=10 if device == "cuda" else 1, device=device)
     return [compare(f"{what}: {name}", times, "sort", name, goal) for name in times if name != "sort"]
 
 

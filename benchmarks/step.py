@@ -5,7 +5,7 @@ Images are random, of CIFAR-10's shape, or of digits'.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
@@ -26,11 +26,32 @@ CASES = {
 }
 
 
-def random_images(channels: int, side: int, n: int = 512) -> Dataset:
-    """A data set of random pixels in CIFAR-10's or digits' shape."""
+def random_images(channels: int, side: int, n: int = 512, test: int | None = None) -> Dataset:
+    """Random pixels in CIFAR-10's or digits' shape, `test` images beside the `n`, or those themselves."""
+    parts = [_random_images(n, channels, side)]
+    parts.append(parts[0] if test is None else _random_images(test, channels, side))
+    return Dataset(parts[0], parts[1], 10, (0.5,) * channels, (0.25,) * channels)
+
+
+def _random_images(n: int, channels: int, side: int) -> Images:
     pixels = torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8)
-    images = Images(pixels.contiguous(memory_format=torch.channels_last), torch.randint(0, 10, (n,)))
-    return Dataset(images, images, 10, (0.5,) * channels, (0.25,) * channels)
+    return Images(pixels.contiguous(memory_format=torch.channels_last), torch.randint(0, 10, (n,)))
+
+
+def built(config: CellConfig, dataset: Dataset) -> Trainer:
+    """The cell's trainer over `dataset`, with its network in training mode."""
+    trainer = Trainer(config)
+    with mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset):
+        trainer._build()
+    trainer.network.train()
+    return trainer
+
+
+def batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of the first epoch, without augmentation."""
+    size = trainer.config.optim.batch_size
+    assert size is not None
+    return trainer.train_batches.shuffled(size, seed=0, epoch=0, augment=False)
 
 
 def our_step(config: CellConfig, dataset: Dataset, eager: bool = False) -> Callable[[], Tensor]:
@@ -38,13 +59,8 @@ def our_step(config: CellConfig, dataset: Dataset, eager: bool = False) -> Calla
 
     On a GPU it is recorded already, unless it is to be `eager`.
     """
-    trainer = Trainer(config)
-    with mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset):
-        trainer._build()
-    trainer.network.train()
-    batch = trainer.config.optim.batch_size
-    assert batch is not None
-    images, labels = next(iter(trainer.train_batches.shuffled(batch, seed=0, epoch=0, augment=False)))
+    trainer = built(config, dataset)
+    images, labels = next(batches(trainer))
     step = trainer._step if eager else trainer.step
     for _ in range(WARM_UP + 1 if trainer.device.type == "cuda" else 0):
         step(images, labels)

@@ -7,7 +7,10 @@ import sys
 import pytest
 import torch
 
-from benchmarks import gpu, measure, selection, step, trial
+from benchmarks import correct, gpu, measure, roofline, selection, step, trial
+from hiddenweights.cells.store import Store
+from hiddenweights.config import cell_id, unflatten
+from hiddenweights.masking import topk
 
 
 @pytest.fixture(autouse=True)
@@ -18,26 +21,66 @@ def results(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_rates_of_the_script_the_card_and_the_step(results):
-    images = step.random_images(3, 32, 40)
-    rows = [gpu.straightforward_rate("conv2", images, "cpu", workers=0)]
+def test_the_rates_of_the_card_and_the_step(results):
     peak = gpu.matrix_rate(64, "cpu")
-    rows.append(gpu.share_of_the_matrix_rate("conv4", peak, "cpu"))
-    measure.report("rate", rows)
+    measure.report("rate", [gpu.share_of_the_matrix_rate("conv4", peak, "cpu")])
     assert all(row["ratio"] > 0 for row in json.loads((results / "rate.json").read_text())["rows"])
 
 
-def test_steps_and_trials(results):
+def test_steps_and_trials():
     assert len(step.run("conv4")) == 4
-    (row,) = trial.run("cifar10", "conv2", 0.1, 1, "cpu", step.random_images(3, 8, 40))
-    assert row.ratio > 0
     (row,) = selection.sort_against_ours("", [(100,), (3, 4, 3, 3)], rounds=1, goal="")
     assert row.ratio > 0
+    rows = trial.on_a_gpu(
+        "conv2", step.random_images(3, 8, 40), ("", ""), "cpu", epochs=2, width=0.1, workers=0
+    )
+    assert all(row.ratio > 0 for row in rows)
 
 
-def test_predictions_on_another_device():
-    row = gpu.predictions_elsewhere("conv2", step.random_images(3, 8, 200), "cpu", width=0.1)
-    assert row.ratio == 0  # here the other device is this one
+def test_the_roofline_counts_each_byte_once():
+    assert roofline.forward_bytes([100, 10**6]) == 1_000_100 * 14 + (100 + 2 * (512 + 976)) * 32
+    assert roofline.backward_bytes([100, 50]) == 150 * 14
+    seconds = {row.what.split(": ")[0]: row.ratio for row in roofline.rows()}
+    assert seconds["conv4, 7 layers, forward"] == pytest.approx(10.2, abs=0.1)
+    assert seconds["resnet18, 21 layers, forward"] == pytest.approx(47, abs=0.2)
+    assert len(roofline.measured("conv2", "cpu", width=0.05)) == 2
+
+
+def test_what_is_computed_is_compared():
+    images = step.random_images(3, 8, 700, test=40)
+    rows = [
+        *correct.ten_steps(images, "cpu", "conv2", 0.1),
+        *correct.selections("cpu", [[(7, 3, 2, 2), (300,)], [(5, 40)]]),
+        *(correct.graph_and_eager(images, "cpu", arm, "conv2", 0.1, 3) for arm in correct.ARMS),
+        correct.predictions_elsewhere("conv2", images, "cpu", 0.1),
+    ]
+    assert [row.ratio for row in rows] == [0] * 9  # here the other device is this one
+
+
+def test_a_selection_that_is_wrong_is_counted(monkeypatch):
+    monkeypatch.setattr(topk, "_first_at", lambda bound, scores, n: (torch.arange(n),))
+    (row,) = correct.selections("cpu", [[(300,)]])
+    assert row.ratio > 0
+
+
+def test_figure_3_goes_on_where_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("HIDDENWEIGHTS_STORE", str(tmp_path / "runs"))
+    quick = {"model.arch": "fc", "model.width": 0.05, "train.epochs": 1, "train.device": "cpu"}
+    cells = [unflatten(quick | {"seed": seed}) for seed in (0, 1)]
+    assert gpu.figure_3(0.0, cells) == []
+    assert len(gpu.figure_3(60.0, cells)) == 2
+    assert all(Store(tmp_path / "runs").result(cell_id(cell)) for cell in cells)
+    assert gpu.figure_3(60.0, cells) == []
+
+
+def test_parts_are_run_by_name_and_a_failed_one_stops_no_other(monkeypatch, capsys):
+    done = []
+    monkeypatch.setattr(gpu, "parts", lambda device: {"bad": lambda: 1 / 0, "good": lambda: done.append(1)})
+    assert gpu.main(["bad", "good"], "cpu") == 1
+    assert done == [1]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert gpu.main(["other"], "cpu") == 2
+    assert "other: no part; choices: bad, good, figure_3" in capsys.readouterr().err
 
 
 @pytest.mark.slow
