@@ -1,8 +1,8 @@
-"""The figures as sweeps: a function each, its docstring says claim, command, cost and what to expect.
+"""The sweeps behind the figures: functions whose docstrings state claim, command, cost and expectation.
 
-To add one, write the function and name it in `SWEEPS`. Costs are GPU-hours of one mid-range GPU, from the
-multiply-adds of the networks, before anything was measured; `--dry-run` tells the measured cost where the
-store has finished cells of the kind.
+To add a sweep, write its function and add it to `SWEEPS`. The costs are GPU hours of one mid-range GPU.
+They were estimated from the multiply-adds of the networks, not measured. `--dry-run` shows the measured
+cost if the store has finished cells of the same kind.
 """
 
 import functools

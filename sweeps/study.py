@@ -1,9 +1,9 @@
 """The published study: the paper's questions on CIFAR-10, at a budget of two CPU cores.
 
-Half-width networks, ten epochs in place of a hundred, all 50,000 training images. Each stage is a sweep of
-its own and complete by itself; `study` is all of them, one seed of everything first. The precision is named,
-because it belongs to a cell's identity and machines differ. `study_rates` finds the learning rates on 5,000
-held-out images under the study's own budget; `BEST` holds what it found.
+Half-width networks, ten epochs instead of a hundred, all 50,000 training images. Each stage is a complete
+sweep. `study` contains all of them, with one seed of every stage before the next seed. The precision is set
+explicitly, because it is part of the id of a cell and machines differ. `study_rates` finds the learning
+rates on 5,000 held-out images under the same budget; `BEST` contains them.
 
 Results: docs/results/.
 """
@@ -33,7 +33,7 @@ SIDES: Mapping[str, Mapping[str, Scalar]] = {
     "sgd": {"model.method": "dense", "optim.optimizer": "sgd"},
     "adam": {"model.method": "dense", "optim.optimizer": "adam"},
 }
-# Candidate learning rates, as many for each side: around the recipe's own, a factor of three apart.
+# Candidate learning rates, equally many for each side: around that of the recipe, a factor of three apart.
 RATES: Mapping[str, Sequence[float]] = {
     "edge_popup": (0.03, 0.1, 0.3),
     "iterand": (0.03, 0.1, 0.3),

@@ -1,12 +1,12 @@
-"""Several processes of one machine that train one cell together, data parallel.
+"""Data parallel training of one cell by several processes of one machine.
 
-The caller's process is number 0: it holds the cell's lease, saves the checkpoints and yields the records. It
-starts the others, each of which runs the same `Trainer` on its share of every batch (`ranks`).
+The calling process has rank 0: it holds the lease of the cell, saves the checkpoints and yields the records.
+It starts the others. Each runs the same `Trainer` on its share of every batch (`ranks`).
 
-Processes of our own, and not Ray Train's: its controller decides about checkpoints, attempts and failures,
-which here the store and the lease do; it takes two more actors per cell; and by hand, without Ray, a cell
-could not be trained so. All processes of a cell are on one machine, since they stand for one Ray actor, which
-has all of its GPUs.
+We start the processes ourselves instead of using Ray Train. Its controller decides about checkpoints,
+attempts and failures, which here the store and the lease do. It needs two more actors per cell. And a cell
+could not be trained this way by hand, without Ray. All processes of a cell are on one machine, because they
+belong to one Ray actor, which has all GPUs of the cell.
 """
 
 import contextlib
@@ -34,12 +34,12 @@ from hiddenweights.training.train import Diverged, Trainer
 if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket
 
-# Seconds for the processes to end by themselves when training has.
+# Seconds that the processes have to end by themselves after training.
 END = 10.0
-# Seconds from a process's death until this one must have noticed. Gloo says so at once; NCCL may wait.
+# Seconds within which this process must notice the death of another. Gloo reports it at once; NCCL may wait.
 NOTICE = 30.0
 
-# What is said between processes of one machine stays on it.
+# The processes of one machine communicate over the loopback interface only.
 LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 
 
@@ -47,11 +47,11 @@ LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo"}
 def trainer_of(
     config: CellConfig, folder: Path, ticket: "Ticket | None", ranks: int = 1, loaders: int | None = None
 ) -> Iterator[Trainer]:
-    """The cell's `Trainer`, which `ranks` processes run together while the block lasts.
+    """The `Trainer` of the cell, run by `ranks` processes together for the duration of the block.
 
-    `loaders`: processes per rank that decode the images of a folder; None: what the machine's cores allow.
+    `loaders`: processes per rank that decode the images of a folder; None: as many as the cores allow.
 
-    Raises `RankDied` if one of the processes is killed, and what one of them raises.
+    Raises `RankDied` if one of the processes is killed, and any exception that one of them raises.
     """
     if ranks == 1:
         yield Trainer(config, folder, ticket, loaders=loaders)
@@ -85,17 +85,17 @@ def _on_cuda(config: CellConfig, ranks: int) -> bool:
 
 
 def _abandon() -> None:
-    """Leave the group whose other processes are gone."""
+    """Leave the process group after the other processes have died."""
     if not dist.is_initialized():
         return
     if dist.get_backend() == "gloo":
         dist.destroy_process_group()
-    else:  # NCCL would wait for the others
+    else:  # with NCCL, leaving would wait for the others
         dist.distributed_c10d._abort_process_group()
 
 
 class _Others:
-    """The processes besides this one. If one of them fails, this one notices within `NOTICE` or ends."""
+    """The other processes. If one of them fails, this process notices within `NOTICE` seconds or exits."""
 
     def __init__(
         self,
@@ -117,7 +117,7 @@ class _Others:
             )
             self._processes.append(process)
             assert process.stdin is not None
-            # It stays open: that it closes tells the process that this one is gone.
+            # It stays open: the other process sees it close if this one dies.
             pickle.dump((rank, ranks, meeting, config, folder, ticket, loaders), process.stdin)
             process.stdin.flush()
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
@@ -135,18 +135,18 @@ class _Others:
         self._failures.append(error)
         self._failed.set()
         time.sleep(NOTICE)
-        if not self._ending:  # it waits for a GPU that waits for the other: the store has what is needed
+        if not self._ending:  # stuck waiting for a GPU; the store has all that is needed to resume
             sys.stderr.write(f"{error}; ending this process, too\n")
             sys.stderr.flush()
             os._exit(1)
 
     def failure(self) -> Exception | None:
-        """What the first one that failed died of."""
+        """The error of the process that failed first."""
         return self._failures[0] if self._failures else None
 
     def end(self, patience: float) -> None:
-        """End them; those that have not ended after `patience` seconds are killed."""
-        if not patience:  # one may have died, which its watcher is about to hear of
+        """End the processes. Those that are still alive after `patience` seconds are killed."""
+        if not patience:  # one may have died; its watcher reports it
             self._failed.wait(0.5)
         self._ending = True
         deadline = time.monotonic() + patience
@@ -163,8 +163,8 @@ class _Others:
 
 
 def main() -> int:
-    """Train the cell that is described on standard input, as one of several processes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal: process 0 ends this one
+    """Train the cell that standard input describes, as one of several processes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: process 0 ends this one
     rank, count, meeting, config, folder, ticket, loaders = pickle.load(sys.stdin.buffer)
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     torch.set_num_threads(config.train.threads)
@@ -173,7 +173,7 @@ def main() -> int:
         for _ in Trainer(config, folder, ticket, ranks, loaders).epochs():
             pass
         dist.destroy_process_group()
-    except (Diverged, RankDied):  # process 0 knows
+    except (Diverged, RankDied):  # process 0 reports it
         return 0
     except Exception as error:
         (meeting / f"error.{rank}").write_bytes(_pickled(error))
@@ -191,7 +191,7 @@ def _pickled(error: Exception) -> bytes:
 
 
 def _end_with_the_first() -> None:
-    while os.read(0, 1):  # not `sys.stdin`, which the interpreter locks when it ends
+    while os.read(0, 1):  # not `sys.stdin`, which the interpreter locks at exit
         pass
     os._exit(1)
 

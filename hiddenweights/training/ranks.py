@@ -1,4 +1,4 @@
-"""What the processes that train one cell together tell each other: sums of gradients, and that they agree."""
+"""Communication between the processes that train one cell together: sums of gradients, and checks."""
 
 import contextlib
 import datetime
@@ -12,19 +12,19 @@ from torch import Tensor, nn
 
 from hiddenweights.errors import RankDied
 
-# Longer than any epoch's bookkeeping takes; that a process has died is noticed otherwise (`parallel`).
+# Longer than the bookkeeping of any epoch. A dead process is noticed in another way (`parallel`).
 TIMEOUT = datetime.timedelta(hours=1)
 
 
 class Ranks:
-    """Process number `rank` of `count`, which train a network together, each on its share of every batch.
+    """Process `rank` of `count` that train a network together, each on its share of every batch.
 
-    All of them hold the whole network and take every step. Every method but the constructor must be called
-    by all of them, in the same order; it raises `RankDied` if one of them is gone.
+    Each of them has the whole network and takes every step. All of them must call every method except the
+    constructor, in the same order. A method raises `RankDied` if one of them has died.
     """
 
     def __init__(self, rank: int, count: int, meeting: Path, cuda: bool) -> None:
-        """Meet the others at the file `meeting`, on this machine. `cuda`: each has a GPU, by its number."""
+        """Join the others through the file `meeting` on this machine. `cuda`: process i uses GPU i."""
         self.rank, self.count, self.cuda = rank, count, cuda
         if cuda:
             torch.cuda.set_device(rank)
@@ -36,12 +36,12 @@ class Ranks:
             )  # fmt: skip
 
     def average_gradients(self, parameters: Sequence[nn.Parameter], images: int) -> None:
-        """Replace the gradients by those of the whole batch, of which this process had `images`.
+        """Replace the gradients by those of the whole batch, of which this process had `images` images.
 
-        Each is the mean over the process's images; None for a process that had none.
+        Each gradient is the mean over the images of a process, or None if the process had none.
         """
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-        one = gradients[0].new_ones(1)  # becomes the number of images of the whole batch
+        one = gradients[0].new_ones(1)  # will be the number of images of the whole batch
         flat = torch.cat([*(gradient.flatten() for gradient in gradients), one]).mul_(images)
         self.sum(flat)
         flat.div_(flat[-1].clone())
@@ -56,20 +56,20 @@ class Ranks:
 
     @torch.no_grad()
     def share_buffers(self, network: nn.Module) -> None:
-        """Give all processes the buffers of the first: BatchNorm's running statistics."""
+        """Copy the buffers of the first process to all: the running statistics of BatchNorm."""
         with _one_of_them_died():
             for buffer in network.buffers():
                 dist.broadcast(buffer, 0)
 
     def gather(self, value: Any) -> list[Any]:
-        """The `value` of every process, small and plain, in the order of their numbers."""
+        """The `value` (small and plain) of every process, in the order of their ranks."""
         values = [None] * self.count
         with _one_of_them_died():
             dist.all_gather_object(values, value)
         return values
 
     def check_same(self, what: str, digest: str) -> None:
-        """Raise RuntimeError, in all processes, if `digest` is not the same in all of them."""
+        """Raise RuntimeError in all processes if `digest` differs between them."""
         digests = self.gather(digest)
         if len(set(digests)) > 1:
             raise RuntimeError(f"{what} differ between the processes of this cell: {', '.join(digests)}")
