@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import pandas as pd
 import tyro
@@ -20,6 +20,9 @@ from hiddenweights.analysis.paper import published
 from hiddenweights.analysis.table import Table, combine
 from hiddenweights.cells.store import default_store
 from hiddenweights.errors import UserError
+
+if TYPE_CHECKING:
+    from hiddenweights.analysis.report import Report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +87,13 @@ def claims_(source: Options = Source()) -> None:
 
 
 def report_(
-    source: Options = Source(), mixed: bool = False, wandb: str | None = None, price: float | None = None
+    source: Options = Source(),
+    mixed: bool = False,
+    wandb: str | None = None,
+    price: float | None = None,
+    watch: bool = False,
+    port: int = 0,
+    parent: int | None = None,
 ) -> None:
     """Write figures, claims and cells as one HTML page and as Markdown.
 
@@ -92,10 +101,30 @@ def report_(
         mixed: Let cells with different epochs or protocols share a curve.
         price: Dollars per hour of training, to show what it cost.
         wandb: Also save it in this W&B project (ENTITY/PROJECT), as a draft of a W&B Report.
+        watch: Keep the page current while cells finish, and serve it on this machine until interrupted.
+        port: The port to serve it on. 0: any free one.
+        parent: Stop watching when the parent process with this id has ended (`sweeps launch --page` sets it).
     """
+    if watch:
+        _keep_current(source, mixed, price, port, parent)
+        return
+    found = _write_report(source, mixed, price)
+    print(found.lead)
+    for name, reason in found.skipped.items():
+        print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")
+    if wandb:
+        from hiddenweights.analysis.wandb_report import publish
+
+        print(f"W&B report: {publish(found, wandb)}")
+    print(f"report: {source.out / 'report.html'}  {source.out / 'report.md'}")
+
+
+def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
+    """Measure everything and write the report's files."""
     table = _table(source)
+    # Here, because numbers alone need no matplotlib.
     from hiddenweights.analysis import figures, report
-    from hiddenweights.analysis.page import write  # here, because numbers alone need no matplotlib
+    from hiddenweights.analysis.page import write
 
     found = report.collect(table, ", ".join(source.names()), mixed=mixed, price=price)
     out = source.out
@@ -108,14 +137,28 @@ def report_(
         table.cells.to_csv(out / "cells.csv", index=False)
         (out / "report.md").write_text(report.as_markdown(found))
         (out / "report.html").write_text(write.as_html(found))
-    print(found.lead)
-    for name, reason in found.skipped.items():
-        print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")
-    if wandb:
-        from hiddenweights.analysis.wandb_report import publish
+    return found
 
-        print(f"W&B report: {publish(found, wandb)}")
-    print(f"report: {out / 'report.html'}  {out / 'report.md'}")
+
+def _keep_current(source: Source, mixed: bool, price: float | None, port: int, parent: int | None) -> None:
+    """Serve the report, and write it again whenever there may be something new."""
+    from hiddenweights.analysis.page import live, write
+
+    try:
+        server = live.PageServer(port)
+    except OSError as error:
+        raise UserError(f"--port: {port} cannot be served on: {error.strerror}") from None
+    print(f"the page: {server.url} (also {source.out / 'report.html'}); Ctrl-C ends it", flush=True)
+
+    def look() -> str:
+        try:
+            return write.as_html(_write_report(source, mixed, price))
+        except UserError as error:  # no cell is finished yet
+            return write.waiting(str(error))
+
+    with contextlib.suppress(KeyboardInterrupt):
+        live.keep_current(look, server, parent)
+    server.close()
 
 
 COMMANDS: dict[str, cli.Command] = {"figure": figure, "claims": claims_, "report": report_}

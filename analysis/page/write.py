@@ -50,6 +50,16 @@ def as_html(report: Report) -> str:
     )
 
 
+def waiting(why: str) -> str:
+    """The page as long as there is nothing to show, with the reason."""
+    title, style = html.escape(TITLE), (resources.files(__package__) / "page.css").read_text()
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        f"<style>{style}</style></head><body><h1>{title}</h1><p>Waiting for the first finished cell.</p>"
+        f'<p class="soft">{html.escape(why)}</p></body></html>'
+    )
+
+
 @functools.cache  # bundling takes seconds, and a page that is kept current is written again and again
 def _library() -> str:
     """Vega, Vega-Lite and vega-embed as one script, in a form that cannot end its script element."""

@@ -1,0 +1,93 @@
+"""A page that stays current: written again and again, and served to browsers on this machine."""
+
+import http.server
+import os
+import threading
+import time
+from collections.abc import Callable
+from http import HTTPStatus
+
+LEAST_PAUSE = 5.0  # seconds between two looks at the source
+SHARE = 4.0  # a look may take one part in this many of the time, since cells train on the same processor
+LOCAL = ("127.0.0.1", "localhost")
+
+# Added to the page when it is served. The browser keeps the place on the page over a reload.
+RELOAD = b"""<script>
+setInterval(async () => {
+  try {
+    const reply = await fetch("/", { method: "HEAD", cache: "no-store" });
+    const version = reply.headers.get("ETag");
+    if (window.pageVersion && version !== window.pageVersion) location.reload();
+    window.pageVersion = version;
+  } catch { /* the server has ended: the page stays as it is */ }
+}, 3000);
+</script>
+</body>"""
+
+
+class PageServer:
+    """Serves one page on a free port of the loopback address (or on `port`) from a thread of its own.
+
+    Raises OSError when the port is taken. There are no other files, and a request that names another
+    host is refused, so that no web site can read the page through a name of its own.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._page, self._version = b"", 0
+        page = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self) -> None:  # the name that the library calls
+                self._answer(page._page)
+
+            def do_HEAD(self) -> None:
+                self._answer(b"")
+
+            def _answer(self, body: bytes) -> None:
+                host = self.headers.get("Host", "").rpartition(":")[0]
+                if host not in LOCAL or self.path != "/":
+                    self.send_error(HTTPStatus.NOT_FOUND)
+                    return
+                self.send_response(HTTPStatus.OK)
+                self.send_header("Content-Type", "text/html; charset=utf-8")
+                self.send_header("ETag", f'"{page._version}"')
+                self.send_header("Cache-Control", "no-store")
+                self.send_header("Content-Length", str(len(page._page)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Nothing: requests are no news."""
+
+        self._server = http.server.ThreadingHTTPServer((LOCAL[0], port), Handler)
+        self.url = f"http://{LOCAL[0]}:{self._server.server_address[1]}/"
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def show(self, page: str) -> None:
+        """Serve `page` from now on; open browsers load it if it differs."""
+        before, end, after = page.encode().rpartition(b"</body>")
+        content = before + RELOAD + after if end else page.encode()
+        if content != self._page:
+            self._page = content
+            self._version += 1
+
+    def close(self) -> None:
+        """End the thread and free the port."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def keep_current(look: Callable[[], str], server: PageServer, parent: int | None = None) -> None:
+    """Call `look` for the page and show it, until interrupted, or until the process `parent` has ended.
+
+    `parent`: the process id of the parent for whose time the page is kept; None: for ever.
+    """
+    while True:
+        began = time.monotonic()
+        server.show(look())
+        until = time.monotonic() + max(LEAST_PAUSE, SHARE * (time.monotonic() - began))
+        while time.monotonic() < until:
+            if parent is not None and os.getppid() != parent:
+                server.show(look())  # what was finished at last
+                return
+            time.sleep(0.2)
