@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import correct, gpu, measure, roofline, selection, step, trial
+from benchmarks import correct, gpu, imagenet, measure, roofline, selection, step, trial
 from hiddenweights.cells.store import Store
 from hiddenweights.config import cell_id, unflatten
 from hiddenweights.masking import topk
@@ -117,3 +117,15 @@ def test_it_needs_torch_and_torchvision_alone():
 def test_without_a_gpu_it_says_so(capsys):
     assert gpu.main() == 1
     assert "no GPU" in capsys.readouterr().err
+
+
+def test_imagenets_images_and_steps(results, monkeypatch):
+    rows = imagenet.decode(rounds=1, count=2)
+    assert rows[0].ratio > 0
+    monkeypatch.setitem(imagenet.CASES, "resnet50", ("torchvision/resnet50", 0.05, 4, 32, 10))
+    ratio, rate, _, share = imagenet.steps_of(
+        "resnet50", gpu.matrix_rate(64, "cpu"), "cpu", rounds=1, repeats=1
+    )
+    assert ratio.ratio > 0
+    assert rate.ratio > 0
+    assert share.ratio > 0

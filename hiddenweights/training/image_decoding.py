@@ -124,12 +124,12 @@ class Request(NamedTuple):
 
 
 Decoded = tuple[Tensor, list[tuple[int, str]]]
-"""uint8 (n, size, size, 3), and of those that are corrupt the place and the reason."""
+"""uint8 (n, 3, size, size), and of those that are corrupt the place and the reason."""
 
 
 def decode(request: Request) -> Decoded:
     """Read and cut the images of `request`. Raises OSError for a file that cannot be read."""
-    pixels = torch.zeros(len(request.paths), request.size, request.size, 3, dtype=torch.uint8)
+    pixels = torch.zeros(len(request.paths), 3, request.size, request.size, dtype=torch.uint8)
     corrupt = []
     for place in range(len(request.paths)):
         try:
@@ -140,13 +140,13 @@ def decode(request: Request) -> Decoded:
 
 
 def decode_one(request: Request, place: int, path: str | None = None) -> Tensor:
-    """Image number `place` of `request`, uint8 (size, size, 3); `path`: another file in its stead."""
+    """Image number `place` of `request`, uint8 (3, size, size); `path`: another file in its stead."""
     numbers = None
     if request.how == "random":
         source = stream(request.seed, "augment", request.epoch, request.images[place])
         numbers = uniforms(source, 4 * TRIES + 1)
     image = read_image(path or request.paths[place])
-    return cut(image, request.size, request.how, numbers).permute(1, 2, 0)
+    return cut(image, request.size, request.how, numbers)
 
 
 class _Decode(torch.utils.data.Dataset[Decoded]):

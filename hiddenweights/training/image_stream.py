@@ -90,7 +90,7 @@ class StreamedBatches:
             shown = index.clone()
             for place, reason in corrupt:
                 shown[place], pixels[place] = self._instead(request, place, reason)
-            pixels = pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            pixels = pixels.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             yield pixels, index.to(device), files.labels[shown.to(device)]
 
     def _instead(self, request: Request, place: int, reason: str) -> tuple[int, Tensor]:
