@@ -11,17 +11,15 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hiddenweights.analysis.table import Raw, Run, frame
-from hiddenweights.config import CellConfig, flatten
-
-if TYPE_CHECKING:
-    from hiddenweights.analysis.fetch import Source
+from hiddenweights.analysis.table import Raw, Run, Source, frame
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import flatten
 
 T = TypeVar("T")
 Report = Callable[[str, int, int], None]
@@ -48,12 +46,12 @@ def batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
     return (values[start : start + size] for start in range(0, len(values), size))
 
 
-def read_all(source: "Source", wanted: Mapping[str, str], report: Report) -> Raw:
+def read_all(source: Source, wanted: Mapping[str, str], report: Report) -> Raw:
     """All wanted runs of the source, as frames, a batch at a time: records as objects need much memory."""
     return _join([*_read(source, wanted, report)])
 
 
-def read_cached(source: "Source", listing: Mapping[str, str], cache: Path, report: Report) -> Raw:
+def read_cached(source: Source, listing: Mapping[str, str], cache: Path, report: Report) -> Raw:
     """The listed runs of the source; those whose version is in the cache come from there."""
     folder = cache / _folder_name(source.identity)
     parts = _load(folder, report)
@@ -86,7 +84,7 @@ def _folder_name(identity: str) -> str:
     return digest[:24]
 
 
-def _read(source: "Source", wanted: Mapping[str, str], report: Report) -> Iterator[Raw]:
+def _read(source: Source, wanted: Mapping[str, str], report: Report) -> Iterator[Raw]:
     runs = _counted(source.read(wanted), len(wanted), report)
     while batch := [*islice(runs, BATCH)]:
         yield frame(batch, source.name)

@@ -29,7 +29,8 @@ import pandas as pd
 from hiddenweights.analysis.aggregate import describe, t_quantile
 from hiddenweights.analysis.specs import network
 from hiddenweights.analysis.table import FINISHED, FROZEN, METRIC, Table
-from hiddenweights.config import CellConfig, OptimConfig, flatten
+from hiddenweights.config import CellConfig, OptimConfig
+from hiddenweights.flat import flatten
 
 SUPPORTED, CONTRADICTED = "supported", "contradicted"
 NOT_ENOUGH, OUT_OF_SCOPE = "not enough data", "out of scope of these runs"

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
 
 import fsspec
 import pandas as pd
@@ -11,7 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from hiddenweights.analysis.cache import Report, batches, ignore, read_all, read_cached
 from hiddenweights.analysis.sources.offline import read_run, scalars
-from hiddenweights.analysis.table import Run, Table, tidy
+from hiddenweights.analysis.table import Run, Source, Table, tidy
 from hiddenweights.cells.format import (
     CELL,
     STORE_FORMAT,
@@ -22,23 +21,6 @@ from hiddenweights.cells.format import (
     read_json,
 )
 from hiddenweights.errors import UserError
-
-
-class Source(Protocol):
-    """A source of runs. `listing` is cheap and `read` is not, so a cache reads only changed runs."""
-
-    name: str
-    identity: str
-    """The key of the cache: the same for the same source, however it is named."""
-
-    def listing(self) -> dict[str, str]:
-        """The key of every run, and a version that changes whenever the run does."""
-
-    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
-        """The runs of these keys and versions, in any order; their `version` is filled in."""
-
-    def plans(self) -> dict[str, tuple[str, ...]]:
-        """The planned cells by sweep, if the source stores plans."""
 
 
 def open_source(text: str) -> Source:

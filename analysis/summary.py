@@ -6,8 +6,8 @@ import pandas as pd
 
 from hiddenweights.analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from hiddenweights.analysis.table import FROZEN, Table
-from hiddenweights.config import parse_value
 from hiddenweights.errors import UserError
+from hiddenweights.flat import parse_value
 
 
 def where(table: Table, conditions: Sequence[str]) -> Table:

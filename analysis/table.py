@@ -20,13 +20,15 @@ and kept fractions are fractions in [0, 1]. `Table.left_out` says which runs wer
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
 
-from hiddenweights.config import CellConfig, cell_id, flatten, from_dict, resolve, short_name
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, shown
+from hiddenweights.flat import flatten, from_dict
+from hiddenweights.identity import cell_id, resolve, short_name
 
 Record = Mapping[str, Any]
 FINISHED = "finished"
@@ -56,6 +58,23 @@ class Run:
     sweeps: frozenset[str] = frozenset()
     started: str = ""
     version: str = ""
+
+
+class Source(Protocol):
+    """A source of runs. `listing` is cheap and `read` is not, so a cache reads only changed runs."""
+
+    name: str
+    identity: str
+    """The key of the cache: the same for the same source, however it is named."""
+
+    def listing(self) -> dict[str, str]:
+        """The key of every run, and a version that changes whenever the run does."""
+
+    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
+        """The runs of these keys and versions, in any order; their `version` is filled in."""
+
+    def plans(self) -> dict[str, tuple[str, ...]]:
+        """The planned cells by sweep, if the source stores plans."""
 
 
 @dataclass(frozen=True, slots=True)

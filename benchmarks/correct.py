@@ -13,11 +13,10 @@ from benchmarks import step
 from benchmarks.measure import Row
 from benchmarks.roofline import shapes_of
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from hiddenweights.images.dataset import Batches, Dataset
 from hiddenweights.masking.masks import Together
 from hiddenweights.masking.supermask import current_masks, masks_of
 from hiddenweights.masking.topk import Memory, keep_largest, keep_largest_each
-from hiddenweights.tickets.ticket import Ticket
-from hiddenweights.training.data import Batches, Dataset
 from hiddenweights.training.train import Trainer
 
 # What a graph has to repeat: every way to a masked weight, and both optimisers.
@@ -103,7 +102,7 @@ def graph_and_eager(
     for eager in (False, True):
         trainer = step.built(config, dataset)
         if eager:
-            trainer.step = trainer._step
+            trainer.run_step = trainer.eager_step
         torch.manual_seed(0)  # of CPU and GPU: for what draws
         networks.append(_trained(trainer, steps))
     states = [network.state_dict().values() for network in networks]
@@ -121,13 +120,10 @@ def predictions_elsewhere(arch: str, dataset: Dataset, device: str, width: float
         data=DataConfig(name="cifar10", subset=len(dataset.train) // 2),
         train=TrainConfig(epochs=1, device=device, precision="float32"),
     )
-    with (
-        mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset),
-        mock.patch("hiddenweights.tickets.ticket.load_dataset", return_value=dataset),
-    ):
+    with mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset):
         trainer = Trainer(config)
         *_, last = trainer.epochs()
-        network = Ticket.of(trainer, last).network()
+        network = trainer.ticket(last).network()
     images = list(itertools.islice(Batches(dataset.test, dataset.mean, dataset.std).in_order(1000), 10))
     with torch.no_grad():
         here = torch.cat([network(batch).argmax(1) for batch, _ in images])

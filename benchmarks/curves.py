@@ -13,7 +13,7 @@ import torch
 from benchmarks import straightforward
 from benchmarks.measure import Row, difference, report
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from hiddenweights.training.data import load_dataset, split
+from hiddenweights.images.dataset import load_dataset, split
 from hiddenweights.training.train import Trainer
 
 Curve = list[float]

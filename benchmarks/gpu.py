@@ -29,15 +29,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import correct, pipeline, roofline, selection, step, trial
 from benchmarks.measure import Row, race, readable, report
-from hiddenweights.config import (
-    CellConfig,
-    DataConfig,
-    ModelConfig,
-    OptimConfig,
-    TrainConfig,
-    cell_id,
-    short_name,
-)
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
+from hiddenweights.identity import cell_id, short_name
 
 STEPS = 300
 
@@ -187,7 +180,7 @@ def figure_3(seconds: float, configs: Iterable[CellConfig] | None = None) -> lis
 
     One that is cut off goes on in the next call. Raises `LookupError` where no folder with CIFAR-10 is named.
     """
-    from hiddenweights.cells.cell import cell_epochs  # orjson
+    from hiddenweights.cells.cell import cell_epochs
     from hiddenweights.cells.store import Store, default_store
     from hiddenweights.sweeps.experiments import depth
 

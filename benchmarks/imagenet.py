@@ -25,8 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import gpu, step
 from benchmarks.measure import Row, compare, race, readable, report
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from hiddenweights.training.data import Dataset, Images
-from hiddenweights.training.image_decoding import Cut, Request, decode_one
+from hiddenweights.images.dataset import Dataset, Images
+from hiddenweights.images.decoding import Cut, Request, decode_one
 
 IMAGES = 100
 

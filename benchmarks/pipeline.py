@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import step, straightforward
 from benchmarks.measure import Row, compare, race, readable, report
-from hiddenweights.training.data import Batches, Images
+from hiddenweights.images.dataset import Batches, Images
 
 BATCH = 128
 

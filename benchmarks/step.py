@@ -14,8 +14,8 @@ from torch import Tensor
 from benchmarks import straightforward
 from benchmarks.measure import Row, compare, race, report
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, Precision, TrainConfig
+from hiddenweights.images.dataset import Dataset, Images
 from hiddenweights.training.cuda_graph import WARM_UP
-from hiddenweights.training.data import Dataset, Images
 from hiddenweights.training.train import Trainer
 
 # Name: architecture, width, (channels, side) of the images, batch, rounds, goal against dense.
@@ -40,9 +40,8 @@ def _random_images(n: int, channels: int, side: int) -> Images:
 
 def built(config: CellConfig, dataset: Dataset) -> Trainer:
     """The cell's trainer over `dataset`, with its network in training mode."""
-    trainer = Trainer(config)
     with mock.patch("hiddenweights.training.train.load_dataset", return_value=dataset):
-        trainer._build()
+        trainer = Trainer(config)
     trainer.network.train()
     return trainer
 
@@ -50,7 +49,6 @@ def built(config: CellConfig, dataset: Dataset) -> Trainer:
 def batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of the first epoch, without augmentation."""
     size = trainer.config.optim.batch_size
-    assert size is not None
     return trainer.train_batches.shuffled(size, seed=0, epoch=0, augment=False)
 
 
@@ -61,7 +59,7 @@ def our_step(config: CellConfig, dataset: Dataset, eager: bool = False) -> Calla
     """
     trainer = built(config, dataset)
     images, labels = next(batches(trainer))
-    step = trainer._step if eager else trainer.step
+    step = trainer.eager_step if eager else trainer.step
     for _ in range(WARM_UP + 1 if trainer.device.type == "cuda" else 0):
         step(images, labels)
     return lambda: step(images, labels)

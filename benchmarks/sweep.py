@@ -29,7 +29,7 @@ import psutil
 from benchmarks.measure import Row, readable, report
 from hiddenweights.cells.cell import TrackerFactory, run_cell
 from hiddenweights.cells.store import Store
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
 from hiddenweights.sweeps.tracking import WandbTracker
 
 SLOTS = os.cpu_count() or 1

@@ -9,10 +9,11 @@ import math
 import numpy as np
 import torch
 
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
 from hiddenweights.masking.supermask import weight_layers
 from hiddenweights.models import build_network
-from hiddenweights.tickets.ticket import Inputs, Ticket
+from hiddenweights.tickets.contents import Inputs
+from hiddenweights.tickets.ticket import Ticket
 
 # Network, channels and side of its images, classes.
 NETWORKS = [

@@ -14,8 +14,9 @@ import torch
 from benchmarks import straightforward
 from benchmarks.measure import Row, compare, race, readable, report
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from hiddenweights.training.data import Dataset, load_dataset, split
-from hiddenweights.training.train import Record, Trainer
+from hiddenweights.images.dataset import Dataset, load_dataset, split
+from hiddenweights.records import Record
+from hiddenweights.training.train import Trainer
 
 
 def run() -> list[Row]:

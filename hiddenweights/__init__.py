@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from hiddenweights.masking.supermask import supermask as supermask
     from hiddenweights.tickets.ticket import load_ticket as load_ticket
     from hiddenweights.tickets.ticket import read_ticket as read_ticket
-    from hiddenweights.tickets.ticket import save_ticket as save_ticket
     from hiddenweights.training.train import Trainer as Trainer
 
 _HOME = {
@@ -26,7 +25,6 @@ _HOME = {
     "supermask": "masking.supermask",
     "load_ticket": "tickets.ticket",
     "read_ticket": "tickets.ticket",
-    "save_ticket": "tickets.ticket",
     "Trainer": "training.train",
 }
 

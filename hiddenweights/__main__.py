@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from hiddenweights import cli
 from hiddenweights.cli import Lazy
 
-_TICKETS = "hiddenweights.tickets.commands"
+_TICKETS = "hiddenweights.commands.tickets"
 _SWEEPS = "hiddenweights.sweeps.commands"
 _ANALYSIS = "hiddenweights.analysis.commands"
 
 COMMANDS: dict[str, Lazy] = {
     "train": Lazy(
-        "hiddenweights.cells.commands:train",
+        "hiddenweights.commands.train:train",
         "Train one cell, or go on with it. A finished cell is reported and not trained again.",
     ),
     "info": Lazy(f"{_TICKETS}:info", "Show what a ticket holds: layers, size, accuracy, origin."),

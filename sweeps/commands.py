@@ -11,10 +11,13 @@ from rich.console import Console
 
 from hiddenweights import cli
 from hiddenweights.cells.store import PATIENCE, Store, StoreAway, default_store
-from hiddenweights.config import Scalar, from_dict, short_name
+from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
+from hiddenweights.flat import from_dict
+from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.options import Executor, Options
 from hiddenweights.sweeps.progress import Curves, Progress, clock
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
@@ -72,7 +75,7 @@ def launch_(
     tuned: str | None = None,
     store: str | None = None,
     dry_run: bool = False,
-    executor: launch.Executor = "ray",
+    executor: Executor = "ray",
     address: str | None = None,
     gpus: float | None = None,
     ranks: int | None = None,
@@ -121,7 +124,7 @@ def launch_(
         raise UserError("data.protocol: a search selects, and so needs a validation split")
     if tuned:
         cells = cells.tuned(_winners(results, tuned))
-    options = launch.Options(
+    options = Options(
         executor=executor,
         address=address,
         gpus=gpus,
@@ -131,7 +134,7 @@ def launch_(
         patience=patience,
         search=sweep.searched(),
     )
-    launch.ranks(options)  # they must agree
+    ranks(options)  # they must agree
     planned = launch.plan(name, cells, results, rerun=rerun)
     console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
     for cell, why in planned.damaged.items():

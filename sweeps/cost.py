@@ -7,7 +7,9 @@ from itertools import islice
 from statistics import fmean
 
 from hiddenweights.cells.store import Json, Store
-from hiddenweights.config import CellConfig, from_dict, resolve
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import from_dict
+from hiddenweights.identity import resolve
 
 Kind = tuple[object, ...]
 

@@ -8,8 +8,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hiddenweights.config import CellConfig, Scalar, cell_id, parse_value, resolve, unflatten
+from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError, choices_error
+from hiddenweights.flat import parse_value, unflatten
+from hiddenweights.identity import cell_id, resolve
 
 
 @dataclass(frozen=True)
@@ -150,7 +152,14 @@ def _finetuned(parent: CellConfig, base: CellConfig) -> CellConfig:
     """The cell that trains the subnetwork found by the cell `parent`, with the optimiser of `base`."""
     parent = resolve(parent)
     model = replace(parent.model, method="finetune", init_from=cell_id(parent))
-    return replace(parent, model=model, optim=base.optim)
+    return CellConfig(
+        model=model,
+        data=parent.data,
+        optim=base.optim,
+        train=parent.train,
+        seeds=parent.seeds,
+        seed=parent.seed,
+    )
 
 
 def side(config: CellConfig) -> str:

@@ -12,16 +12,17 @@ from datetime import UTC, datetime
 from types import FrameType
 from typing import Any, Literal, NoReturn
 
-from hiddenweights.cells.cell import check_inputs, installed_trackers, run_cell
-from hiddenweights.cells.store import PATIENCE, Busy, Json, LeaseLost, Store, StoreAway
-from hiddenweights.config import NETWORKS, CellConfig, Scalar, flatten, resolve, to_dict
+from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, installed_trackers, run_cell
+from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
+from hiddenweights.config import NETWORKS, CellConfig, Scalar
 from hiddenweights.errors import UserError
+from hiddenweights.flat import flatten, to_dict
+from hiddenweights.identity import resolve
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
+from hiddenweights.sweeps.options import Options, ranks
 from hiddenweights.sweeps.progress import Progress, outcome
 
-Executor = Literal["ray", "inline"]
-STOPPED_EARLY = "StoppedEarly"  # the error of a cell that a search gave up
 POLL = 2.0  # seconds between looks at cells that another launch trains
 
 # What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
@@ -37,27 +38,6 @@ RAY_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # into the live view; it is said there
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How a launch runs, as opposed to what."""
-
-    executor: Executor = "ray"
-    address: str | None = None
-    """A running Ray cluster; None starts Ray on this machine."""
-    gpus: float | None = None
-    """GPUs a cell; None: by the size of its network, where there are any."""
-    ranks: int | None = None
-    """Processes that train a cell together, on one machine; None: one per GPU of it."""
-    retries: int = 3
-    """How often a cell is taken up again whose worker died."""
-    time_limit: float | None = None
-    """Seconds that one attempt at a cell may take."""
-    patience: float = PATIENCE
-    """Seconds to wait for a store that is away, read-only or full."""
-    search: bool = False
-    """Stop cells early that are behind the others of their side (with Ray)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,16 +153,6 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
                 del todo[cell]
             if todo:
                 _wait_for_others(_ready(todo), store, progress)
-
-
-def ranks(options: Options) -> int:
-    """How many processes train a cell together. Raises `UserError` for numbers that do not agree."""
-    gpus = options.gpus or 0
-    if gpus > 1 and gpus != int(gpus):
-        raise UserError(f"--gpus: {gpus:g} is neither a fraction of a GPU nor a whole number of them")
-    if options.ranks and gpus and options.ranks != max(1, gpus):
-        raise UserError(f"--ranks: {options.ranks}, but a cell has {gpus:g} GPUs; each takes one process")
-    return options.ranks or max(1, int(gpus))
 
 
 def _out_of_memory(failure: Json | None) -> bool:

@@ -13,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hiddenweights.cells.store import Json
-from hiddenweights.config import CellConfig, flatten, resolve, short_name
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import flatten
+from hiddenweights.identity import resolve, short_name
 from hiddenweights.sweeps.cost import Kind, kind
 
 MOST_COLUMNS = 12  # what fits beside the curves' names

@@ -14,12 +14,12 @@ import ray
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 
-from hiddenweights.cells.cell import failure_record
+from hiddenweights.cells.cell import STOPPED_EARLY, failure_record
 from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.sweeps.cost import Measured
-from hiddenweights.sweeps.launch import STOPPED_EARLY, Options, ranks
+from hiddenweights.sweeps.options import Options, ranks
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 

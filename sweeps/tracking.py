@@ -20,10 +20,12 @@ import wandb.apis.public  # now, as a run's start imports it, too: after torch i
 from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
-from hiddenweights.cells.cell import Record, Run
+from hiddenweights.cells.cell import Run
 from hiddenweights.cells.store import Json, Store
-from hiddenweights.config import short_name, to_dict
 from hiddenweights.errors import UserError
+from hiddenweights.flat import to_dict
+from hiddenweights.identity import short_name
+from hiddenweights.records import Record
 from hiddenweights.sweeps.experiments import memberships
 
 PROJECT = "hidden-weights"

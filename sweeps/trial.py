@@ -9,10 +9,11 @@ from typing import Any
 
 from ray import tune
 
-from hiddenweights.cells.cell import Record, cell_epochs, failure_record, installed_trackers
+from hiddenweights.cells.cell import TIME_LIMIT, cell_epochs, failure_record, installed_trackers
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
-from hiddenweights.config import from_dict
 from hiddenweights.errors import RankDied
+from hiddenweights.flat import from_dict
+from hiddenweights.records import Record
 
 # Seconds between reports to the driver: each costs it 10 ms or so.
 REPORT_EVERY = 2.0
@@ -119,7 +120,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         cell = self._job["cell"]
 
         def kill() -> None:
-            failure = failure_record("TimeLimit", f"TimeLimit: not finished after {limit:g} s")
+            failure = failure_record(TIME_LIMIT, f"TimeLimit: not finished after {limit:g} s")
             try:
                 store.fail(cell, failure)
             finally:

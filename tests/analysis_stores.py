@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from hiddenweights.config import CellConfig, cell_id, resolve, short_name, to_dict, unflatten
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import to_dict, unflatten
+from hiddenweights.identity import cell_id, resolve, short_name
 
 KS = (0.1, 0.3, 0.5, 0.7, 0.9)
 DISTRIBUTIONS = ("signed_constant", "kaiming_normal")

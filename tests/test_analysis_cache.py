@@ -13,7 +13,7 @@ from analysis_stores import config, made_store, result, write_store
 
 from hiddenweights.analysis import cache, fetch
 from hiddenweights.analysis.table import Run, Table
-from hiddenweights.config import cell_id
+from hiddenweights.identity import cell_id
 
 CELLS = [config(seed=seed) for seed in range(6)]
 

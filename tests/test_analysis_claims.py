@@ -13,7 +13,9 @@ from hiddenweights.analysis import claims
 from hiddenweights.analysis.claims import CONTRADICTED, NOT_ENOUGH, OUT_OF_SCOPE, SUPPORTED
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.table import Run, Table, frame, tidy
-from hiddenweights.config import CellConfig, ModelConfig, cell_id, flatten, resolve, to_dict
+from hiddenweights.config import CellConfig, ModelConfig
+from hiddenweights.flat import flatten, to_dict
+from hiddenweights.identity import cell_id, resolve
 
 Accuracy = Callable[[ModelConfig], float]
 

@@ -17,8 +17,10 @@ from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import chunks, read_run
 from hiddenweights.analysis.table import combine
 from hiddenweights.cells.format import Damaged
-from hiddenweights.config import CellConfig, cell_id, flatten, resolve, to_dict
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import flatten, to_dict
+from hiddenweights.identity import cell_id, resolve
 
 wandb = pytest.importorskip("wandb")
 

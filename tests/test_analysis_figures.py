@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from hiddenweights.analysis import aggregate, figures, specs
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.config import cell_id
+from hiddenweights.identity import cell_id
 
 
 @pytest.fixture(autouse=True)

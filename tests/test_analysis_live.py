@@ -13,7 +13,7 @@ from analysis_stores import grid, made_store
 
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.page import live
-from hiddenweights.config import cell_id
+from hiddenweights.identity import cell_id
 
 CELLS = grid(archs=("conv2",), ks=(0.1, 0.5), seeds=(0, 1))
 

@@ -15,8 +15,9 @@ from scipy import stats
 from hiddenweights.analysis import aggregate, specs, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.paper import published
-from hiddenweights.config import CellConfig, cell_id
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.identity import cell_id
 
 
 @given(st.lists(st.floats(-100, 100), min_size=2, max_size=8), st.randoms())

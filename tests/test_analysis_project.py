@@ -16,8 +16,8 @@ from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources import project
 from hiddenweights.analysis.sources.project import Project
 from hiddenweights.analysis.table import tidy
-from hiddenweights.config import cell_id
 from hiddenweights.errors import UserError
+from hiddenweights.identity import cell_id
 
 pytest.importorskip("wandb")
 SOURCE = f"wandb:{PROJECT}"

@@ -17,8 +17,9 @@ from hiddenweights import cli
 from hiddenweights.analysis import claims
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.page.reproduce import command
-from hiddenweights.cells.commands import train
-from hiddenweights.config import cell_id, flatten, resolve
+from hiddenweights.commands.train import train
+from hiddenweights.flat import flatten
+from hiddenweights.identity import cell_id, resolve
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CELLS = [*grid(archs=("conv2",), ks=(0.1, 0.5, 0.9), seeds=(0, 1)), config(model__k=0.37)]

@@ -8,9 +8,12 @@ import pytest
 
 from hiddenweights.cells import cell as cell_module
 from hiddenweights.cells import store as store_module
-from hiddenweights.cells.cell import Record, Run, cell_epochs, run_cell
+from hiddenweights.cells.cell import Run, cell_epochs, run_cell
 from hiddenweights.cells.store import Busy, Json, Store, StoreAway
-from hiddenweights.config import CellConfig, cell_id, from_dict, resolve, unflatten
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import from_dict, unflatten
+from hiddenweights.identity import cell_id, resolve
+from hiddenweights.records import Record
 from hiddenweights.training import train
 from hiddenweights.training.train import Trainer
 
@@ -62,7 +65,7 @@ def test_a_result_tells_all(store: Store) -> None:
     result = run_cell(config(), store, on_record=seen.append)
     assert result == store.result(cell_id(config()))
     assert result["cell"] == cell_id(config())
-    assert from_dict(result["config"]) == resolve(config())
+    assert resolve(from_dict(result["config"])) == resolve(config())
     assert result["history"] == seen
     assert [record["epoch"] for record in seen] == [1, 2, 3, 4]
     assert result["summary"]["test_accuracy"] == seen[-1]["test_accuracy"]

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from hiddenweights import cli
-from hiddenweights.cells import commands as main
 from hiddenweights.cells.store import Store
-from hiddenweights.config import cell_id, unflatten
+from hiddenweights.commands import train as main
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
 
 TINY = ["--model.arch", "fc", "--model.width", "0.1", "--train.epochs", "3", "--data.subset", "200"]
 LONG = ["--model.arch", "conv2", "--model.width", "0.25", "--train.epochs", "25"]

@@ -10,12 +10,14 @@ from torch import nn
 
 from hiddenweights import cli
 from hiddenweights.cells.store import Store
-from hiddenweights.config import CellConfig, unflatten
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments, ray_executor, tracking
 from hiddenweights.sweeps.cost import Measured, costs, describe, estimate
 from hiddenweights.sweeps.grid import Arm, arm
+from hiddenweights.sweeps.options import Options
 
 CONV = unflatten({"model.arch": "conv4", "data.name": "cifar10"})
 TINY = {"train.epochs": 1, "data.subset": 200}
@@ -128,7 +130,7 @@ def test_what_a_cell_asks_for() -> None:
     with_gpus, without = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 0.0}
 
     def wanted(config: CellConfig, largest: dict[str, float], gpus: float | None = None) -> Any:
-        return ray_executor.wanted_by(config, main.launch.Options(gpus=gpus), Measured(), largest)
+        return ray_executor.wanted_by(config, Options(gpus=gpus), Measured(), largest)
 
     assert wanted(CONV, with_gpus) == {"CPU": 1, "GPU": 0.25}
     assert wanted(CONV, with_gpus, gpus=2.0) == {"CPU": 2, "GPU": 2.0}

@@ -27,11 +27,12 @@ from hiddenweights.analysis import aggregate, specs, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import chunks, read_run
 from hiddenweights.cells.store import Busy, Store
-from hiddenweights.config import cell_id, unflatten
+from hiddenweights.commands.tickets import COMMANDS as TICKET_COMMANDS
 from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
 from hiddenweights.sweeps.commands import COMMANDS as SWEEP_COMMANDS
 from hiddenweights.tickets import ticket as ticket_module
-from hiddenweights.tickets.commands import COMMANDS as TICKET_COMMANDS
 from hiddenweights.tickets.ticket import MAGIC, Ticket
 from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenweights.training.train import Diverged, Trainer

@@ -16,9 +16,9 @@ from torchvision.transforms import functional as TF
 
 from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
-from hiddenweights.training import data
-from hiddenweights.training.data import Batches, Dataset, Images, crop_flip, load_dataset, normalise, split
-from hiddenweights.training.image_stream import batches_of
+from hiddenweights.images import dataset as data
+from hiddenweights.images.dataset import Batches, Dataset, Images, crop_flip, load_dataset, normalise, split
+from hiddenweights.images.stream import batches_of
 
 CIFAR10_MEAN, CIFAR10_STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 

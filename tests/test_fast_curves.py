@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from benchmarks import straightforward
-from hiddenweights.config import CellConfig, unflatten
-from hiddenweights.training.data import load_dataset, normalise, split
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import unflatten
+from hiddenweights.images.dataset import load_dataset, normalise, split
 from hiddenweights.training.train import Trainer
 
 SEEDS, EPOCHS, BATCH = range(5), 3, 64

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import functional as V
 
-from hiddenweights.training.data import Batches, Images, crop_flip, normalise
+from hiddenweights.images.dataset import Batches, Images, crop_flip, normalise
 
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)

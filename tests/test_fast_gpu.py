@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import correct, gpu, imagenet, measure, roofline, selection, step, trial
 from hiddenweights.cells.store import Store
-from hiddenweights.config import cell_id, unflatten
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
 from hiddenweights.masking import topk
 
 

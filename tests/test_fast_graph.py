@@ -9,9 +9,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import resolve
 from hiddenweights.masking.masks import IteRand
 from hiddenweights.training import train
+from hiddenweights.training.build import recordable
 from hiddenweights.training.cuda_graph import WARM_UP, GraphedStep, Step
 from hiddenweights.training.optim import build_optimizer, set_learning_rate
 from hiddenweights.training.train import Trainer
@@ -95,17 +97,11 @@ def weights_are_redrawn_soon(monkeypatch):
 
 
 @pytest.mark.parametrize("options", RECORDABLE, ids=str)
-def test_a_recorded_step_gives_the_same_records_and_networks(options, monkeypatch):
-    assert train.recordable(train.resolve(cell(**options)))
+def test_a_recorded_step_gives_the_same_records_and_networks(options):
+    assert recordable(resolve(cell(**options)))
     plain, recorded, recorder = Trainer(cell(**options)), Trainer(cell(**options)), Recorded()
     [*plain.epochs()]
-    build = recorded._build
-
-    def build_recorded() -> None:
-        build()
-        recorded.step = GraphedStep(recorded._step, recorder)
-
-    monkeypatch.setattr(recorded, "_build", build_recorded)
+    recorded.run_step = GraphedStep(recorded.eager_step, recorder)
     [*recorded.epochs()]
     assert recorder.warmed_up == WARM_UP
     assert recorder.recordings == 1
@@ -123,7 +119,7 @@ def test_a_recorded_step_gives_the_same_records_and_networks(options, monkeypatc
     ids=str,
 )
 def test_steps_that_cannot_be_recorded_are_not(options):
-    assert not train.recordable(train.resolve(cell(**{"model__width": 1.0} | options)))
+    assert not recordable(resolve(cell(**{"model__width": 1.0} | options)))
 
 
 @pytest.mark.parametrize("options", RECORDABLE, ids=str)
@@ -158,7 +154,7 @@ def test_resuming_elsewhere_keeps_the_rate_and_the_options_of_the_device(tmp_pat
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_a_rate_in_a_tensor_takes_the_steps_of_a_number(optimizer):
-    config = train.resolve(cell(optim__optimizer=optimizer)).optim
+    config = resolve(cell(optim__optimizer=optimizer)).optim
     values = []
     for as_number in (False, True):
         torch.manual_seed(0)

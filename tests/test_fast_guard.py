@@ -9,8 +9,8 @@ from benchmarks.measure import compare, race
 from benchmarks.selection import sort_against_ours
 from benchmarks.step import our_step, random_images
 from hiddenweights.config import CellConfig, DataConfig, Method, ModelConfig, OptimConfig, Optimizer
+from hiddenweights.images.dataset import Batches
 from hiddenweights.masking.topk import _on_any_device
-from hiddenweights.training.data import Batches
 
 
 def test_selection_beats_a_sort_eightfold() -> None:

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import resolve
+from hiddenweights.images.dataset import load_dataset
 from hiddenweights.masking import topk as selection
 from hiddenweights.masking.masks import Mask
 from hiddenweights.masking.supermask import masks_of, select_together, supermask
 from hiddenweights.masking.topk import keep_largest, keep_largest_each
-from hiddenweights.training.data import load_dataset
-from hiddenweights.training.train import build_cell_network
+from hiddenweights.training.build import build_cell_network
 
 
 def network(method: str | type[Mask] = "edge_popup", **options) -> nn.Module:
@@ -55,7 +56,7 @@ def test_a_step_calls_once_for_all_layers(monkeypatch):
 
 
 def test_cells_use_it():
-    config = unflatten({"model.arch": "conv2", "model.width": 0.1})
+    config = resolve(unflatten({"model.arch": "conv2", "model.width": 0.1}))
     model = build_cell_network(config, load_dataset(config.data))
     held = []
     model[0].register_forward_hook(lambda *_: held.extend(m.effective for m in masks_of(model).values()))

@@ -131,7 +131,7 @@ print("agrees")
 
 # Whole steps of the trainer, twice: in the kernels, and as a CPU selects.
 TRAINING = """
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
 from hiddenweights.masking.masks import Together
 from hiddenweights.training.train import Trainer
 

@@ -11,8 +11,10 @@ from hiddenweights import cli
 from hiddenweights.__main__ import COMMANDS
 from hiddenweights.cells.cell import cell_epochs, run_cell
 from hiddenweights.cells.store import Json, Store
-from hiddenweights.config import CellConfig, OptimConfig, cell_id, resolve, short_name, unflatten
+from hiddenweights.config import CellConfig, OptimConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id, resolve, short_name
 from hiddenweights.masking.supermask import weight_layers
 from hiddenweights.sweeps import commands as sweeps_command_line
 from hiddenweights.sweeps import experiments, launch
@@ -61,7 +63,6 @@ def test_only_the_kept_weights_train(store: Store, method: str, optimizer: str) 
     ticket = ticket_of(parent, store)
     config = child(parent, optim__optimizer=optimizer, optim__weight_decay=0.01)
     trainer = Trainer(config, ticket=ticket)
-    trainer._build()
     start = weights(trainer.network)
     found = weights(ticket.network())
     assert all(torch.equal(start[name], found[name]) for name in found)

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiddenweights.config import CellConfig, cell_id, unflatten
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import experiments
 from hiddenweights.tickets.ticket import read_ticket
 

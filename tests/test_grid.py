@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from hiddenweights.config import CellConfig, cell_id, resolve
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.identity import cell_id, resolve
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Arm, Sweep, arm, parse_axes, parse_settings
 

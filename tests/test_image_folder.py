@@ -12,12 +12,14 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision.transforms import v2
 
-from hiddenweights.config import DataConfig, cell_id, unflatten
+from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
-from hiddenweights.training.data import load_dataset, split
-from hiddenweights.training.image_decoding import Corrupt, Decoder, cut, random_crop, read_image
-from hiddenweights.training.image_folder import ImageFiles, image_folder
-from hiddenweights.training.image_stream import StreamedBatches
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
+from hiddenweights.images.dataset import load_dataset, split
+from hiddenweights.images.decoding import Corrupt, Decoder, cut, random_crop, read_image
+from hiddenweights.images.folder import ImageFiles, image_folder
+from hiddenweights.images.stream import StreamedBatches
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
@@ -245,7 +247,7 @@ def test_a_corrupt_file_gives_way_to_the_next_and_is_named(
     intact = image_folder(tmp_path, 16, True)[0]
     bad = Path(intact.path(3))
     bad.write_bytes(bad.read_bytes()[:300])
-    monkeypatch.setattr("hiddenweights.training.image_decoding.CORRUPT_LIMIT", 0.1)
+    monkeypatch.setattr("hiddenweights.images.decoding.CORRUPT_LIMIT", 0.1)
     batches = StreamedBatches(intact, ZERO, ONE, Decoder(0))
     with caplog.at_level(logging.WARNING):
         ((images, labels),) = batches.in_order(12)

@@ -15,10 +15,9 @@ FORBIDDEN = {
     "hiddenweights": {"ray", "wandb", "pandas", "matplotlib", SWEEPS, ANALYSIS},
     "analysis": {"torch", "torchvision", "ray", SWEEPS},
     "sweeps": {"matplotlib", ANALYSIS},
-    "hiddenweights/masking": {f"hiddenweights.{name}" for name in ("training", "tickets", "cells", "models")},
-    "hiddenweights/models": {f"hiddenweights.{name}" for name in ("masking", "training", "tickets", "cells")},
-    "hiddenweights/training": {"hiddenweights.cells"},
 }
+# The rooms of hiddenweights, lowest first: each imports from those before it.
+ROOMS = ("masking", "models", "images", "tickets", "training", "cells", "commands")
 
 
 def imports(file: Path) -> set[str]:
@@ -38,6 +37,31 @@ def test_packages_import_downwards_only(package):
     assert files
     wrong = {str(file.relative_to(ROOT)): imports(file) & FORBIDDEN[package] for file in files}
     assert {file: names for file, names in wrong.items() if names} == {}
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_rooms_import_from_lower_ones(room):
+    above = {f"hiddenweights.{name}" for name in ROOMS[ROOMS.index(room) + 1 :]}
+    files = sorted((ROOT / "hiddenweights" / room).glob("*.py"))
+    assert files
+    assert {file.name: names for file in files if (names := imports(file) & above)} == {}
+
+
+def test_no_import_goes_both_ways():
+    """Neither directly nor around: what a module imports does not lead back to it, for types alone either."""
+    folders = {"hiddenweights": ROOT / "hiddenweights", SWEEPS: ROOT / "sweeps", ANALYSIS: ROOT / "analysis"}
+    files = {
+        ".".join([package, *file.relative_to(folder).with_suffix("").parts]): file
+        for package, folder in folders.items()
+        for file in folder.rglob("*.py")
+        if file.name != "__init__.py"
+    }
+    after = {name: imports(file) & files.keys() for name, file in files.items()}
+    assert sum(map(len, after.values())) > 100
+    while ends := [name for name, names in after.items() if not names & after.keys()]:
+        for name in ends:
+            del after[name]
+    assert after == {}
 
 
 def loaded_by(statement: str) -> set[str]:

@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
+from hiddenweights.images.dataset import load_dataset
 from hiddenweights.training import train
-from hiddenweights.training.data import load_dataset
 from hiddenweights.training.train import Trainer
 
 CHANCE = 0.1

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from hiddenweights import CellConfig, Trainer
-from hiddenweights.config import unflatten
-from hiddenweights.training.data import load_dataset, normalise
+from hiddenweights.flat import unflatten
+from hiddenweights.images.dataset import load_dataset, normalise
 
 FILE = Path(__file__).parents[1] / "examples" / "minimal.py"
 

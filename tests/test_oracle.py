@@ -16,7 +16,7 @@ from PIL import Image
 from torch.nn import functional as F
 from torchvision.transforms import functional as TF
 
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
 from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of
 from hiddenweights.training import train
 from hiddenweights.training.train import Trainer

@@ -15,11 +15,14 @@ from torch import nn
 
 from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
-from hiddenweights.config import CellConfig, cell_id, unflatten
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import RankDied, UserError
-from hiddenweights.sweeps import launch, ray_executor
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
+from hiddenweights.images.dataset import epoch_order, shares
+from hiddenweights.sweeps import ray_executor
 from hiddenweights.sweeps.cost import Measured
-from hiddenweights.training.data import epoch_order, shares
+from hiddenweights.sweeps.options import Options, ranks
 from hiddenweights.training.ranks import Ranks
 from hiddenweights.training.train import Trainer
 
@@ -184,12 +187,12 @@ def _tell(folder: Path) -> Any:
     ],
 )
 def test_a_process_per_gpu(options: dict[str, Any], expected: int | str) -> None:
-    chosen = launch.Options(**options)
+    chosen = Options(**options)
     if isinstance(expected, int):
-        assert launch.ranks(chosen) == expected
+        assert ranks(chosen) == expected
     else:
         with pytest.raises(UserError, match=expected):
-            launch.ranks(chosen)
+            ranks(chosen)
 
 
 def test_what_a_cell_asks_of_ray() -> None:
@@ -197,7 +200,7 @@ def test_what_a_cell_asks_of_ray() -> None:
     images = cell(model__arch="torchvision/resnet50", data__name="folder:imagenet")
 
     def asked(config: CellConfig, node: dict[str, float], **options: Any) -> tuple[float, float, int]:
-        chosen = launch.Options(**options)
+        chosen = Options(**options)
         wanted = ray_executor.wanted_by(config, chosen, Measured(), node)
         return wanted["CPU"], wanted["GPU"], ray_executor.loaders(config, chosen, wanted)
 

@@ -8,8 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hiddenweights.config import CellConfig, cell_id, flatten, from_dict, resolve, to_dict, unflatten
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import flatten, from_dict, to_dict, unflatten
+from hiddenweights.identity import cell_id, resolve
 from hiddenweights.training.optim import build_optimizer, learning_rate
 
 
@@ -231,8 +233,8 @@ def test_resolving_is_idempotent_and_written_out_it_names_the_same_cell(flat):
     resolved = resolve(config)
     assert resolve(resolved) == resolved
     assert cell_id(resolved) == cell_id(config)
-    assert from_dict(to_dict(resolved)) == resolved
-    assert unflatten(flatten(resolved)) == resolved
+    assert resolve(from_dict(to_dict(resolved))) == resolved
+    assert resolve(unflatten(flatten(resolved))) == resolved
     assert all(value is not None for name, value in flatten(resolved).items() if name.startswith("optim."))
 
 

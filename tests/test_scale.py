@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from hiddenweights.cells.store import Store
-from hiddenweights.config import resolve, short_name, to_dict
+from hiddenweights.flat import to_dict
+from hiddenweights.identity import resolve, short_name
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.progress import Curves, Progress

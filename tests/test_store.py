@@ -16,8 +16,10 @@ import pytest
 from hiddenweights.cells import store as store_module
 from hiddenweights.cells.format import STORE_FORMAT, Damaged
 from hiddenweights.cells.store import Busy, LeaseLost, Store
-from hiddenweights.config import CellConfig, cell_id, to_dict
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import to_dict
+from hiddenweights.identity import cell_id
 
 CELL, OTHER = cell_id(CellConfig()), "1" * 16
 RESULT = {

@@ -7,7 +7,7 @@ import wandb
 
 from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
-from hiddenweights.config import unflatten
+from hiddenweights.flat import unflatten
 from hiddenweights.sweeps import tracking
 from hiddenweights.tickets.ticket import Ticket
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from hiddenweights import cli
-from hiddenweights.config import unflatten
+from hiddenweights.commands.tickets import COMMANDS
+from hiddenweights.flat import unflatten
+from hiddenweights.images.dataset import load_dataset, normalise
 from hiddenweights.models import build_network
-from hiddenweights.tickets.commands import COMMANDS
-from hiddenweights.tickets.ticket import Ticket, load_ticket, read_ticket, save_ticket
-from hiddenweights.training.data import load_dataset, normalise
+from hiddenweights.tickets.ticket import load_ticket, read_ticket
 from hiddenweights.training.train import Trainer
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path_factory) -> Path:
     resnet = {"model.arch": "resnet18", "model.width": 0.125, "train.epochs": 1}
     for name, fields in {"a": {}, "b": {"seeds.scores": 1}, "r": resnet}.items():
         trainer = Trainer(unflatten({**small, **fields}))
-        save_ticket(folder / f"{name}.ticket", trainer, list(trainer.epochs())[-1])
+        trainer.ticket(list(trainer.epochs())[-1]).save(folder / f"{name}.ticket")
     return folder
 
 
@@ -169,7 +169,7 @@ def test_bad_input_is_one_line_and_status_2(run, folder, words, named):
 
 def test_the_validation_split_of_the_papers_protocol_is_refused(run, folder):
     trainer = Trainer(unflatten({"model.arch": "linear", "train.epochs": 1, "data.protocol": "paper"}))
-    (folder / "p.ticket").write_bytes(Ticket.of(trainer, list(trainer.epochs())[-1]).to_bytes())
+    (folder / "p.ticket").write_bytes(trainer.ticket(list(trainer.epochs())[-1]).to_bytes())
     status, _, error = run("evaluate", "p.ticket", "--split", "validation")
     assert status == 2
     assert "protocol" in error

@@ -14,10 +14,12 @@ import wandb
 import wandb_standin
 
 from hiddenweights.analysis.sources.offline import read_run
-from hiddenweights.cells.cell import Record, Run, cell_epochs, installed_trackers, run_cell
+from hiddenweights.cells.cell import Run, cell_epochs, installed_trackers, run_cell
 from hiddenweights.cells.store import Store
-from hiddenweights.config import cell_id, unflatten
 from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id
+from hiddenweights.records import Record
 from hiddenweights.sweeps import tracking
 from hiddenweights.sweeps.commands import COMMANDS
 from hiddenweights.sweeps.tracking import WandbTracker, choose_mode

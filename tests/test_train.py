@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from hiddenweights.config import CellConfig, unflatten
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
+from hiddenweights.images.dataset import load_dataset, normalise, split
 from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of
 from hiddenweights.training import train
-from hiddenweights.training.data import load_dataset, normalise, split
+from hiddenweights.training.build import arithmetic
 from hiddenweights.training.train import Diverged, Trainer
 
 METHODS = ["edge_popup", "sampled", "random", "iterand", "biprop", "dense"]
@@ -382,7 +384,7 @@ def test_auto_is_bfloat16_where_the_processor_computes_it(wanted, features, expe
 
 def test_a_torch_that_names_no_features_computes_in_float32(monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert train.arithmetic("auto", torch.device("cpu")) == "float32"
+    assert arithmetic("auto", torch.device("cpu")) == "float32"
 
 
 @pytest.mark.parametrize(
@@ -390,7 +392,7 @@ def test_a_torch_that_names_no_features_computes_in_float32(monkeypatch):
 )
 def test_auto_is_bfloat16_on_gpus_that_compute_it(capability, expected, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-    assert train.arithmetic("auto", torch.device("cuda")) == expected
+    assert arithmetic("auto", torch.device("cuda")) == expected
 
 
 def test_a_resumed_cell_keeps_the_precision_in_which_it_began(tmp_path, monkeypatch):
@@ -412,6 +414,5 @@ def test_bfloat16_keeps_scores_in_single_precision_and_learns_alike():
 
 
 def test_a_checkpoint_in_no_folder_is_refused_before_training(tmp_path):
-    trainer = Trainer(CellConfig(), checkpoint=tmp_path / "missing" / "checkpoint")
     with pytest.raises(UserError, match="missing"):
-        next(trainer.epochs())
+        Trainer(CellConfig(), checkpoint=tmp_path / "missing" / "checkpoint")

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.config import CellConfig, flatten
+from hiddenweights.config import CellConfig
+from hiddenweights.flat import flatten
 
 _DEFAULTS = flatten(CellConfig())
 # Where a cell ran is the reader's own affair.

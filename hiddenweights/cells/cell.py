@@ -14,15 +14,19 @@ from typing import TYPE_CHECKING, Protocol
 
 from hiddenweights.cells.format import RESULT_FORMAT
 from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway
-from hiddenweights.config import NETWORKS, CellConfig, cell_id, resolve, short_name, to_dict
+from hiddenweights.config import NETWORKS, CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.flat import to_dict
+from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.records import Record
 from hiddenweights.versions import versions
 
 if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket
     from hiddenweights.training.train import Trainer
 
-Record = dict[str, float | int | str]
+# The errors of a failure that are no exception of its cell: a search gave the cell up, or it took too long.
+STOPPED_EARLY, TIME_LIMIT = "StoppedEarly", "TimeLimit"
 
 # The fields of a subnetwork that its ticket has settled.
 SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
@@ -268,15 +272,16 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
 
     Returns what an image folder holds, for people; "" for other data.
     """
-    from hiddenweights.training.data import load_dataset, split
-    from hiddenweights.training.train import build_cell_network
+    from hiddenweights.images.dataset import load_dataset, split
+    from hiddenweights.training.build import build_cell_network
 
     dataset = load_dataset(config.data)
     split(dataset, config.data, config.seed_of("data"))
-    finetune = resolve(config).model.method == "finetune"
+    resolved = resolve(config)
+    finetune = resolved.model.method == "finetune"
     # torchvision's, or a module of the user's; and a ticket's
     if ticket or (config.model.arch not in NETWORKS and not finetune):
-        build_cell_network(config, dataset, ticket)
+        build_cell_network(resolved, dataset, ticket)
     if not config.data.name.startswith("folder:"):
         return ""
     return (
@@ -310,10 +315,8 @@ def _trainer(run: Run, folder: Path, ticket: "Ticket | None") -> contextlib.Abst
 
 def _ticket(trainer: "Trainer", record: Record) -> bytes | None:
     """The content of the trained network's ticket; None where it has none."""
-    from hiddenweights.tickets.ticket import Ticket
-
     try:
-        return Ticket.of(trainer, record).to_bytes()
+        return trainer.ticket(record).to_bytes()
     except UserError:  # a method that changes the weights
         return None
 

@@ -13,8 +13,9 @@ from typing import Any
 
 import orjson
 
-from hiddenweights.config import cell_id, flatten, from_dict
 from hiddenweights.errors import UserError, shown
+from hiddenweights.flat import flatten, from_dict
+from hiddenweights.identity import cell_id
 
 Json = dict[str, Any]
 

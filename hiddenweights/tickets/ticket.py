@@ -7,7 +7,6 @@ memory in proportion to the network it names; whatever is wrong with a file rais
 
 import hashlib
 import json
-import math
 import os
 import platform
 import uuid
@@ -24,54 +23,31 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
-from hiddenweights.config import CellConfig, DataConfig, flatten, from_dict, resolve, to_dict
+from hiddenweights.config import Arithmetic, DataConfig
 from hiddenweights.errors import UserError, shown
-from hiddenweights.masking.masks import METHODS, Biprop, Mask, kept_count
+from hiddenweights.flat import to_dict
+from hiddenweights.identity import Resolved
+from hiddenweights.masking.masks import Mask
 from hiddenweights.masking.rng import permutation, stream
 from hiddenweights.masking.supermask import set_weights, weight_layers
 from hiddenweights.models import build_network
-from hiddenweights.tickets.rice import decode_mask, encode_mask
-from hiddenweights.training.data import Dataset, load_dataset
-from hiddenweights.training.train import Arithmetic, Record, Trainer, checksum
+from hiddenweights.records import Record, checksum
+from hiddenweights.tickets.contents import FORMAT, Inputs, has_ticket, parts, same_tensors
+from hiddenweights.tickets.rice import encode_mask
 from hiddenweights.versions import versions
 
-FORMAT = 1
 MAGIC = b"\x93ticket\n"
-# Limits of what is read at all; the largest network of torchvision has 6.4e8 weights.
-MAX_BYTES = 2**30
-MAX_WEIGHTS = 2**30
-BYTES_A_WEIGHT = 32  # at most, while weights are drawn and masks are made
-MAX_SIDES = 8  # of a weight's shape
+MAX_BYTES = 2**30  # of what is read at all
 
 _DIGEST_BYTES = 32
 _TIMES = ("seconds", "images_per_second")  # left out, so that a cell's ticket is the same in every run
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """What the network takes and gives: (pixel / 255 - mean) / std by channel, to logits of classes."""
-
-    channels: int
-    image_size: int
-    classes: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def check(self, dataset: Dataset) -> None:
-        """Raise `UserError` where the network cannot take these images, or has other classes."""
-        found = (dataset.channels, dataset.image_size, dataset.classes)
-        if found != (self.channels, self.image_size, self.classes):
-            raise UserError(
-                f"data: has {found[0]} channels, {found[1]} pixels and {found[2]} classes; the ticket's"
-                f" network takes {self.channels}, {self.image_size} and {self.classes}"
-            )
-
-
-@dataclass(frozen=True, slots=True)
 class Ticket:
     """A found subnetwork. `masks` and `state` are on the CPU, by the names of the plain network."""
 
-    config: CellConfig
+    config: Resolved
     inputs: Inputs
     masks: dict[str, Tensor]
     """Bool, each of its weight's shape."""
@@ -85,32 +61,31 @@ class Ticket:
     versions: dict[str, str]
 
     @classmethod
-    def of(cls, trainer: Trainer, record: Mapping[str, float | int | str]) -> "Ticket":
-        """The ticket of `trainer`'s network as it stands after the epoch of `record`, its last one.
+    def of(
+        cls, config: Resolved, network: nn.Module, masks: Mapping[str, Tensor], inputs: Inputs, record: Record
+    ) -> "Ticket":
+        """The ticket of a trained `network` with these `masks` (bool, by name) and this last `record`.
 
-        A `sampled` network has no mask of its own, but a chance of each weight: its ticket holds the draw
-        whose checksum the record states. Raises `UserError` for methods whose weights are not the seed's
-        (`dense`, `finetune`, `iterand`), `ValueError` for a record that is not that of the network.
+        Raises `UserError` for methods whose weights are not the seed's (`dense`, `finetune`, `iterand`),
+        `ValueError` if the record is not that of the masks.
         """
-        config = trainer.config
         if not has_ticket(config):
             raise UserError(
                 f"model.method: {config.model.method!r} changes the weights, and a ticket holds only"
                 " a mask over those of the seed"
             )
-        masks = {name: mask.cpu() for name, mask in trainer.masks_after(int(record["epoch"])).items()}
+        masks = {name: mask.cpu() for name, mask in masks.items()}
         packed = {name: np.packbits(mask.numpy()) for name, mask in masks.items()}
         if checksum(packed) != record["mask_checksum"]:
             raise ValueError(f"the record of epoch {record['epoch']} is not that of the network as it stands")
-        plain = trainer.network.state_dict()
+        plain = network.state_dict()
         if wrong := [name for name, value in plain.items() if not isinstance(value, Tensor)]:
             raise UserError(f"model.arch: {wrong[0]!r} of the state dict is no tensor, which a ticket needs")
-        dataset = load_dataset(config.data)
         return cls(
             config=replace(config, data=replace(config.data, root=DataConfig().root)),
-            inputs=Inputs(dataset.channels, dataset.image_size, dataset.classes, dataset.mean, dataset.std),
+            inputs=inputs,
             masks=masks,
-            gains=_gains(trainer.network) if config.model.method == "biprop" else {},
+            gains=_gains(network) if config.model.method == "biprop" else {},
             state={
                 name: _compact(tensor.detach().cpu())
                 for name, tensor in plain.items()
@@ -148,6 +123,17 @@ class Ticket:
         body: bytes = safetensors.torch.save(tensors, {"ticket": json.dumps(header)})
         return MAGIC + hashlib.sha256(body).digest() + body
 
+    def save(self, path: str | Path) -> None:
+        """Write the ticket to `path`, whole or not at all."""
+        path = Path(path)
+        content = self.to_bytes()
+        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+        try:
+            partial.write_bytes(content)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+
     @classmethod
     def from_bytes(cls, content: bytes, source: str = "ticket") -> "Ticket":
         """The inverse of `to_bytes`. Raises `UserError`, with `source` named, for anything else."""
@@ -160,7 +146,7 @@ class Ticket:
         try:
             tensors = safetensors.torch.load(body)
             metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-            return _parse(json.loads(metadata["ticket"]), tensors)
+            return cls(**parts(json.loads(metadata["ticket"]), tensors))
         except UserError as error:
             raise UserError(f"{source}: {shown(error)}") from error
         except (
@@ -182,7 +168,6 @@ class Ticket:
         Raises `UserError` where they are not those of training, bit for bit.
         """
         model = self.config.model
-        assert model.distribution is not None  # a ticket's config is resolved
         weights = {}
         for name, mask in self.masks.items():
             weight = nn.Parameter(torch.empty(mask.shape), requires_grad=False)
@@ -208,11 +193,11 @@ class Ticket:
         network = self._plain(arch)
         expected = network.state_dict()
         names = {name for _, _, name in weight_layers(network)}
-        _same_tensors(
+        same_tensors(
             {name: (expected[name].shape, torch.bool) for name in names},
             {name: (mask.shape, mask.dtype) for name, mask in self.masks.items()},
         )
-        _same_tensors(
+        same_tensors(
             {name: (t.shape, t.dtype) for name, t in expected.items() if name not in names},
             {
                 name: (expected[name].shape if name in expected and t.ndim == 0 else t.shape, t.dtype)
@@ -266,24 +251,6 @@ class _EmptyOnMeta(TorchFunctionMode):
         return func(*args, **(kwargs or {}) | ({"device": "meta"} if made else {}))
 
 
-def has_ticket(config: CellConfig) -> bool:
-    """Whether the method leaves the weights as the seed draws them, so that a mask says it all."""
-    method = config.model.method
-    return method in METHODS and not METHODS[method].redraws
-
-
-def save_ticket(path: str | Path, trainer: Trainer, record: Mapping[str, float | int | str]) -> None:
-    """Write the ticket of `trainer`'s network, whose last record is `record` (see `Ticket.of`)."""
-    path = Path(path)
-    content = Ticket.of(trainer, record).to_bytes()
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        partial.write_bytes(content)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def read_ticket(path: str | Path) -> Ticket:
     """The ticket at `path`. Raises `UserError` where there is none, or what is there is not intact."""
     path = Path(path)
@@ -313,128 +280,6 @@ def load_ticket(
         return ticket.network(arch).to(device)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-# --- the file's parts ------------------------------------------------------------------------------------
-
-
-def _parse(header: Any, tensors: dict[str, Tensor]) -> Ticket:
-    if type(header["format"]) is not int or header["format"] != FORMAT:
-        raise UserError(f"has format {header['format']!r:.40}; this version reads format {FORMAT}")
-    layers = {_text(name): layer for name, layer in header["layers"].items()}
-    shapes = {name: [_count(side) for side in layer["shape"]] for name, layer in layers.items()}
-    # Before any arithmetic: a file may name integers of any length.
-    if any(len(shape) > MAX_SIDES or any(side > MAX_WEIGHTS for side in shape) for shape in shapes.values()):
-        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
-    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    if sum(sizes.values()) > MAX_WEIGHTS:
-        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
-    _check_memory(sum(sizes.values()))
-    parts: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        parts[part][rest] = tensor
-    config = resolve(from_dict(header["config"]))
-    if not has_ticket(config):
-        raise UserError(f"model.method: {config.model.method!r} has no tickets")
-    for value in flatten(config).values():
-        if isinstance(value, str):
-            _text(value)
-    gained = shapes if METHODS[config.model.method] is Biprop else {}
-    _same_tensors(
-        {name: (torch.Size(), torch.float32) for name in gained},
-        {name: (gain.shape, gain.dtype) for name, gain in parts["gain"].items()},
-    )
-    if parts["mask"].keys() != layers.keys():
-        raise ValueError("masks and layers differ")
-    counts = {name: _count(layer["kept"], 0) for name, layer in layers.items()}
-    _check_counts(config, sizes, counts)
-    masks = {}
-    for name, layer in layers.items():
-        if parts["mask"][name].dtype != torch.uint8:
-            raise ValueError("a mask's code is not of bytes")
-        code = parts["mask"][name].numpy().tobytes()
-        mask = decode_mask(code, sizes[name], counts[name], _count(layer["rice"], 0))
-        masks[name] = torch.from_numpy(mask).view(shapes[name])
-    return Ticket(
-        config=config,
-        inputs=_inputs(header["inputs"]),
-        masks=masks,
-        gains=parts["gain"],
-        state=parts["state"],
-        weights_checksum=_text(header["weights_checksum"]),
-        record=_record(header["record"]),
-        versions={_text(name): _text(value) for name, value in header["versions"].items()},
-    )
-
-
-def _check_memory(weights: int) -> None:
-    """Raise `UserError` where so many weights do not fit: a mask of few or of all takes no room in a file."""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not say
-        return
-    if (needed := BYTES_A_WEIGHT * weights) > memory / 2:
-        raise UserError(
-            f"names a network of {weights} weights, which takes up to {needed / 2**30:.1f} GiB, more than"
-            f" half of this machine's {memory / 2**30:.1f}"
-        )
-
-
-def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
-    """Raise `UserError` where the masks do not keep the fraction k that the config says."""
-    k = config.model.k
-    if k is None:  # sampled: any fraction
-        return
-    if config.model.selection == "global":
-        sizes, counts = {"all layers": sum(sizes.values())}, {"all layers": sum(counts.values())}
-    for name, n in sizes.items():
-        if counts[name] != kept_count(k, n):
-            raise UserError(f"{name}: keeps {counts[name]} of {n} weights, but model.k is {k}")
-
-
-def _inputs(data: Any) -> Inputs:
-    channels, image_size, classes = (_count(data[name]) for name in ("channels", "image_size", "classes"))
-    mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
-    if not len(mean) == len(std) == channels:
-        raise ValueError(f"{channels} channels, but {len(mean)} means and {len(std)} deviations")
-    return Inputs(channels, image_size, classes, mean, std)
-
-
-def _count(value: Any, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r} is not a whole number of at least {least}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not (isinstance(value, str) and value.isprintable()):  # it may go to a terminal
-        raise ValueError(f"{value!r} is not printable text")
-    return value
-
-
-def _record(data: dict[str, Any]) -> Record:
-    _count(data["epoch"])
-    for name, value in data.items():
-        _text(name)
-        if type(value) not in (int, float) and (name.endswith("_accuracy") or not _text(value)):
-            raise ValueError(f"{name}: {value!r} is not a number")
-        if type(value) is int and abs(value) >= 2**64:
-            raise ValueError(f"{name}: is too large a number")
-    return data
-
-
-def _same_tensors(
-    expected: Mapping[str, tuple[torch.Size, torch.dtype]],
-    found: Mapping[str, tuple[torch.Size, torch.dtype]],
-) -> None:
-    """Raise `UserError` naming the first tensor that the network and the ticket have not in common."""
-    for name in sorted(expected.keys() | found.keys()):
-        if expected.get(name) != found.get(name):
-            network, ticket = (
-                f"{tuple(of[name][0])} {of[name][1]}" if name in of else "none" for of in (expected, found)
-            )
-            raise UserError(f"does not fit its network: {name!r} is {network} there, {ticket} in the ticket")
 
 
 def _compact(tensor: Tensor) -> Tensor:

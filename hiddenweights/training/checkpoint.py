@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiddenweights.config import CellConfig, cell_id
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import shown
+from hiddenweights.identity import cell_id
 
 _NAME = "checkpoint.pt"
 _PREVIOUS = "previous.pt"

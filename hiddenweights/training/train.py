@@ -2,31 +2,27 @@
 
 import contextlib
 import functools
-import hashlib
 import json
 import math
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hiddenweights.config import NETWORKS, CellConfig, Precision, cell_id, resolve
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
-from hiddenweights.masking.supermask import (
-    current_masks,
-    frozen_weights,
-    masks_of,
-    select_together,
-    set_weights,
-    supermask,
-    weight_layers,
-)
-from hiddenweights.models import build_network
+from hiddenweights.identity import cell_id, resolve
+from hiddenweights.images.dataset import Batches, Dataset, Splits, load_dataset, split
+from hiddenweights.images.decoding import Decoder, default_loaders
+from hiddenweights.images.stream import StreamedBatches, batches_of
+from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of, weight_layers
+from hiddenweights.records import Record, checksum
+from hiddenweights.tickets.contents import Inputs
+from hiddenweights.tickets.ticket import Ticket
+from hiddenweights.training.build import arithmetic, build_cell_network, device_of, hold_at_zero, recordable
 from hiddenweights.training.checkpoint import (
     check_state,
     load_checkpoint,
@@ -35,19 +31,10 @@ from hiddenweights.training.checkpoint import (
     saved_history,
 )
 from hiddenweights.training.cuda_graph import CudaRecorder, GraphedStep, Step
-from hiddenweights.training.data import Batches, Dataset, Splits, load_dataset, split
-from hiddenweights.training.image_decoding import Decoder, default_loaders
-from hiddenweights.training.image_stream import StreamedBatches, batches_of
+from hiddenweights.training.loop import evaluate, seeded, train_epoch, train_step
 from hiddenweights.training.optim import build_optimizer, learning_rate, set_learning_rate
 from hiddenweights.training.ranks import Ranks
 
-if TYPE_CHECKING:
-    from hiddenweights.tickets.ticket import Ticket
-
-Record = dict[str, float | int | str]
-Arithmetic = Literal["float32", "bfloat16"]
-
-EVALUATION_BATCH = 1000
 SAVE_EVERY = 1.0  # seconds: shorter epochs share a checkpoint, which takes some 5 ms
 
 
@@ -63,24 +50,22 @@ class Diverged(RuntimeError):
 
 
 class Trainer:
-    """One cell's training: network, data and optimiser, built when `epochs` is first iterated.
+    """One cell's training: device, data, network and optimiser, built from its config.
 
-    With a `checkpoint` folder (made where what it lies in exists), training goes on from what the folder
-    holds. An epoch is saved there before its record is yielded, unless one was in the last second; then it
-    is saved with a later one, with the last one, or when the iterator is closed. So a killed process loses
-    at most a second of epochs besides the one it was in. A cell's result is a function of its config: on
-    one kind of machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
+    With a `checkpoint` folder (made if the folder around it exists), training resumes from what that folder
+    holds. A checkpoint is written before an epoch's record is yielded, at most once per second, and always
+    after the last epoch or when the iterator is closed. So a killed process loses at most a second of
+    finished epochs besides the one it was in. A cell's result is a function of its config: on one kind of
+    machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
+
+    Raises `UserError` for bad input, before any training.
     """
-
-    network: nn.Module
-    initial_weights_checksum: str
-    restored: int
 
     def __init__(
         self,
         config: CellConfig,
         checkpoint: Path | None = None,
-        ticket: "Ticket | None" = None,
+        ticket: Ticket | None = None,
         ranks: Ranks | None = None,
         loaders: int | None = None,
     ) -> None:
@@ -89,13 +74,67 @@ class Trainer:
         `ranks`: the processes that train the cell together, each with a `Trainer` (see `parallel`).
         `loaders`: processes that decode the images of a folder; None: one per core but this one.
         """
-        self.config = resolve(config)
-        self.checkpoint = checkpoint
-        if ticket and self.config.model.init_mask == "shuffled":
-            ticket = ticket.shuffled(self.config.seed_of("scores"))
-        self.ticket = ticket
-        self.ranks, self.loaders = ranks, loaders
-        self.seed = self.config.seed_of("scores")
+        if checkpoint and not checkpoint.parent.is_dir():
+            raise UserError(f"checkpoint: {str(checkpoint)!r} lies in no folder that exists")
+        self.config = config = resolve(config)
+        self.checkpoint, self.ranks = checkpoint, ranks
+        self.device = device_of(config.train.device)
+        if ranks and self.device.type == "cuda":
+            self.device = torch.device("cuda", ranks.rank)
+        self.precision = arithmetic(config.train.precision, self.device)
+        self.seed = config.seed_of("scores")
+        # Dropout is to differ between the shares of a batch; sampled masks are to be the same.
+        rank = ranks.rank if ranks else 0
+        alike = rank == 0 or config.model.method == "sampled"
+        self.draws = "train" if alike else f"train, process {rank}"
+
+        # The data, on the device.
+        dataset = load_dataset(config.data)
+        self.inputs = Inputs(dataset.channels, dataset.image_size, dataset.classes, dataset.mean, dataset.std)
+        splits = split(dataset, config.data, config.seed_of("data"))
+        self.evaluation_batches = self._placed(dataset, splits, loaders)
+        self.train_batches = self.evaluation_batches.pop("train")
+
+        # The network as the seeds make it, or as the ticket does.
+        if ticket and config.model.init_mask == "shuffled":
+            ticket = ticket.shuffled(config.seed_of("scores"))
+        self.network: nn.Module = build_cell_network(config, dataset, ticket).to(self.device)
+        self.fixed_masks: dict[str, Tensor] | None = None
+        if ticket:
+            self.fixed_masks = {name: mask.to(self.device) for name, mask in ticket.masks.items()}
+            hold_at_zero(self.network, self.fixed_masks)
+        self.initial_weights_checksum = self._weights_checksum()
+        self.frozen = frozen_weights(self.network)
+        self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
+
+        # What learns, and how. A CUDA graph replays the work of one process.
+        self.learnable = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = (
+            build_optimizer(self.learnable, config.optim, self.device) if self.learnable else None
+        )
+        self.run_step: Step = self.eager_step
+        if self.device.type == "cuda" and recordable(config) and not ranks:
+            self.run_step = GraphedStep(self.eager_step, CudaRecorder(self.device))
+
+        # A checkpoint adds only what was learnt.
+        self.steps = 0
+        self.history = self._restore()
+        self.restored = len(self.history)
+        self.masks = self.masks_after(self.restored)
+
+    def _placed(
+        self, dataset: Dataset, splits: Splits, loaders: int | None
+    ) -> dict[str, Batches | StreamedBatches]:
+        """The batches of each split, by its name, on the device or decoded for it."""
+        rank, count = (self.ranks.rank, self.ranks.count) if self.ranks else (0, 1)
+        processes = default_loaders(count) if loaders is None else loaders
+        decoder = Decoder(processes, pinned=self.device.type == "cuda")
+        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+        return {
+            name: batches_of(images.to(self.device), dataset.mean, dataset.std, decoder, rank, count)
+            for name, images in parts.items()
+            if images is not None
+        }
 
     def epochs(self) -> Iterator[Record]:
         """Every record from epoch 1 on: first those of a restored checkpoint, then new ones.
@@ -109,28 +148,23 @@ class Trainer:
         means over images; accuracies fractions.
 
         Raises:
-            UserError: bad input, before any training.
             Diverged: the loss or a score is not finite; the records before that epoch were yielded.
         """
-        self._build()
-        history = self._restore()
-        self.restored = len(history)
-        yield from history
-        self.masks = self.masks_after(len(history))
+        yield from self.history
         saved = -math.inf
-        for epoch in range(len(history), self.config.train.epochs):
+        for epoch in range(len(self.history), self.config.train.epochs):
             record = self._epoch(epoch)
-            history.append(record)
+            self.history.append(record)
             due = time.monotonic() - saved >= SAVE_EVERY or epoch + 1 == self.config.train.epochs
             if due:
-                self._save(history)
+                self._save()
                 saved = time.monotonic()
             try:
                 yield record
             except GeneratorExit:
                 if not due:
                     with contextlib.suppress(OSError):  # nobody is there any more to be told
-                        self._save(history)
+                        self._save()
                 raise
 
     def _epoch(self, epoch: int) -> Record:
@@ -142,36 +176,22 @@ class Trainer:
             set_learning_rate(self.optimizer, lr)
 
         self.network.train()
-        totals, images_seen = torch.zeros(2, device=device), 0  # (loss, correct) is read once, at the end
-        assert config.optim.batch_size is not None
         batches = self.train_batches.shuffled(
             config.optim.batch_size,
             seed=config.seed_of("data"),
             epoch=epoch,
             augment=config.data.augment != "none",
         )
-        with _seeded(self.seed, self.draws, epoch, device):
-            for images, labels in batches:
-                self.steps += 1
-                images_seen += len(labels)
-                totals += self.step(images, labels)
-                # Not of the step that a graph records: it draws on the CPU, and not at every step.
-                for name, mask in self.redrawing.items():
-                    mask.after_step(self.frozen[name], self.steps)
+        with seeded(self.seed, self.draws, epoch, device):
+            loss, accuracy, images_seen = train_epoch(self.step, batches, device, self.ranks)
         if self.ranks:
-            images_seen = sum(self.ranks.gather(images_seen))
-            self.ranks.sum(totals)
             self.ranks.share_buffers(self.network)
-        loss_sum, correct = totals.tolist()
         trained = time.perf_counter() - started
-        # A mask stays 0 and 1 whatever its scores are, so the loss alone would not tell.
-        finite = [torch.isfinite(parameter).all() for parameter in self.learnable]
-        if not math.isfinite(loss_sum) or (finite and not torch.stack(finite).all()):
-            raise Diverged(epoch + 1)
-
+        self._check_finite(loss, epoch)
         record: Record = {"epoch": epoch + 1, "lr": lr, "precision": self.precision}
-        record |= {"train_loss": loss_sum / images_seen, "train_accuracy": correct / images_seen}
-        with _seeded(self.seed, "evaluate", epoch, device):
+        record |= {"train_loss": loss, "train_accuracy": accuracy}
+
+        with seeded(self.seed, "evaluate", epoch, device):
             for name, split_batches in self.evaluation_batches.items():
                 loss, accuracy = evaluate(self.network, split_batches, self.precision, self.ranks)
                 record |= {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
@@ -184,69 +204,25 @@ class Trainer:
         record["images_per_second"] = images_seen / trained
         return record
 
-    def _step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimiser step; returns (loss * images, correct) without waiting for the device."""
-        smoothing = self.config.optim.label_smoothing or 0.0
-        tally = torch.zeros(2, device=self.device)
-        if self.optimizer is not None:
-            self.optimizer.zero_grad(set_to_none=True)
-        if len(labels):  # one of several processes may have none of the last batch
-            with torch.set_grad_enabled(self.optimizer is not None):
-                logits, loss = _forward(self.network, images, labels, self.precision, smoothing)
-            if self.optimizer is not None:
-                loss.backward()
-            tally = _tally(loss, logits, labels)
-        if self.optimizer is not None:
-            if self.ranks:
-                self.ranks.average_gradients(self.learnable, len(labels))
-            self.optimizer.step()
-        return tally
+    def step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """One optimiser step, replayed as a CUDA graph if possible; returns (sum of losses, correct)."""
+        self.steps += 1
+        totals = self.run_step(images, labels)
+        # Not of the step that a graph records: it draws on the CPU, and not at every step.
+        for name, mask in self.redrawing.items():
+            mask.after_step(self.frozen[name], self.steps)
+        return totals
 
-    def _build(self) -> None:
-        """Network and data from the config alone, so that a checkpoint adds only what was learnt."""
-        if self.checkpoint and not self.checkpoint.parent.is_dir():
-            raise UserError(f"checkpoint: {str(self.checkpoint)!r} lies in no folder that exists")
-        config, name = self.config, self.config.train.device
-        automatic = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(automatic if name == "auto" else name)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise UserError(f"train.device: {name!r}, but there is no such device; choices: auto, cpu")
-        if self.ranks and self.device.type == "cuda":
-            self.device = torch.device("cuda", self.ranks.rank)
-        self.precision = arithmetic(config.train.precision, self.device)
-        dataset = load_dataset(config.data)
-        splits = split(dataset, config.data, config.seed_of("data"))
-        self.network = build_cell_network(config, dataset, self.ticket).to(self.device)
-        if self.ticket:
-            self.fixed_masks = {name: mask.to(self.device) for name, mask in self.ticket.masks.items()}
-            hold_at_zero(self.network, self.fixed_masks)
-        self.initial_weights_checksum = self._weights_checksum()
-        self.frozen = frozen_weights(self.network)
-        self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
-        self.learnable = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = (
-            build_optimizer(self.learnable, config.optim, self.device) if self.learnable else None
-        )
-        graphed = self.device.type == "cuda" and recordable(config) and not self.ranks
-        self.step: Step = GraphedStep(self._step, CudaRecorder(self.device)) if graphed else self._step
-        self._place(dataset, splits)
-        self.steps = 0
+    def eager_step(self, images: Tensor, labels: Tensor) -> Tensor:
+        """`train_step` of this cell."""
+        smoothing = self.config.optim.label_smoothing
+        return train_step(self.network, self.optimizer, images, labels, self.precision, smoothing, self.ranks)
 
-    def _place(self, dataset: Dataset, splits: Splits) -> None:
-        rank, count = (self.ranks.rank, self.ranks.count) if self.ranks else (0, 1)
-        loaders = default_loaders(count) if self.loaders is None else self.loaders
-        decoder = Decoder(loaders, pinned=self.device.type == "cuda")
-        parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
-        placed = {
-            name: batches_of(images.to(self.device), dataset.mean, dataset.std, decoder, rank, count)
-            for name, images in parts.items()
-            if images is not None
-        }
-        self.train_batches = placed.pop("train")
-        self.evaluation_batches = placed
-        # Dropout is to differ between the shares of a batch; sampled masks are to be the same.
-        alike = rank == 0 or self.config.model.method == "sampled"
-        self.draws = "train" if alike else f"train, process {rank}"
+    def _check_finite(self, loss: float, epoch: int) -> None:
+        # A mask stays 0 and 1 whatever its scores are, so the loss alone would not tell.
+        finite = [torch.isfinite(parameter).all() for parameter in self.learnable]
+        if not math.isfinite(loss) or (finite and not torch.stack(finite).all()):
+            raise Diverged(epoch + 1)
 
     def _restore(self) -> list[Record]:
         check = functools.partial(
@@ -265,7 +241,7 @@ class Trainer:
         self.precision = state.get("precision", self.precision)  # as it began, maybe on another machine
         return saved_history(state)
 
-    def _save(self, history: list[Record]) -> None:
+    def _save(self) -> None:
         if self.checkpoint is not None and (self.ranks is None or self.ranks.rank == 0):
             state = {
                 "cell": cell_id(self.config),
@@ -273,7 +249,7 @@ class Trainer:
                 "optimizer": self.optimizer.state_dict() if self.optimizer else {},
                 "steps": self.steps,
                 "precision": self.precision,
-                "history": json.dumps(history),
+                "history": json.dumps(self.history),
             }
             save_checkpoint(self.checkpoint, state)
 
@@ -283,10 +259,20 @@ class Trainer:
         Bool, each of its weight's shape, by the weight's name; empty for `dense`;
         for `finetune` those it was given.
         """
-        if self.ticket:
+        if self.fixed_masks is not None:
             return self.fixed_masks
-        with _seeded(self.seed, "masks", epoch, self.device):
+        with seeded(self.seed, "masks", epoch, self.device):
             return current_masks(self.network)
+
+    def ticket(self, record: Record) -> Ticket:
+        """The ticket of the network as it stands after the epoch of `record`, its last one.
+
+        A `sampled` network has no mask of its own, but a chance of each weight: its ticket holds the draw
+        whose checksum the record states. Raises `UserError` for methods whose weights are not the seed's
+        (`dense`, `finetune`, `iterand`), `ValueError` for a record that is not that of the network.
+        """
+        masks = self.masks_after(int(record["epoch"]))
+        return Ticket.of(self.config, self.network, masks, self.inputs, record)
 
     def _mask_record(self, before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> Record:
         record: Record = {"weights_checksum": self._weights_checksum()}
@@ -329,141 +315,3 @@ class Trainer:
             name: getattr(owner, attribute) for owner, attribute, name in weight_layers(self.network)
         }
         return checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
-
-
-def build_cell_network(config: CellConfig, dataset: Dataset, ticket: "Ticket | None" = None) -> nn.Module:
-    """The cell's network at its start, on the CPU: masked, or for `dense` with weights to train.
-
-    For `finetune` it is the network of `ticket`, whose unkept weights are zero. Convolutions are
-    channels_last in memory, as the images are: the fastest format on CPUs and GPUs.
-    """
-    config = resolve(config)
-    model, weight_seed = config.model, config.seed_of("weights")
-    if model.method == "finetune":
-        if ticket is None:
-            raise UserError(f"model.init_from: the ticket of cell {model.init_from} is needed")
-        ticket.inputs.check(dataset)
-        # The config's own word, never the ticket's: a network of the user's code is imported only if it
-        # was named beside the ticket.
-        return ticket.network(model.arch if ":" in model.arch else None)
-    network = build_network(
-        model.arch,
-        channels=dataset.channels,
-        image_size=dataset.image_size,
-        classes=dataset.classes,
-        width=model.width,
-        seed=weight_seed,
-    )
-    assert model.distribution is not None
-    if model.method == "dense":
-        for owner, attribute, name in weight_layers(network):
-            set_weights(getattr(owner, attribute), name, model.distribution, weight_seed)
-    else:
-        supermask(
-            network,
-            k=1.0 if model.k is None else model.k,
-            method=model.method,
-            distribution=model.distribution,
-            scaled=model.scaled,
-            selection=model.selection,
-            weight_seed=weight_seed,
-            score_seed=config.seed_of("scores"),
-        )
-        if ":" not in model.arch:  # which might recompute parts in the backward pass
-            select_together(network)
-    return network.to(memory_format=torch.channels_last)
-
-
-def recordable(config: CellConfig) -> bool:
-    """Whether a CUDA graph can hold a step: it reads no value of the device, in any network of ours.
-
-    What it draws (`sampled`) comes from torch's own generator, whose offset a graph moves on as a step does.
-    """
-    return config.model.arch in NETWORKS
-
-
-def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
-    """What `precision` means on `device`; `auto` is bfloat16 where that is computed natively.
-
-    Elsewhere it is emulated, in a step ten to twenty times as long. A torch below 2.11 does not say what
-    a CPU computes: that is float32, then.
-    """
-    if precision != "auto":
-        return precision
-    if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-    return "bfloat16" if native else "float32"
-
-
-def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Give the weights outside `masks` (bool, by name, of each weight's shape) no gradient.
-
-    They are zero and stay so: neither weight decay nor the momentum of SGD or Adam moves a zero.
-    """
-    for owner, attribute, name in weight_layers(network):
-        mask = masks[name]
-        getattr(owner, attribute).register_hook(lambda gradient, mask=mask: gradient * mask)
-
-
-@torch.no_grad()
-def evaluate(
-    network: nn.Module,
-    batches: Batches | StreamedBatches,
-    precision: Arithmetic = "float32",
-    ranks: Ranks | None = None,
-) -> tuple[float, float]:
-    """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device.
-
-    `ranks`: the processes that have some of the batches each.
-    """
-    network.eval()
-    totals = torch.zeros(2, device=batches.images.labels.device)
-    for images, labels in batches.in_order(EVALUATION_BATCH):
-        logits, loss = _forward(network, images, labels, precision)
-        totals += _tally(loss, logits, labels)
-    if ranks:
-        ranks.sum(totals)
-    loss_sum, correct = totals.tolist()
-    return loss_sum / len(batches.images), correct / len(batches.images)
-
-
-def _forward(
-    network: nn.Module, images: Tensor, labels: Tensor, precision: Arithmetic, smoothing: float = 0.0
-) -> tuple[Tensor, Tensor]:
-    """Logits (batch, classes) in the precision asked for, and the batch's mean loss, float32."""
-    with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        logits = network(images)
-    return logits, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
-
-
-@contextlib.contextmanager
-def _seeded(seed: int, purpose: str, epoch: int, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers on `device` as a function of (seed, purpose, epoch); as before outside.
-
-    For what draws from torch's own generators: sampled masks, dropout. So an epoch repeats whether or
-    not the ones before it ran in this process.
-    """
-    digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        derived = int.from_bytes(digest[:7], "little")
-        # Not `torch.manual_seed`: for devices that are not there it keeps a traceback, in 1 ms.
-        torch.default_generator.manual_seed(derived)
-        if device.type == "cuda":
-            torch.cuda.manual_seed_all(derived)
-        yield
-
-
-def _tally(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    correct = (logits.argmax(1) == labels).count_nonzero()
-    return torch.stack([loss.detach() * len(labels), correct])
-
-
-def checksum(arrays: Mapping[str, np.ndarray]) -> str:
-    """A digest of named arrays, whatever their order: 128 bits of BLAKE2b over names and bytes, as hex."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in sorted(arrays):
-        digest.update(name.encode() + b"\0" + arrays[name].tobytes())
-    return digest.hexdigest()

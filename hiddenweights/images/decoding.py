@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
 from hiddenweights.errors import UserError
+from hiddenweights.images.folder import ImageFiles
 from hiddenweights.masking.rng import stream, uniforms
-from hiddenweights.training.image_folder import ImageFiles
 
 Cut = Literal["square", "centre", "random"]
 

@@ -9,24 +9,12 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from hiddenweights.cells.cell import (
-    SUBNETWORK,
-    Record,
-    check_inputs,
-    installed_trackers,
-    run_cell,
-    stored_ticket,
-)
+from hiddenweights.cells.cell import SUBNETWORK, check_inputs, installed_trackers, run_cell, stored_ticket
 from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
-from hiddenweights.config import (
-    TICKET_SUFFIX,
-    CellConfig,
-    ModelConfig,
-    cell_id,
-    resolve,
-    short_name,
-)
+from hiddenweights.config import TICKET_SUFFIX, CellConfig, ModelConfig
 from hiddenweights.errors import UserError
+from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.records import Record
 
 if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket

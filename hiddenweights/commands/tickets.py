@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from hiddenweights.config import TrainConfig, cell_id, short_name
+from hiddenweights.config import TrainConfig
 from hiddenweights.errors import UserError
+from hiddenweights.identity import cell_id, short_name
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from hiddenweights.tickets.ticket import Inputs
+    from hiddenweights.tickets.contents import Inputs
 
 Split = Literal["test", "validation", "train"]
 Target = Literal["state_dict", "exported_program", "onnx"]
@@ -52,11 +53,11 @@ def evaluate(
     TrainConfig(device=device)
     import torch
 
+    from hiddenweights.images.dataset import load_dataset
+    from hiddenweights.images.dataset import split as split_dataset
+    from hiddenweights.images.stream import batches_of
     from hiddenweights.tickets.ticket import read_ticket
-    from hiddenweights.training.data import load_dataset
-    from hiddenweights.training.data import split as split_dataset
-    from hiddenweights.training.image_stream import batches_of
-    from hiddenweights.training.train import evaluate as measure
+    from hiddenweights.training.loop import evaluate as measure
 
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():

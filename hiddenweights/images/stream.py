@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hiddenweights.training.data import (
+from hiddenweights.images.dataset import (
     Batches,
     Images,
     crop_flip,
@@ -17,8 +17,8 @@ from hiddenweights.training.data import (
     normalise,
     shares,
 )
-from hiddenweights.training.image_decoding import Corrupt, Cut, Decoder, Request, check_corrupt, decode_one
-from hiddenweights.training.image_folder import ImageFiles
+from hiddenweights.images.decoding import Corrupt, Cut, Decoder, Request, check_corrupt, decode_one
+from hiddenweights.images.folder import ImageFiles
 
 EVALUATION_BATCH = 250  # images in one piece of work; shared memory holds two pieces per process
 

@@ -20,9 +20,9 @@ from torch.nn import functional as F
 
 from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
+from hiddenweights.images.decoding import try_sample
+from hiddenweights.images.folder import ImageFiles, image_folder
 from hiddenweights.masking.rng import halves, permutation, signs, stream
-from hiddenweights.training.image_decoding import try_sample
-from hiddenweights.training.image_folder import ImageFiles, image_folder
 
 PADDING = 4
 

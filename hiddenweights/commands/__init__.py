@@ -1,0 +1,1 @@
+"""The commands of ``hiddenweights``, one function each; torch is imported inside them."""

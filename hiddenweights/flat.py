@@ -1,0 +1,112 @@
+"""A config as one flat mapping of dotted fields, as nested plain dicts, and from text."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, NamedTuple, get_type_hints
+
+from hiddenweights.config import CellConfig, Scalar
+from hiddenweights.errors import UserError, choices_error
+from hiddenweights.fields import field_types
+
+
+class Field(NamedTuple):
+    """A leaf field: its allowed types, its choices, and whether it is part of the cell's id."""
+
+    types: tuple[type, ...]
+    choices: tuple[str, ...]
+    identity: bool
+
+
+def flatten(config: CellConfig) -> dict[str, Scalar]:
+    """The config as ``{"model.arch": "conv4", ..., "seed": 0}``, in the order of its fields."""
+    flat: dict[str, Scalar] = {}
+    for part in fields(config):
+        value = getattr(config, part.name)
+        if is_dataclass(value):
+            flat.update({f"{part.name}.{f.name}": getattr(value, f.name) for f in fields(value)})
+        else:
+            flat[part.name] = value
+    return flat
+
+
+def unflatten(flat: Mapping[str, Any], base: CellConfig | None = None) -> CellConfig:
+    """`base` (default: a default config) with the named fields replaced.
+
+    Raises `UserError` for a field that does not exist, naming those that do.
+    """
+    base = base or CellConfig()
+    parts: dict[str, dict[str, Any]] = {}
+    top: dict[str, Any] = {}
+    for name, value in flat.items():
+        field_of(name)
+        part, dot, leaf = name.partition(".")
+        if dot:
+            parts.setdefault(part, {})[leaf] = value
+        else:
+            top[part] = value
+    return replace(
+        base, **top, **{part: replace(getattr(base, part), **leaf) for part, leaf in parts.items()}
+    )
+
+
+def to_dict(config: CellConfig) -> dict[str, Any]:
+    """The config as nested plain dicts, ready for JSON."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(nested: Mapping[str, Any]) -> CellConfig:
+    """The inverse of `to_dict`; missing fields take their defaults, unknown ones raise `UserError`."""
+    flat: dict[str, Any] = {}
+    for name, value in nested.items():
+        if isinstance(value, Mapping):
+            flat.update({f"{name}.{leaf}": inner for leaf, inner in value.items()})
+        else:
+            flat[name] = value
+    return unflatten(flat)
+
+
+def parse_value(name: str, text: str) -> Scalar:
+    """`text` from a command line as the value of field `name` ("none" leaves it to the recipe).
+
+    Raises `UserError` when the field does not exist or the text does not fit its type.
+    """
+    kinds = field_of(name).types
+    if type(None) in kinds and text.lower() == "none":
+        return None
+    if bool in kinds:
+        if text.lower() not in ("true", "false"):
+            raise choices_error(name, text, ("true", "false"))
+        return text.lower() == "true"
+    for kind in (int, float):
+        if kind in kinds:
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    if str in kinds:
+        return text
+    raise UserError(f"{name}: {text!r} is not a number")
+
+
+def field_of(name: str) -> Field:
+    """The field named `name`. Raises `UserError` with the choices if there is none."""
+    known = _fields()
+    if name not in known:
+        raise choices_error("field", name, known)
+    return known[name]
+
+
+@functools.cache
+def _fields() -> dict[str, Field]:
+    """Every leaf field by its dotted name."""
+    found: dict[str, Field] = {}
+    for f in fields(CellConfig):
+        if (part := get_type_hints(CellConfig)[f.name]) is not int:
+            for leaf in fields(part):
+                types_, choices = field_types(part)[leaf.name]
+                found[f"{f.name}.{leaf.name}"] = Field(types_, choices, leaf.metadata.get("identity", True))
+        else:
+            found[f.name] = Field(*field_types(CellConfig)[f.name], identity=True)
+    return found

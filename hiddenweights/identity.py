@@ -1,0 +1,187 @@
+"""The identity of a cell, and its config with every field filled in.
+
+`cell_id` hashes the resolved config's non-default fields, so adding a field with a default keeps every old
+identity, and a value written out by hand names the same cell as the recipe's own.
+"""
+
+import functools
+import hashlib
+import json
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from hiddenweights.config import (
+    SEEDS,
+    TICKET_SUFFIX,
+    Augment,
+    CellConfig,
+    DataConfig,
+    Distribution,
+    ModelConfig,
+    OptimConfig,
+    Optimizer,
+    Scalar,
+    Schedule,
+    SeedsConfig,
+    TrainConfig,
+)
+from hiddenweights.fields import check
+from hiddenweights.flat import field_of, flatten
+from hiddenweights.recipes import recipe
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedModel(ModelConfig):
+    """`ModelConfig` with its distribution; `k` is None for `sampled` alone."""
+
+    distribution: Distribution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedData(DataConfig):
+    """`DataConfig` with its augmentation."""
+
+    augment: Augment
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedOptim(OptimConfig):
+    """`OptimConfig`, complete."""
+
+    optimizer: Optimizer
+    lr: float
+    weight_decay: float
+    momentum: float
+    batch_size: int
+    schedule: Schedule
+    warmup_epochs: int
+    label_smoothing: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolved(CellConfig):
+    """A cell's config as `resolve` gives it: every field filled in."""
+
+    model: ResolvedModel
+    data: ResolvedData
+    optim: ResolvedOptim
+
+
+def resolve(config: CellConfig) -> Resolved:
+    """The same cell with every field filled in, and fields without effect set to one fixed value.
+
+    Idempotent. Two configs that compute the same thing resolve to equal configs, up to the fields
+    that only say where a cell runs.
+
+    Raises `UserError` if `model.init_from` is a file: a cell is trained from what its store holds.
+    """
+    settled = _resolve_all_but_seeds(config.model, config.data, config.optim, config.train)
+    model, idle = settled.model, set()  # seeds that nothing is drawn from
+    if model.method == "dense":
+        idle = {"scores"}
+    elif model.method == "finetune":  # the weights are the ticket's; the scores' seed shuffles
+        idle = {"weights"} if model.init_mask == "shuffled" else {"weights", "scores"}
+    own = {purpose: getattr(config.seeds, purpose) for purpose in SEEDS if purpose not in idle}
+    seeds = SeedsConfig(**{name: value for name, value in own.items() if value != config.seed})
+    return replace(settled, seeds=seeds, seed=config.seed)
+
+
+@functools.lru_cache(maxsize=1024)  # most cells of a sweep differ in nothing but their seeds
+def _resolve_all_but_seeds(
+    model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
+) -> Resolved:
+    settled = _resolve_model(model)
+    return Resolved(
+        model=settled, data=_resolve_data(data), optim=_resolve_optim(optim, settled, train), train=train
+    )
+
+
+def _resolve_model(model: ModelConfig) -> ResolvedModel:
+    values = _values(model)
+    if model.init_from is not None:
+        cell = not model.init_from.endswith(TICKET_SUFFIX)
+        check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
+        values["method"] = "finetune"
+    # Over weights of one magnitude biprop would be edge-popup over again.
+    normal = values["method"] in ("dense", "biprop")
+    values["distribution"] = model.distribution or ("kaiming_normal" if normal else "signed_constant")
+    if values["method"] == "dense":
+        values |= {"k": 1.0, "selection": "layer", "scaled": False}
+    elif values["method"] == "sampled":
+        values |= {"k": None, "selection": "layer"}
+    return ResolvedModel(**values)
+
+
+def _resolve_data(data: DataConfig) -> ResolvedData:
+    folder = data.name.startswith("folder:")
+    values = _values(data)
+    values["augment"] = data.augment or ("crop_flip" if folder or data.name.startswith("cifar") else "none")
+    values["image_size"] = (data.image_size or 224) if folder else None
+    if data.protocol != "validation":
+        values["validation"] = 0.1
+    return ResolvedData(**values)
+
+
+def _resolve_optim(optim: OptimConfig, model: ResolvedModel, train: TrainConfig) -> ResolvedOptim:
+    values: dict[str, Any] = recipe(
+        optim.optimizer, model.method, model.arch, batch_size=optim.batch_size, epochs=train.epochs
+    )
+    values |= {name: value for name, value in _values(optim).items() if value is not None}
+    if values["optimizer"] == "adam":
+        values["momentum"] = 0.0
+    return ResolvedOptim(**values)
+
+
+def _values(part: ModelConfig | DataConfig | OptimConfig) -> dict[str, Any]:
+    return {f.name: getattr(part, f.name) for f in fields(part)}
+
+
+def cell_id(config: CellConfig) -> str:
+    """The cell's identity: 16 hex digits of a hash of the resolved config's non-default fields."""
+    resolved = resolve(config)
+    relevant = _non_defaults(resolved.model, resolved.data, resolved.optim, resolved.train) | {
+        name: value
+        for name, value in (
+            *((f"seeds.{purpose}", getattr(resolved.seeds, purpose)) for purpose in SEEDS),
+            ("seed", resolved.seed or None),
+        )
+        if value is not None
+    }
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=1024)
+def _non_defaults(
+    model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
+) -> dict[str, Scalar]:
+    """The fields that decide a result and are not at their default, but for the seeds."""
+    defaults = _defaults()
+    flat = flatten(CellConfig(model=model, data=data, optim=optim, train=train))
+    return {
+        name: value for name, value in flat.items() if value != defaults[name] and field_of(name).identity
+    }
+
+
+@functools.cache
+def _defaults() -> dict[str, Scalar]:
+    return flatten(CellConfig())
+
+
+def short_name(config: CellConfig) -> str:
+    """A name for people: ``conv4 k=0.5 signed_constant seed=2``."""
+    resolved = resolve(config)
+    model = resolved.model
+    words = [model.arch.removeprefix("torchvision/")]
+    if model.width != 1:
+        words.append(f"width={model.width:g}")
+    if model.method != "edge_popup":
+        words.append(model.method)
+    if model.method == "dense":
+        words.append(resolved.optim.optimizer)
+    elif model.k is not None:
+        words.append(f"k={model.k:g}")
+    if model.init_mask == "shuffled":
+        words.append("shuffled")
+    if model.scaled:
+        words.append("scaled")
+    return " ".join([*words, model.distribution, f"seed={config.seed}"])

@@ -1,0 +1,1 @@
+"""Data sets, seeded splits and batches of images; knows nothing of networks."""

@@ -1,0 +1,19 @@
+"""What one finished epoch is told as, and the digest by which weights and masks are told apart."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Record = dict[str, float | int | str]
+"""The numbers of one epoch by name; `Trainer.epochs` lists the names."""
+
+
+def checksum(arrays: "Mapping[str, np.ndarray]") -> str:
+    """A digest of named arrays, whatever their order: 128 bits of BLAKE2b over names and bytes, as hex."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in sorted(arrays):
+        digest.update(name.encode() + b"\0" + arrays[name].tobytes())
+    return digest.hexdigest()

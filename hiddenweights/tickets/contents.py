@@ -1,0 +1,174 @@
+"""What the file of a ticket must hold (docs/ticket.md), and the limits of what is read from one."""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hiddenweights.config import CellConfig
+from hiddenweights.errors import UserError
+from hiddenweights.flat import flatten, from_dict
+from hiddenweights.identity import resolve
+from hiddenweights.images.dataset import Dataset
+from hiddenweights.masking.masks import METHODS, Biprop, kept_count
+from hiddenweights.records import Record
+from hiddenweights.tickets.rice import decode_mask
+
+FORMAT = 1
+# Limits of what is read at all; the largest network of torchvision has 6.4e8 weights.
+MAX_WEIGHTS = 2**30
+BYTES_A_WEIGHT = 32  # at most, while weights are drawn and masks are made
+MAX_SIDES = 8  # of a weight's shape
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """What the network takes and gives: (pixel / 255 - mean) / std by channel, to logits of classes."""
+
+    channels: int
+    image_size: int
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def check(self, dataset: Dataset) -> None:
+        """Raise `UserError` where the network cannot take these images, or has other classes."""
+        found = (dataset.channels, dataset.image_size, dataset.classes)
+        if found != (self.channels, self.image_size, self.classes):
+            raise UserError(
+                f"data: has {found[0]} channels, {found[1]} pixels and {found[2]} classes; the ticket's"
+                f" network takes {self.channels}, {self.image_size} and {self.classes}"
+            )
+
+
+def has_ticket(config: CellConfig) -> bool:
+    """Whether the method leaves the weights as the seed draws them, so that a mask says it all."""
+    method = config.model.method
+    return method in METHODS and not METHODS[method].redraws
+
+
+def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The fields of a `Ticket` by name, from a file's header and tensors, once both are found to be in order.
+
+    Raises `UserError`, or an error of Python's own if the header has another structure.
+    """
+    if type(header["format"]) is not int or header["format"] != FORMAT:
+        raise UserError(f"has format {header['format']!r:.40}; this version reads format {FORMAT}")
+    layers = {_text(name): layer for name, layer in header["layers"].items()}
+    shapes = {name: [_count(side) for side in layer["shape"]] for name, layer in layers.items()}
+    # Before any arithmetic: a file may name integers of any length.
+    if any(len(shape) > MAX_SIDES or any(side > MAX_WEIGHTS for side in shape) for shape in shapes.values()):
+        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    if sum(sizes.values()) > MAX_WEIGHTS:
+        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+    _check_memory(sum(sizes.values()))
+    found: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        found[part][rest] = tensor
+    config = resolve(from_dict(header["config"]))
+    if not has_ticket(config):
+        raise UserError(f"model.method: {config.model.method!r} has no tickets")
+    for value in flatten(config).values():
+        if isinstance(value, str):
+            _text(value)
+    gained = shapes if METHODS[config.model.method] is Biprop else {}
+    same_tensors(
+        {name: (torch.Size(), torch.float32) for name in gained},
+        {name: (gain.shape, gain.dtype) for name, gain in found["gain"].items()},
+    )
+    if found["mask"].keys() != layers.keys():
+        raise ValueError("masks and layers differ")
+    counts = {name: _count(layer["kept"], 0) for name, layer in layers.items()}
+    _check_counts(config, sizes, counts)
+    masks = {}
+    for name, layer in layers.items():
+        if found["mask"][name].dtype != torch.uint8:
+            raise ValueError("a mask's code is not of bytes")
+        code = found["mask"][name].numpy().tobytes()
+        mask = decode_mask(code, sizes[name], counts[name], _count(layer["rice"], 0))
+        masks[name] = torch.from_numpy(mask).view(shapes[name])
+    return {
+        "config": config,
+        "inputs": _inputs(header["inputs"]),
+        "masks": masks,
+        "gains": found["gain"],
+        "state": found["state"],
+        "weights_checksum": _text(header["weights_checksum"]),
+        "record": _record(header["record"]),
+        "versions": {_text(name): _text(value) for name, value in header["versions"].items()},
+    }
+
+
+def _check_memory(weights: int) -> None:
+    """Raise `UserError` where so many weights do not fit: a mask of few or of all takes no room in a file."""
+    try:
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):  # a system that does not say
+        return
+    if (needed := BYTES_A_WEIGHT * weights) > memory / 2:
+        raise UserError(
+            f"names a network of {weights} weights, which takes up to {needed / 2**30:.1f} GiB, more than"
+            f" half of this machine's {memory / 2**30:.1f}"
+        )
+
+
+def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
+    """Raise `UserError` where the masks do not keep the fraction k that the config says."""
+    k = config.model.k
+    if k is None:  # sampled: any fraction
+        return
+    if config.model.selection == "global":
+        sizes, counts = {"all layers": sum(sizes.values())}, {"all layers": sum(counts.values())}
+    for name, n in sizes.items():
+        if counts[name] != kept_count(k, n):
+            raise UserError(f"{name}: keeps {counts[name]} of {n} weights, but model.k is {k}")
+
+
+def _inputs(data: Any) -> Inputs:
+    channels, image_size, classes = (_count(data[name]) for name in ("channels", "image_size", "classes"))
+    mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
+    if not len(mean) == len(std) == channels:
+        raise ValueError(f"{channels} channels, but {len(mean)} means and {len(std)} deviations")
+    return Inputs(channels, image_size, classes, mean, std)
+
+
+def _count(value: Any, least: int = 1) -> int:
+    if type(value) is not int or value < least:
+        raise ValueError(f"{value!r} is not a whole number of at least {least}")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not (isinstance(value, str) and value.isprintable()):  # it may go to a terminal
+        raise ValueError(f"{value!r} is not printable text")
+    return value
+
+
+def _record(data: dict[str, Any]) -> Record:
+    _count(data["epoch"])
+    for name, value in data.items():
+        _text(name)
+        if type(value) not in (int, float) and (name.endswith("_accuracy") or not _text(value)):
+            raise ValueError(f"{name}: {value!r} is not a number")
+        if type(value) is int and abs(value) >= 2**64:
+            raise ValueError(f"{name}: is too large a number")
+    return data
+
+
+def same_tensors(
+    expected: Mapping[str, tuple[torch.Size, torch.dtype]],
+    found: Mapping[str, tuple[torch.Size, torch.dtype]],
+) -> None:
+    """Raise `UserError` naming the first tensor that the network and the ticket have not in common."""
+    for name in sorted(expected.keys() | found.keys()):
+        if expected.get(name) != found.get(name):
+            network, ticket = (
+                f"{tuple(of[name][0])} {of[name][1]}" if name in of else "none" for of in (expected, found)
+            )
+            raise UserError(f"does not fit its network: {name!r} is {network} there, {ticket} in the ticket")

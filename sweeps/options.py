@@ -1,0 +1,39 @@
+"""How a launch runs, as opposed to what."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from hiddenweights.cells.store import PATIENCE
+from hiddenweights.errors import UserError
+
+Executor = Literal["ray", "inline"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How a launch runs, as opposed to what."""
+
+    executor: Executor = "ray"
+    address: str | None = None
+    """A running Ray cluster; None starts Ray on this machine."""
+    gpus: float | None = None
+    """GPUs a cell; None: by the size of its network, where there are any."""
+    ranks: int | None = None
+    """Processes that train a cell together, on one machine; None: one per GPU of it."""
+    retries: int = 3
+    """How often a cell is taken up again whose worker died."""
+    time_limit: float | None = None
+    """Seconds that one attempt at a cell may take."""
+    patience: float = PATIENCE
+    """Seconds to wait for a store that is away, read-only or full."""
+    search: bool = False
+    """Stop cells early that are behind the others of their side (with Ray)."""
+
+    def processes(self) -> int:
+        """How many processes train a cell together. Raises `UserError` for numbers that do not agree."""
+        gpus = self.gpus or 0
+        if gpus > 1 and gpus != int(gpus):
+            raise UserError(f"--gpus: {gpus:g} is neither a fraction of a GPU nor a whole number of them")
+        if self.ranks and gpus and self.ranks != max(1, gpus):
+            raise UserError(f"--ranks: {self.ranks}, but a cell has {gpus:g} GPUs; each takes one process")
+        return self.ranks or max(1, int(gpus))
