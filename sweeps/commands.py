@@ -134,7 +134,7 @@ def launch_(
         patience=patience,
         search=sweep.searched(),
     )
-    ranks(options)  # they must agree
+    options.processes()  # they must agree
     planned = launch.plan(name, cells, results, rerun=rerun)
     console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
     for cell, why in planned.damaged.items():

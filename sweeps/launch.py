@@ -20,7 +20,7 @@ from hiddenweights.flat import flatten, to_dict
 from hiddenweights.identity import resolve
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
-from hiddenweights.sweeps.options import Options, ranks
+from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Progress, outcome
 
 POLL = 2.0  # seconds between looks at cells that another launch trains
@@ -223,7 +223,7 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
                 "launched": launched,
                 "time_limit": options.time_limit,
                 "patience": options.patience,
-                "ranks": ranks(options),
+                "ranks": options.processes(),
                 "loaders": ray_executor.loaders(config, options, wanted[cell]),
             }
             for cell, config in planned.todo.items()
@@ -259,7 +259,7 @@ def _inline(
                 sweep=name,
                 trackers=trackers,
                 patience=options.patience,
-                ranks=ranks(options),
+                ranks=options.processes(),
                 on_record=lambda record, cell=cell: progress.running(cell, int(record["epoch"])),  # type: ignore[misc]
             )
         except (Busy, LeaseLost):

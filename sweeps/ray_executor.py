@@ -19,7 +19,7 @@ from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.sweeps.cost import Measured
-from hiddenweights.sweeps.options import Options, ranks
+from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
@@ -77,7 +77,7 @@ def wanted_by(config: CellConfig, options: Options, measured: Measured, largest:
     Of these one a thread, and for the images of a folder, which are decoded while the network trains, the
     CPUs of a node in proportion to its GPUs.
     """
-    together = ranks(options)
+    together = options.processes()
     share = measured.gpu_share(config) if options.gpus is None else options.gpus
     if together > 1:
         share = float(together)
@@ -95,7 +95,7 @@ def wanted_by(config: CellConfig, options: Options, measured: Measured, largest:
 
 def loaders(config: CellConfig, options: Options, wanted: Resources) -> int:
     """How many processes decode images for each that trains."""
-    return int(wanted["CPU"] / ranks(options) - config.train.threads)
+    return int(wanted["CPU"] / options.processes() - config.train.threads)
 
 
 def alone(wanted: Resources, largest: Resources) -> Resources:

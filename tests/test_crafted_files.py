@@ -32,7 +32,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps.commands import COMMANDS as SWEEP_COMMANDS
-from hiddenweights.tickets import ticket as ticket_module
+from hiddenweights.tickets import contents
 from hiddenweights.tickets.ticket import MAGIC, Ticket
 from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenweights.training.train import Diverged, Trainer
@@ -249,9 +249,9 @@ def test_no_flipped_bit_of_an_offline_run_changes_what_is_read_as_finished(tmp_p
     ids=["edge_popup", "sampled", "biprop"],
 )
 def test_any_ticket_under_a_right_checksum(fields, tmp_path, monkeypatch):
-    monkeypatch.setattr(ticket_module, "MAX_WEIGHTS", 10**6)
+    monkeypatch.setattr(contents, "MAX_WEIGHTS", 10**6)
     trainer = Trainer(unflatten({"train.epochs": 1, **fields}))
-    body = Ticket.of(trainer, [*trainer.epochs()][-1]).to_bytes()[len(MAGIC) + 32 :]
+    body = trainer.ticket([*trainer.epochs()][-1]).to_bytes()[len(MAGIC) + 32 :]
     metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
     tensors, draw, file = safetensors.torch.load(body), random.Random(0), tmp_path / "a.ticket"
     for header in mutants(json.loads(metadata["ticket"]), 50):
@@ -276,7 +276,7 @@ def test_any_ticket_under_a_right_checksum(fields, tmp_path, monkeypatch):
 
 def test_a_ticket_of_few_bytes_names_no_network_that_its_masks_do_not_fit():
     trainer = Trainer(unflatten({"model.arch": "linear", "train.epochs": 1}))
-    body = Ticket.of(trainer, [*trainer.epochs()][-1]).to_bytes()[len(MAGIC) + 32 :]
+    body = trainer.ticket([*trainer.epochs()][-1]).to_bytes()[len(MAGIC) + 32 :]
     metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
     header = json.loads(metadata["ticket"])
     for layer in header["layers"].values():

@@ -22,7 +22,7 @@ from hiddenweights.identity import cell_id
 from hiddenweights.images.dataset import epoch_order, shares
 from hiddenweights.sweeps import ray_executor
 from hiddenweights.sweeps.cost import Measured
-from hiddenweights.sweeps.options import Options, ranks
+from hiddenweights.sweeps.options import Options
 from hiddenweights.training.ranks import Ranks
 from hiddenweights.training.train import Trainer
 
@@ -189,10 +189,10 @@ def _tell(folder: Path) -> Any:
 def test_a_process_per_gpu(options: dict[str, Any], expected: int | str) -> None:
     chosen = Options(**options)
     if isinstance(expected, int):
-        assert ranks(chosen) == expected
+        assert chosen.processes() == expected
     else:
         with pytest.raises(UserError, match=expected):
-            ranks(chosen)
+            chosen.processes()
 
 
 def test_what_a_cell_asks_of_ray() -> None:
