@@ -50,7 +50,7 @@ SCORES = {
     "infinite and tiny": lambda n: torch.where(torch.rand(n) < 0.3, torch.inf, torch.randn(n) * 1e-40),
 }
 for make in SCORES.values():
-    sizes = [(n, kept) for n in (1, 300, 4097) for kept in sorted({1, max(1, n // 3), n})]
+    sizes = [(n, kept) for n in (1, 4097) for kept in sorted({1, max(1, n // 3), n})]
     check([(torch.randn(n), make(n), kept) for n, kept in sizes])
 layers = []
 for layout, shape in itertools.product((torch.contiguous_format, CHANNELS_LAST),
@@ -99,7 +99,7 @@ LAUNCHES = """
 from hiddenweights.models import build_network
 from hiddenweights.masking.supermask import weight_layers
 for arch, count in (("conv4", 7), ("resnet18", 21)):
-    network = build_network(arch, channels=3, image_size=32, classes=10, width=0.05)
+    network = build_network(arch, channels=3, image_size=32, classes=10, width=0.02)
     weights = [getattr(owner, name).detach() for owner, name, _ in weight_layers(network)]
     assert len(weights) == count
     layers, memory = [(w, torch.randn(w.shape), (w.numel() + 1) // 2) for w in weights], Memory()
