@@ -1,4 +1,4 @@
-"""``hiddenweights sweeps list | show | launch | status | sync``."""
+"""``hiddenweights sweeps list | show | launch | status | doctor | sync``."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import from_dict
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
+from hiddenweights.sweeps.doctor import doctor
 from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Executor, Options
 from hiddenweights.sweeps.progress import Curves, Progress, clock
@@ -83,6 +84,7 @@ def launch_(
     time_limit: float | None = None,
     retries: int = 3,
     patience: float = PATIENCE,
+    first_worker: float = Options.first_worker,
     price: float | None = None,
 ) -> int:
     """Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.
@@ -105,6 +107,7 @@ def launch_(
         time_limit: Seconds that one attempt at a cell may take (with Ray).
         retries: How often a cell is taken up again whose worker died (with Ray).
         patience: Seconds to wait for a store that is away, read-only or full.
+        first_worker: Seconds to wait for a cluster's first worker, if nobody knows whether one could fit.
         price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
     """
     console = _console()
@@ -116,6 +119,7 @@ def launch_(
         retries=retries,
         patience=patience,
         price=price,
+        first_worker=first_worker,
     )
     results = Store(store or default_store())
     results.check()
@@ -132,6 +136,7 @@ def launch_(
         retries=retries,
         time_limit=time_limit,
         patience=patience,
+        first_worker=first_worker,
         search=sweep.searched(),
     )
     options.processes()  # they must agree
@@ -321,5 +326,6 @@ COMMANDS: dict[str, cli.Command] = {
     "show": show,
     "launch": launch_,
     "status": status,
+    "doctor": doctor,
     "sync": sync,
 }

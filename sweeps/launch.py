@@ -132,7 +132,7 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
     too long; all but the last second of epochs and the unfinished one is in the store then.
     """
     todo = dict(planned.todo)
-    with _executor(planned, store, options) as execute:
+    with _executor(planned, store, options, progress) as execute:
         while todo:
             ready = _ready(todo)
             for group in _groups(ready, options.search):
@@ -194,7 +194,7 @@ def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Pro
 
 
 @contextlib.contextmanager
-def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
+def _executor(planned: Plan, store: Store, options: Options, progress: Progress) -> Iterator[Any]:
     launched = datetime.now(UTC).isoformat()
     if options.executor == "inline" or not planned.todo:
         yield lambda cells, progress, alone=False: _inline(planned.name, store, options, cells, progress)
@@ -204,15 +204,15 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
         # Trials that wait for a place. Ray's 200 are for clusters that grow; each costs the driver time.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
-    from hiddenweights.sweeps import ray_executor  # only now: Ray reads its environment when imported
+    from hiddenweights.sweeps import capacity, ray_executor  # only now: Ray reads its environment then
 
     with ray_executor.cluster(options.address):
-        largest = ray_executor.capacity()
+        nodes = capacity.survey(planned.todo.values(), options, progress.note)
         wanted = {
-            cell: ray_executor.wanted_by(config, options, planned.measured, largest)
+            cell: capacity.wanted_by(config, options, planned.measured, nodes.largest)
             for cell, config in planned.todo.items()
         }
-        ray_executor.check(wanted.values(), options.gpus, largest)
+        capacity.check(wanted.values(), options.gpus, nodes)
         jobs = {
             cell: {
                 "cell": cell,
@@ -224,14 +224,14 @@ def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
                 "time_limit": options.time_limit,
                 "patience": options.patience,
                 "ranks": options.processes(),
-                "loaders": ray_executor.loaders(config, options, wanted[cell]),
+                "loaders": capacity.loaders(config, options, wanted[cell]),
             }
             for cell, config in planned.todo.items()
         }
 
         def execute(cells: Iterable[str], progress: Progress, alone: bool = False) -> None:
             chosen = [
-                jobs[cell] | ({"resources": ray_executor.alone(wanted[cell], largest)} if alone else {})
+                jobs[cell] | ({"resources": capacity.alone(wanted[cell], nodes.largest)} if alone else {})
                 for cell in cells
             ]
             ray_executor.run(

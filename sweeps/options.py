@@ -26,6 +26,8 @@ class Options:
     """Seconds that one attempt at a cell may take."""
     patience: float = PATIENCE
     """Seconds to wait for a store that is away, read-only or full."""
+    first_worker: float = 600.0
+    """Seconds to wait for a first worker, if it is not known whether the cluster has one that fits a cell."""
     search: bool = False
     """Stop cells early that are behind the others of their side (with Ray)."""
 

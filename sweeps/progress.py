@@ -132,6 +132,7 @@ class Progress:
         self._seconds: dict[Kind, list[float]] = defaultdict(list)
         self._running: dict[str, float] = {}  # cell -> fraction of its epochs done
         self._note = ""
+        self._warned: set[str] = set()
         self._began = self._printed = time.monotonic()
         self._slots = 1
         self._live: Live | None = None
@@ -187,6 +188,16 @@ class Progress:
     def left(self, cell: str) -> None:
         """Nobody here trains the cell any more."""
         self._running.pop(cell, None)
+
+    def trains(self) -> bool:
+        """Whether any cell is being trained."""
+        return bool(self._running)
+
+    def warn(self, text: str) -> None:
+        """Print a line, once."""
+        if text not in self._warned:
+            self._warned.add(text)
+            self._console.print(text, markup=False)
 
     def note(self, text: str) -> None:
         """What is being waited for, if anything."""

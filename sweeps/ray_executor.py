@@ -3,11 +3,12 @@
 import contextlib
 import json
 import logging
+import os
 import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import ray
@@ -16,17 +17,13 @@ from ray.tune.schedulers import ASHAScheduler
 
 from hiddenweights.cells.cell import STOPPED_EARLY, failure_record
 from hiddenweights.cells.store import Json, Store, StoreAway
-from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
-from hiddenweights.sweeps.cost import Measured
-from hiddenweights.sweeps.options import Options
+from hiddenweights.sweeps import capacity
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
-Resources = dict[str, float]
 MIB = 2**20
-MOST_LOADERS = 16  # processes that decode images for one GPU (docs/imagenet.md)
-FIRST_WORKER = 120.0  # seconds that a cluster without any worker is given to start one
+QUIET = 5.0  # seconds in which no cell is trained, until that is said
 
 
 @contextlib.contextmanager
@@ -46,72 +43,13 @@ def cluster(address: str | None) -> Iterator[None]:
                 **quiet,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--address {address!r}: no Ray cluster answers: {error}") from None
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else " (one that asks for a token: RAY_AUTH_MODE=token)"
+        raise UserError(f"--address {address!r}: no Ray cluster answers: {error}{hint}") from None
     signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own in the place
     try:
         yield
     finally:
         ray.shutdown()
-
-
-def capacity() -> Resources:
-    """CPUs and GPUs of the largest node that there is, or that the cluster would start when asked.
-
-    Of a cluster that has only just come up, the head is there and the workers are on their way.
-    """
-    deadline = time.monotonic() + FIRST_WORKER
-    while True:
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        # The only look inside Ray: what an autoscaling cluster may grow to has no public name.
-        config = ray._private.state.state.get_cluster_config()
-        nodes += [dict(group.resources) for group in config.node_group_configs] if config else []
-        largest = {kind: max(float(node.get(kind, 0)) for node in nodes) for kind in ("CPU", "GPU")}
-        if largest["CPU"] or time.monotonic() > deadline:
-            return largest
-        time.sleep(1)
-
-
-def wanted_by(config: CellConfig, options: Options, measured: Measured, largest: Resources) -> Resources:
-    """What a cell asks of Ray: `options.gpus` of a GPU (None: a share, where there are any), and CPUs.
-
-    Of these one a thread, and for the images of a folder, which are decoded while the network trains, the
-    CPUs of a node in proportion to its GPUs.
-    """
-    together = options.processes()
-    share = measured.gpu_share(config) if options.gpus is None else options.gpus
-    if together > 1:
-        share = float(together)
-    if config.train.device == "cpu" or (
-        config.train.device == "auto" and options.gpus is None and not largest["GPU"]
-    ):
-        share = 0.0
-    cpus = float(together * config.train.threads)
-    if config.data.name.startswith("folder:"):
-        part = largest["CPU"] * share / largest["GPU"] if share and largest["GPU"] else 2 * cpus
-        most = together * (config.train.threads + MOST_LOADERS)
-        cpus = max(cpus, float(int(min(part, most, largest["CPU"]))))
-    return {"CPU": cpus, "GPU": share}
-
-
-def loaders(config: CellConfig, options: Options, wanted: Resources) -> int:
-    """How many processes decode images for each that trains."""
-    return int(wanted["CPU"] / options.processes() - config.train.threads)
-
-
-def alone(wanted: Resources, largest: Resources) -> Resources:
-    """What a cell asks for to have no other beside it: a whole GPU, or a node's CPUs where it uses none."""
-    if wanted["GPU"]:
-        return wanted | {"GPU": max(1.0, wanted["GPU"])}
-    return wanted | {"CPU": largest["CPU"]}
-
-
-def check(wanted: Iterable[Resources], gpus: float | None, largest: Resources) -> None:
-    """Raise `UserError` when a cell wants more than any node will have: it would wait for ever."""
-    for resources in wanted:
-        for kind, n in resources.items():
-            if n > largest[kind]:
-                name = "train.threads" if kind == "CPU" else "--gpus" if gpus else "train.device"
-                raise UserError(f"{name}: a cell wants {n:g} {kind}; the largest node has {largest[kind]:g}")
 
 
 def run(
@@ -125,7 +63,8 @@ def run(
 ) -> None:
     """Hand every job to a worker, once (more often where workers die), and return when all have ended.
 
-    Raises `StoreAway` when the store has been away for `patience` seconds.
+    Raises `StoreAway` when the store has been away for `patience` seconds, and `UserError` when the first
+    worker to say so can train no cell: it lacks the store, or the GPU that it should have.
     In a `search` ASHA compares the jobs' validation accuracy after every epoch and stops the worse ones.
     """
     epochs = max(job["config"]["train"]["epochs"] for job in jobs)
@@ -141,7 +80,8 @@ def run(
     def request(trial: Json) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([job_of(trial)["resources"]])
 
-    away = _WhenAway(store, progress, patience)
+    watch = _Watch(store, progress)
+    stopper = _Stopper(store, progress, patience, watch, _wait_words(jobs))
     # As text, because Tune makes a deep copy of all values of an axis for every trial.
     grid = tune.grid_search([json.dumps(job) for job in jobs])
     with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
@@ -152,15 +92,22 @@ def run(
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Tune's own notes, which nobody reads
                 verbose=0,
-                callbacks=[_Watch(store, progress)],
-                stop=away,
+                callbacks=[watch],
+                stop=stopper,
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a cell has its own
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),
         )
         tuner.fit()
-    if away.stop_all():
+    if watch.unfit:
+        raise UserError(watch.unfit)
+    if stopper.stop_all():
         raise StoreAway(f"the store {store.uri} cannot be used, and was waited for in vain")
+
+
+def _wait_words(jobs: Sequence[Json]) -> str:
+    wanted = {capacity.describe(job["resources"]) for job in jobs}
+    return " or ".join(sorted(wanted))
 
 
 class _Watch(tune.Callback):  # type: ignore[misc]
@@ -168,6 +115,9 @@ class _Watch(tune.Callback):  # type: ignore[misc]
 
     def __init__(self, store: Store, progress: Progress) -> None:
         self._store, self._progress = store, progress
+        self._trained = False
+        self.unfit = ""
+        """Why a worker can train nothing, if that was said before any other worker trained."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tune.Callback, ()  # Tune pickles its callbacks for a restore, which is not used here
@@ -179,6 +129,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any
     ) -> None:
         cell = result["cell"]
+        self._trained |= result["state"] in ("running", "finished")
         match result["state"]:
             case "running":
                 self._progress.running(cell, result["epoch"])
@@ -188,6 +139,12 @@ class _Watch(tune.Callback):  # type: ignore[misc]
                 self._progress.failed(cell, result["message"])
             case "busy":
                 self._progress.left(cell)
+            case "unfit":
+                self._progress.left(cell)  # for other workers, if there are any
+                if self._trained:
+                    self._progress.warn(result["message"])
+                else:
+                    self.unfit = result["message"]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # Tune keeps statistics of every metric of every trial to the end: 30 KB a trial.
@@ -208,14 +165,18 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self._progress.failed(cell, failure["message"] if failure else "its worker died, again and again")
 
 
-class _WhenAway(tune.Stopper):  # type: ignore[misc]
-    """Ends the launch when the store has been away for as long as one waits for it."""
+class _Stopper(tune.Stopper):  # type: ignore[misc]
+    """Ends the launch when the store has been away for as long as one waits for it, or no worker is fit.
+
+    Says what the launch waits for: the store, or, while nothing is trained, a worker.
+    """
 
     LOOK = 2.0  # seconds between looks
 
-    def __init__(self, store: Store, progress: Progress, patience: float) -> None:
+    def __init__(self, store: Store, progress: Progress, patience: float, watch: _Watch, wanted: str) -> None:
         self._store, self._progress, self._patience = store, progress, patience
-        self._looked = self._well = time.monotonic()
+        self._watch, self._wanted = watch, wanted
+        self._looked = self._well = self._busy = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tune.stopper.NoopStopper, ()  # Tune pickles it, too
@@ -230,6 +191,14 @@ class _WhenAway(tune.Stopper):  # type: ignore[misc]
             if trouble := self._store.trouble():
                 self._progress.note(f"the store {self._store.uri} cannot be used ({trouble}); waiting for it")
             else:
-                self._progress.note("")
+                self._progress.note(self._waiting(now))
                 self._well = now
-        return now - self._well > self._patience + self.LOOK
+        return bool(self._watch.unfit) or now - self._well > self._patience + self.LOOK
+
+    def _waiting(self, now: float) -> str:
+        if self._progress.trains():
+            self._busy = now
+        if now - self._busy < QUIET:
+            return ""
+        coming = capacity.pending()
+        return f"waiting for a worker with {self._wanted} free" + (f" ({coming})" if coming else "")

@@ -1,5 +1,6 @@
 """What one Ray worker does: cell after cell, each from claim to result."""
 
+import contextlib
 import json
 import os
 import threading
@@ -10,15 +11,18 @@ from typing import Any
 from ray import tune
 
 from hiddenweights.cells.cell import TIME_LIMIT, cell_epochs, failure_record, installed_trackers
-from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
+from hiddenweights.cells.store import Busy, Json, LeaseLost, Store
 from hiddenweights.errors import RankDied
 from hiddenweights.flat import from_dict
 from hiddenweights.records import Record
+from hiddenweights.sweeps.host import gpu_trouble, store_trouble
 
 # Seconds between reports to the driver: each costs it 10 ms or so.
 REPORT_EVERY = 2.0
 # Seconds that a worker waits for a store which it has never seen.
 FIRST_LOOK = 30.0
+# Seconds that a worker which can train nothing keeps a cell from the others: not to take them all.
+UNFIT_PAUSE = 10.0
 
 
 def job_of(config: Json) -> Json:
@@ -30,9 +34,10 @@ def job_of(config: Json) -> Json:
 class CellTrial(tune.Trainable):  # type: ignore[misc]
     """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
 
-    A report holds the cell's id, its `state` (running, finished, failed, busy) and a few scalars. An
-    exception of the cell is a report and no crash, so that Tune tries again only where a worker died, or one
-    of the processes that train the cell with it.
+    A report holds the cell's id, its `state` and a few scalars. The state is running, finished, failed,
+    busy (another launch trains the cell), or unfit (this worker lacks what any cell needs: the store, or
+    the GPU that Ray gave it). An exception of the cell is a report and no crash, so that Tune tries again
+    only where a worker died, or one of the processes that train the cell with it.
     """
 
     def setup(self, config: Json) -> None:
@@ -40,6 +45,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._epochs: Generator[Record, None, Json] | None = None
         self._watchdog: threading.Timer | None = None
         self._store: Store | None = None
+        self._fit: bool | None = None  # unknown
         self._job, self._report_every = job_of(config), config["report_every"]
 
     def reset_config(self, new_config: Json) -> bool:
@@ -59,6 +65,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     def step(self) -> dict[str, Any]:
         cell = self._job["cell"]
         try:
+            if not self._fit and (trouble := self._trouble()):
+                return {"cell": cell, "state": "unfit", "message": trouble, tune.result.DONE: True}
             return {"cell": cell, **self._advance()}
         except (Busy, LeaseLost):
             return {"cell": cell, "state": "busy", tune.result.DONE: True}
@@ -71,9 +79,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
 
     def _advance(self) -> dict[str, Any]:
         if self._epochs is None:
-            store = self._store = self._store or Store(self._job["store"])  # all jobs of a launch have one
-            if not store.seen:
-                self._look_for(store)
+            store = self._opened()
             if failure := _failed_since(store, self._job["cell"], self._job["launched"]):
                 return {"state": "failed", "message": failure["message"], tune.result.DONE: True}
             self._epochs = cell_epochs(
@@ -103,14 +109,23 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
             if time.monotonic() >= until:
                 return {"state": "running", **_scalars(record)}
 
-    def _look_for(self, store: Store) -> None:
-        """Find the store that the launch has prepared; what was never here will hardly come."""
-        store.seen = True
-        try:
-            store.wait(time.monotonic() + min(FIRST_LOOK, self._job["patience"]))
-        except StoreAway:
-            store.seen = False
-            raise OSError(f"the store {store.uri} is not there on this host; hosts must share it") from None
+    def _opened(self) -> Store:
+        self._store = self._store or Store(self._job["store"])  # all jobs of a launch have one
+        return self._store
+
+    def _trouble(self) -> str | None:
+        """Why this worker can train no cell at all; None when it can. Looked at before the first one."""
+        store = self._opened()
+        if self._fit is False:
+            time.sleep(UNFIT_PAUSE)
+        deadline = time.monotonic() + min(FIRST_LOOK, self._job["patience"])
+        while (trouble := store_trouble(store)) and time.monotonic() < deadline:
+            time.sleep(1)  # what a shared folder shows may be some seconds old
+        if not trouble and (trouble := gpu_trouble(self._job["resources"]["GPU"])) and self._fit is None:
+            with contextlib.suppress(OSError):
+                store.fail(self._job["cell"], failure_record("NoGPU", trouble, attempt=0, transient=True))
+        self._fit = trouble is None
+        return trouble
 
     def _watch(self, store: Store) -> None:
         """Kill this worker when the cell has taken longer than it may: what hangs cannot be asked."""

@@ -55,9 +55,12 @@ def test_the_set_up_is_the_pinned_one_and_the_dashboard_stays_inside(name: str) 
     assert any("--constraint constraints.txt" in command for command in config["setup_commands"])
     (start,) = (command for command in config["head_start_ray_commands"] if "ray start" in command)
     assert "--dashboard-host=127.0.0.1" in start
-    for image in ("head_image", "worker_image"):
-        if "docker" in config:
-            assert f":{pinned('ray')}-py311" in config["docker"][image]
+    if "docker" in config:  # an image with all packages; the one to do without is named beside it
+        assert config["docker"]["image"] == "YOUR-REGISTRY/hidden-weights"
+        assert f"rayproject/ray:{pinned('ray')}-py311-gpu" in (TOP / name).read_text()
+    assert any("RAY_AUTH_MODE=token" in command for command in config["setup_commands"])
+    assert any("chmod 600" in command for command in config["setup_commands"])
+    assert any(mount.endswith(".ray/auth_token") for mount in config["file_mounts"])
 
 
 @pytest.mark.parametrize("name", RAY_UP)

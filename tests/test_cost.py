@@ -13,8 +13,8 @@ from hiddenweights.cells.store import Store
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
+from hiddenweights.sweeps import capacity, experiments, tracking
 from hiddenweights.sweeps import commands as main
-from hiddenweights.sweeps import experiments, ray_executor, tracking
 from hiddenweights.sweeps.cost import Measured, costs, describe, estimate
 from hiddenweights.sweeps.grid import Arm, arm
 from hiddenweights.sweeps.options import Options
@@ -130,26 +130,31 @@ def test_what_a_cell_asks_for() -> None:
     with_gpus, without = {"CPU": 8.0, "GPU": 2.0}, {"CPU": 8.0, "GPU": 0.0}
 
     def wanted(config: CellConfig, largest: dict[str, float], gpus: float | None = None) -> Any:
-        return ray_executor.wanted_by(config, Options(gpus=gpus), Measured(), largest)
+        return capacity.wanted_by(config, Options(gpus=gpus), Measured(), largest)
 
     assert wanted(CONV, with_gpus) == {"CPU": 1, "GPU": 0.25}
     assert wanted(CONV, with_gpus, gpus=2.0) == {"CPU": 2, "GPU": 2.0}
     assert wanted(CONV, without) == {"CPU": 1, "GPU": 0}
     assert wanted(unflatten({"train.device": "cpu"}, CONV), with_gpus) == {"CPU": 1, "GPU": 0}
-    assert ray_executor.alone({"CPU": 1, "GPU": 0.25}, with_gpus) == {"CPU": 1, "GPU": 1}
-    assert ray_executor.alone({"CPU": 1, "GPU": 2.0}, with_gpus) == {"CPU": 1, "GPU": 2}
-    assert ray_executor.alone({"CPU": 1, "GPU": 0}, with_gpus) == {"CPU": 8, "GPU": 0}
+    assert capacity.alone({"CPU": 1, "GPU": 0.25}, with_gpus) == {"CPU": 1, "GPU": 1}
+    assert capacity.alone({"CPU": 1, "GPU": 2.0}, with_gpus) == {"CPU": 1, "GPU": 2}
+    assert capacity.alone({"CPU": 1, "GPU": 0}, with_gpus) == {"CPU": 8, "GPU": 0}
 
 
 def test_wanting_more_than_any_node_has_is_refused() -> None:
-    largest = {"CPU": 8.0, "GPU": 1.0}
-    ray_executor.check([{"CPU": 8.0, "GPU": 1.0}], None, largest)
+    nodes = capacity.Nodes(
+        running=({"CPU": 0.0, "GPU": 0.0}, {"CPU": 16.0, "GPU": 0.0}), startable=({"CPU": 8.0, "GPU": 1.0},)
+    )
+    capacity.check([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 0.0}], None, nodes)
     for wanted, gpus, name in (
         ({"CPU": 1.0, "GPU": 2.0}, 2.0, "--gpus"),
-        ({"CPU": 9.0, "GPU": 0.0}, None, "train.threads"),
+        ({"CPU": 17.0, "GPU": 0.0}, None, "train.threads"),
+        ({"CPU": 16.0, "GPU": 1.0}, None, "train.threads"),  # no node has both
     ):
         with pytest.raises(UserError, match=name):
-            ray_executor.check([{"CPU": 1.0, "GPU": 0.0}, wanted], gpus, largest)
+            capacity.check([{"CPU": 1.0, "GPU": 0.0}, wanted], gpus, nodes)
+    with pytest.raises(UserError, match="--first-worker"):
+        capacity.check([{"CPU": 1.0, "GPU": 0.0}], None, capacity.Nodes(running=nodes.running[:1]))
 
 
 def test_out_of_memory_is_tried_again_in_the_same_launch(

@@ -1,0 +1,132 @@
+"""What one host has, as the host itself finds it. Imports torch, and W&B, only when asked."""
+
+import contextlib
+import ctypes
+import platform
+import re
+import shutil
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from hiddenweights.cells.store import Store
+from hiddenweights.config import DataConfig
+from hiddenweights.errors import UserError
+
+GIB = 2**30
+LITTLE = 5.0  # GiB of free disk
+NO_DRIVER = "no NVIDIA driver"
+
+
+def gpu_trouble(share: float) -> str | None:
+    """Why a cell that was given `share` of a GPU would train without one; None when torch sees a GPU."""
+    if not share:
+        return None
+    import torch  # here, as the launch has no need of it
+
+    if torch.cuda.is_available():
+        return None
+    return (
+        f"Ray gave the cell {share:g} GPU on {platform.node()}, where torch sees none: torch "
+        f"{torch.__version__} is built for CUDA {torch.version.cuda}; {driver()}"
+    )
+
+
+def driver() -> str:
+    """NVIDIA's driver and the newest CUDA that it serves: ``driver 580.65.06, up to CUDA 13.0``."""
+    known = Path("/proc/driver/nvidia/version")
+    found = re.search(r"\b\d+\.\d+(\.\d+)?\b", known.read_text()) if known.exists() else None
+    number = ctypes.c_int()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libcuda.so.1").cuDriverGetVersion(ctypes.byref(number))
+    if not found and not number.value:
+        return NO_DRIVER
+    name = f"driver {found[0]}" if found else "a driver"
+    if not number.value:
+        return f"{name}, whose libcuda.so.1 does not load"
+    return f"{name}, up to CUDA {number.value // 1000}.{number.value % 1000 // 10}"
+
+
+def store_trouble(store: Store) -> str | None:
+    """Why this host cannot use the store that the launch has prepared; None when it can."""
+    try:
+        if not store.present():
+            return f"the store {store.uri} is not there on {platform.node()}; hosts must share it"
+        if store.local:
+            with tempfile.TemporaryFile(dir=store.local) as probe:
+                probe.write(bytes(2**16))
+        else:
+            store.prepare()  # writes the header again: to read a bucket does not mean to write it
+    except (OSError, UserError) as error:
+        return f"the store {store.uri} cannot be used from {platform.node()}: {error}"
+    return None
+
+
+def data_trouble(config: DataConfig) -> str | None:
+    """Why the data set does not load here; None when it does. Nothing is downloaded."""
+    from hiddenweights.images.dataset import load_dataset
+
+    if config.name != "digits" and not any(Path(config.root).glob("*")):
+        return f"{config.root} is empty or not there"
+    try:
+        load_dataset(config)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+def versions() -> dict[str, str]:
+    """Of Python, torch and Ray."""
+    found = {"python": platform.python_version()}
+    for package in ("torch", "ray"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def free_disk(folder: Path) -> float:
+    """GiB free on the file system that holds `folder`, or the nearest folder above that exists."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    return shutil.disk_usage(there).free / GIB
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One thing about a host: in a word or two, and what more there is to say."""
+
+    text: str
+    note: str = ""
+    well: bool = True
+
+
+def facts(store: str, data: DataConfig) -> dict[str, Fact]:
+    """What a worker on this host would find."""
+    from hiddenweights.sweeps.tracking import choose_mode
+
+    opened = Store(store)
+    mode, reason = choose_mode()
+    disk = min(free_disk(Path(tempfile.gettempdir())), free_disk(opened.local or Path.cwd()))
+    return {
+        **{name: Fact(text) for name, text in versions().items()},
+        **_gpus(),
+        "store": _checked("writable", store_trouble(opened)),
+        "data": _checked(data.name, data_trouble(data)),
+        "W&B": Fact(mode, "" if mode == "online" else reason),
+        "free disk": Fact(f"{disk:.0f} GiB", well=disk > LITTLE),
+    }
+
+
+def _gpus() -> dict[str, Fact]:
+    import torch
+
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    seen = ", ".join(sorted({f"{names.count(name)} {name}" for name in names})) or "none"
+    idle = f"torch is built for CUDA {torch.version.cuda}" if not names and driver() != NO_DRIVER else ""
+    return {"GPUs": Fact(seen, idle, well=not idle), "driver": Fact(driver())}
+
+
+def _checked(text: str, trouble: str | None) -> Fact:
+    return Fact("no", trouble, well=False) if trouble else Fact(text)
