@@ -1,0 +1,88 @@
+"""What a host says of itself, to `doctor` and to a cell that was promised a GPU."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hiddenweights import cli
+from hiddenweights.cells.store import Store
+from hiddenweights.flat import to_dict, unflatten
+from hiddenweights.sweeps import commands, host, trial
+
+
+def doctor(*arguments: str) -> int:
+    return cli.run(commands.COMMANDS, "hiddenweights sweeps", ["doctor", *arguments])
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+
+
+def test_this_machine_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert doctor("--store", str(tmp_path / "runs")) == 0
+    printed = capsys.readouterr().out
+    for word in (torch.__version__.partition("+")[0], "writable", "digits", "offline", "GiB"):
+        assert word in printed
+
+
+def test_what_is_amiss_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(host, "free_disk", lambda folder: 1.5)
+    assert doctor("--store", str(tmp_path / "runs"), "--data", "cifar10", "--root", "/nowhere") == 1
+    printed = capsys.readouterr().out
+    assert "! data: /nowhere" in printed
+    assert "! free disk: 2 GiB" in printed
+
+
+def test_a_store_that_the_host_does_not_share(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    assert "must share" in str(host.store_trouble(store))
+    assert not (tmp_path / "runs").exists()
+    store.prepare()
+    assert host.store_trouble(store) is None
+
+
+def worker(folder: Path, gpu: float) -> Any:
+    """A worker of Ray, without Ray, and a cell for it."""
+    store = Store(folder / "runs")
+    store.prepare()
+    config = unflatten({"model.arch": "fc", "train.epochs": 1, "data.subset": 200})
+    job = {
+        "cell": "0" * 16,
+        "config": to_dict(config),
+        "resources": {"CPU": 1.0, "GPU": gpu},
+        "store": store.uri,
+        "sweep": "",
+        "launched": "",
+        "time_limit": None,
+        "patience": 1.0,
+        "ranks": 1,
+        "loaders": 0,
+    }
+    made = trial.CellTrial.__new__(trial.CellTrial)
+    made.setup({"job": json.dumps(job), "report_every": 0.0})
+    return made
+
+
+def test_a_cell_that_was_given_a_gpu_never_trains_on_the_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(host, "driver", lambda: "driver 470.82.01, up to CUDA 11.4")
+    monkeypatch.setattr(trial, "UNFIT_PAUSE", 0.0)
+    unfit = worker(tmp_path, gpu=0.25)
+    for _ in range(2):  # cells
+        report = unfit.step()
+        assert (report["state"], report["done"]) == ("unfit", True)
+        assert "\n" not in report["message"]
+        for word in ("0.25 GPU", "driver 470.82.01", "CUDA 11.4", torch.__version__):
+            assert word in report["message"]
+    failure = Store(tmp_path / "runs").failure("0" * 16)
+    assert failure is not None
+    assert failure["transient"]  # the next launch tries it again
+    assert worker(tmp_path, gpu=0.0).step()["state"] in ("running", "finished")
