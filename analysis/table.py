@@ -1,21 +1,21 @@
-"""The tidy table that every figure and claim is made of, and how raw runs become one.
+"""The table behind every figure and claim, and its construction from raw runs.
 
-`Table.cells` has one row a cell:
+`Table.cells` has one row per cell:
 
 ========================  ==================================================================
-``cell``, ``name``        identity and a name for people
+``cell``, ``name``        id, and a readable name
 ``state``                 finished, failed, crashed, running or missing
 ``sweeps``                names of the sweeps it belongs to, space-separated
 ``model.arch`` ...        the resolved config under the names of `hiddenweights.config.flatten`
-``test_accuracy`` ...     the last epoch's record, `best_validation_accuracy`, `best_epoch`,
+``test_accuracy`` ...     the record of the last epoch, `best_validation_accuracy`, `best_epoch`,
                           `initial_weights_checksum`, total training `seconds`, `device`,
                           `weights` of the masked layers and `weights_kept` of them
-``source``, ``key``       where it was read, and the run's own name there
+``source``, ``key``       the source, and the name of the run there
 ``version``, ``started``  changes whenever the run does; ISO time
 ========================  ==================================================================
 
-`Table.epochs` has one row a (cell, epoch): `cell`, `epoch` and the columns of the record. Accuracies
-and kept fractions are fractions in [0, 1]. `Table.left_out` says which runs were not used, and why.
+`Table.epochs` has one row per cell and epoch: `cell`, `epoch` and the columns of the record. Accuracies and
+kept fractions are fractions in [0, 1]. `Table.left_out` lists the runs that were not used, with reasons.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -33,8 +33,8 @@ from hiddenweights.identity import cell_id, resolve, short_name
 Record = Mapping[str, Any]
 FINISHED = "finished"
 METRIC = "test_accuracy"
-FROZEN = ("edge_popup", "sampled", "random", "biprop")  # iterand draws weights anew, by design
-# Summary columns that the analysis uses: there in every table, empty where a source lacks them.
+FROZEN = ("edge_popup", "sampled", "random", "biprop")  # not iterand, which redraws weights by design
+# Summary columns that the analysis uses. Every table has them, empty if the source lacks them.
 NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds")
 TEXTS = ("weights_checksum", "initial_weights_checksum", "device")
 LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
@@ -42,16 +42,16 @@ LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as a source holds it; `history` has one record an epoch, attempts possibly repeated."""
+    """One run of a source. `history` has one record per epoch; repeated attempts may repeat epochs."""
 
     key: str
-    """The run's own name in its source: a cell id, a file, a W&B run id."""
+    """The name of the run in its source: a cell id, a file, or a W&B run id."""
     cell: str | None
-    """Identity of the cell; None for a run that is no cell of this project."""
+    """Id of the cell; None if the run is not a cell of this project."""
     name: str = ""
     state: str = FINISHED
     reason: str = ""
-    """Why the run is not finished, where that is known."""
+    """Why the run is not finished, if known."""
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Record] = ()
@@ -79,7 +79,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Raw:
-    """Runs as read: `runs` has one row a run, `epochs` one a logged epoch, both with the run's `key`."""
+    """Runs as read. `runs` has a row per run, `epochs` a row per logged epoch; both have the run's `key`."""
 
     runs: pd.DataFrame
     epochs: pd.DataFrame
@@ -87,7 +87,7 @@ class Raw:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One row a cell, one row a (cell, epoch), and what was left out (see the module's header)."""
+    """The cells, their epochs, and the runs left out (see the docstring of the module)."""
 
     cells: pd.DataFrame
     epochs: pd.DataFrame
@@ -99,7 +99,7 @@ class Table:
         return self.cells[member & (self.cells["state"] == FINISHED)]
 
     def unchanged(self) -> "pd.Series[bool]":
-        """For each cell: whether the weights' checksum after every epoch is the initial one."""
+        """For each cell: whether the checksum of the weights is the initial one after every epoch."""
         last = self.cells["weights_checksum"] == self.cells["initial_weights_checksum"]
         if "weights_checksum" not in self.epochs:
             return last
@@ -108,7 +108,7 @@ class Table:
 
 
 def frame(runs: Iterable[Run], source: str) -> Raw:
-    """The runs as two frames; one that is no cell, or none of this version, has a `reason` and no config."""
+    """The runs as two frames. A run that is not a cell of this version has a `reason` and no config."""
     rows: list[dict[str, Any]] = []
     histories: list[tuple[str, str, Sequence[Record]]] = []
     for run in runs:
@@ -152,11 +152,11 @@ def _config(run: Run) -> CellConfig:
 
 
 def tidy(raw: Raw) -> Table:
-    """One row a cell and one a (cell, epoch); whatever cannot be used is named in `left_out`.
+    """The table of these runs. Runs that cannot be used are listed in `left_out`.
 
-    Of several runs of one cell the last finished one counts; where attempts overlap, the last row of
-    an epoch does. Cells that are not finished keep their row, and so do finished cells whose accuracy
-    is not a number (as ``failed``).
+    If a cell has several runs, the last finished one counts. If attempts overlap, the last row of an epoch
+    counts. Unfinished cells keep their row, and so do finished cells whose accuracy is not a number (as
+    ``failed``).
     """
     runs = raw.runs.copy()
     for name in NUMBERS:
@@ -192,7 +192,7 @@ def tidy(raw: Raw) -> Table:
 
 
 def _last_rows(epochs: pd.DataFrame, order: "pd.Series[str]") -> pd.DataFrame:
-    """One row a (cell, epoch), in that order; the last one in the order of the runs."""
+    """One row per cell and epoch, in that order. Of repeated rows the last one counts."""
     runs, keys = pd.factorize(epochs["key"])
     place = pd.Series(np.arange(len(order)), index=order.to_numpy()).reindex(keys).to_numpy()[runs]
     if not (np.diff(place) >= 0).all():
@@ -206,9 +206,9 @@ def _last_rows(epochs: pd.DataFrame, order: "pd.Series[str]") -> pd.DataFrame:
 
 
 def combine(tables: Sequence[Table]) -> Table:
-    """One table of several sources'. A cell that more than one has finished must have come out the same.
+    """Combine the tables of several sources. Finished results of the same cell must agree.
 
-    Raises `UserError` that names the cells, the sources and their accuracies where it has not.
+    Raises `UserError` that names the cells, the sources and the accuracies if they do not.
     """
     if len(tables) == 1:
         return tables[0]
@@ -249,12 +249,12 @@ def _replaced(row: Mapping[Any, Any], used: float) -> str:
 
 
 def _number(value: Any) -> Any:
-    """W&B writes the floats that JSON has not as strings."""
+    """Convert strings to floats: W&B stores NaN and infinities as strings."""
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
 def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[Record]]]) -> pd.DataFrame:
-    """Histories as columns: checksums and `precision` as text, else float64 (foreign text becomes NaN)."""
+    """Histories as columns: checksums and `precision` as text, all else float64 (other text: NaN)."""
     lengths = [len(history) for _, _, history in histories]
     columns: dict[str, Any] = {"epoch": np.full(sum(lengths), np.nan)}
     start = 0
@@ -275,7 +275,7 @@ def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[Record]]]) -> pd.D
 
 
 def _columns(history: Sequence[Record]) -> Iterator[tuple[str, Sequence[Any]]]:
-    """The records' columns, without W&B's own; quick where all records have the same keys, as ours do."""
+    """The columns of the records, without W&B's. Fast if all records have the same keys, as ours do."""
     names = [*history[0]] if history else []
     if all([*record] == names for record in history):
         columns: Iterable[Sequence[Any]] = zip(*(record.values() for record in history), strict=True)

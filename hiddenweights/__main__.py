@@ -13,17 +13,17 @@ _ANALYSIS = "hiddenweights.analysis.commands"
 COMMANDS: dict[str, Lazy] = {
     "train": Lazy(
         "hiddenweights.commands.train:train",
-        "Train one cell, or go on with it. A finished cell is reported and not trained again.",
+        "Train one cell, or resume it. A finished cell is reported and not trained again.",
     ),
-    "info": Lazy(f"{_TICKETS}:info", "Show what a ticket holds: layers, size, accuracy, origin."),
+    "info": Lazy(f"{_TICKETS}:info", "Show the content of a ticket: layers, size, accuracy, origin."),
     "evaluate": Lazy(f"{_TICKETS}:evaluate", "Measure the accuracy of a ticket's network."),
     "export": Lazy(
         f"{_TICKETS}:export",
-        "Write a ticket's network as a plain dense model, which does not need this package.",
+        "Write a ticket's network as a plain dense model that does not need this package.",
     ),
     "diff": Lazy(
         f"{_TICKETS}:diff",
-        "Compare two masks by layer: what both keep, against the central 95% of what chance gives.",
+        "Compare two masks per layer: the weights that both keep, against the 95% range of random masks.",
     ),
     "sweeps list": Lazy(
         f"{_SWEEPS}:list_", "All sweeps: their cells, and how many of them other sweeps have too."

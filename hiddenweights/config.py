@@ -247,7 +247,7 @@ class CellConfig:
         )
 
     def seed_of(self, purpose: Literal["weights", "scores", "data"]) -> int:
-        """The seed in force for `purpose`: the one of its own, else `seed`."""
+        """The seed for `purpose`: its own if it is set, else `seed`."""
         own: int | None = getattr(self.seeds, purpose)
         return self.seed if own is None else own
 

@@ -31,7 +31,7 @@ def shown(text: object, most: int = 300) -> str:
 
 
 def escaped(text: str) -> str:
-    """`text` as one line without control characters, which could write anywhere on a terminal."""
+    """`text` as one line without control characters, because these can write anywhere on a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -1,4 +1,4 @@
-"""What a config's dataclasses may hold: types and choices, read from their annotations."""
+"""Checks of the config classes: types and choices, read from their annotations."""
 
 import functools
 import types
@@ -19,14 +19,14 @@ def check(condition: bool, name: str, value: object, message: str) -> None:
 
 
 def check_types(part: object, prefix: str) -> None:
-    """Reject wrong types and choices; turn an int given for a float field into a float.
+    """Reject wrong types and choices, and convert an int in a float field to a float.
 
-    The last keeps identities stable: ``width=1`` and ``width=1.0`` are one cell.
+    The conversion keeps ids stable: ``width=1`` and ``width=1.0`` are the same cell.
     """
     leaves = field_types(type(part))  # type: ignore[arg-type]  # mypy takes no class as hashable
     for leaf, (kinds, choices) in leaves.items():
         value = getattr(part, leaf)
-        # The common case, cheap: a plan may hold 100,000 cells. Only NaN differs from itself.
+        # The common case is fast, because a plan may have 100,000 cells. Only NaN differs from itself.
         if value in choices if choices and value is not None else type(value) in kinds and value == value:
             continue
         if is_dataclass(value) and isinstance(value, kinds):
@@ -43,7 +43,7 @@ def check_types(part: object, prefix: str) -> None:
 
 @functools.cache
 def field_types(part: type) -> dict[str, tuple[tuple[type, ...], tuple[str, ...]]]:
-    """For each field of a config class, the types it may have and, for a `Literal`, the choices."""
+    """For each field of a config class, its allowed types and, for a `Literal`, its choices."""
     hints = get_type_hints(part)
     return {f.name: (_leaf_types(hints[f.name]), _choices(hints[f.name])) for f in fields(part)}
 

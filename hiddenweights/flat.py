@@ -1,4 +1,4 @@
-"""A config as one flat mapping of dotted fields, as nested plain dicts, and from text."""
+"""Conversions of a config: a flat mapping of dotted fields, nested plain dicts, and values from text."""
 
 import dataclasses
 import functools
@@ -34,7 +34,7 @@ def flatten(config: CellConfig) -> dict[str, Scalar]:
 def unflatten(flat: Mapping[str, Any], base: CellConfig | None = None) -> CellConfig:
     """`base` (default: a default config) with the named fields replaced.
 
-    Raises `UserError` for a field that does not exist, naming those that do.
+    Raises `UserError` for a field that does not exist. It lists those that do.
     """
     base = base or CellConfig()
     parts: dict[str, dict[str, Any]] = {}
@@ -57,7 +57,7 @@ def to_dict(config: CellConfig) -> dict[str, Any]:
 
 
 def from_dict(nested: Mapping[str, Any]) -> CellConfig:
-    """The inverse of `to_dict`; missing fields take their defaults, unknown ones raise `UserError`."""
+    """The inverse of `to_dict`. Missing fields take their defaults, unknown ones raise `UserError`."""
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, Mapping):
@@ -68,9 +68,9 @@ def from_dict(nested: Mapping[str, Any]) -> CellConfig:
 
 
 def parse_value(name: str, text: str) -> Scalar:
-    """`text` from a command line as the value of field `name` ("none" leaves it to the recipe).
+    """The value of field `name` that `text` from a command line stands for ("none": use the recipe).
 
-    Raises `UserError` when the field does not exist or the text does not fit its type.
+    Raises `UserError` if the field does not exist or the text does not fit its type.
     """
     kinds = field_of(name).types
     if type(None) in kinds and text.lower() == "none":

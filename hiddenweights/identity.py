@@ -1,7 +1,8 @@
-"""The identity of a cell, and its config with every field filled in.
+"""The id of a cell, and its config with every field filled in.
 
-`cell_id` hashes the resolved config's non-default fields, so adding a field with a default keeps every old
-identity, and a value written out by hand names the same cell as the recipe's own.
+`cell_id` hashes the fields of the resolved config that are not at their default. Adding a field with a
+default therefore keeps every existing id, and giving a value explicitly gives the same id as taking it from
+the recipe.
 """
 
 import functools
@@ -32,7 +33,7 @@ from hiddenweights.recipes import recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel(ModelConfig):
-    """`ModelConfig` with its distribution; `k` is None for `sampled` alone."""
+    """`ModelConfig` with its distribution. `k` is None only for `sampled`."""
 
     distribution: Distribution
 
@@ -60,7 +61,7 @@ class ResolvedOptim(OptimConfig):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resolved(CellConfig):
-    """A cell's config as `resolve` gives it: every field filled in."""
+    """The config of a cell with every field filled in, as returned by `resolve`."""
 
     model: ResolvedModel
     data: ResolvedData
@@ -68,25 +69,25 @@ class Resolved(CellConfig):
 
 
 def resolve(config: CellConfig) -> Resolved:
-    """The same cell with every field filled in, and fields without effect set to one fixed value.
+    """The same cell with every field filled in, and fields without effect set to a fixed value.
 
-    Idempotent. Two configs that compute the same thing resolve to equal configs, up to the fields
+    Idempotent. Two configs that compute the same result resolve to equal configs, except for the fields
     that only say where a cell runs.
 
-    Raises `UserError` if `model.init_from` is a file: a cell is trained from what its store holds.
+    Raises `UserError` if `model.init_from` is a file: a cell is trained from a ticket in its store.
     """
     settled = _resolve_all_but_seeds(config.model, config.data, config.optim, config.train)
-    model, idle = settled.model, set()  # seeds that nothing is drawn from
+    model, idle = settled.model, set()  # seeds without effect
     if model.method == "dense":
         idle = {"scores"}
-    elif model.method == "finetune":  # the weights are the ticket's; the scores' seed shuffles
+    elif model.method == "finetune":  # the ticket has the weights; the seed of the scores shuffles
         idle = {"weights"} if model.init_mask == "shuffled" else {"weights", "scores"}
     own = {purpose: getattr(config.seeds, purpose) for purpose in SEEDS if purpose not in idle}
     seeds = SeedsConfig(**{name: value for name, value in own.items() if value != config.seed})
     return replace(settled, seeds=seeds, seed=config.seed)
 
 
-@functools.lru_cache(maxsize=1024)  # most cells of a sweep differ in nothing but their seeds
+@functools.lru_cache(maxsize=1024)  # most cells of a sweep differ only in their seeds
 def _resolve_all_but_seeds(
     model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
 ) -> Resolved:
@@ -102,7 +103,7 @@ def _resolve_model(model: ModelConfig) -> ResolvedModel:
         cell = not model.init_from.endswith(TICKET_SUFFIX)
         check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
         values["method"] = "finetune"
-    # Over weights of one magnitude biprop would be edge-popup over again.
+    # With weights of one magnitude biprop would equal edge-popup.
     normal = values["method"] in ("dense", "biprop")
     values["distribution"] = model.distribution or ("kaiming_normal" if normal else "signed_constant")
     if values["method"] == "dense":
@@ -137,7 +138,7 @@ def _values(part: ModelConfig | DataConfig | OptimConfig) -> dict[str, Any]:
 
 
 def cell_id(config: CellConfig) -> str:
-    """The cell's identity: 16 hex digits of a hash of the resolved config's non-default fields."""
+    """The id of the cell: 16 hex digits of a hash of the non-default fields of the resolved config."""
     resolved = resolve(config)
     relevant = _non_defaults(resolved.model, resolved.data, resolved.optim, resolved.train) | {
         name: value
@@ -154,7 +155,7 @@ def cell_id(config: CellConfig) -> str:
 def _non_defaults(
     model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
 ) -> dict[str, Scalar]:
-    """The fields that decide a result and are not at their default, but for the seeds."""
+    """The fields that affect a result and are not at their default, without the seeds."""
     defaults = _defaults()
     flat = flatten(CellConfig(model=model, data=data, optim=optim, train=train))
     return {

@@ -1,7 +1,8 @@
 """The papers' optimiser settings, as a table.
 
 Sources: Ramanujan et al. 2020, section 4 and appendix; Zhou et al. 2019 for `sampled`; Frankle & Carbin
-2019 for dense Adam. `iterand`, `biprop` and `random` take edge-popup's settings, `finetune` those of dense.
+2019 for dense Adam. `iterand`, `biprop` and `random` use the settings of edge-popup, `finetune` those of
+dense.
 """
 
 from collections.abc import Mapping
@@ -38,7 +39,7 @@ _IMAGENET: Settings = {
     "label_smoothing": 0.1,
 }
 
-# Optimiser, methods and architectures, as patterns: the first row that matches holds.
+# Patterns for optimiser, methods and architectures. The first row that matches applies.
 _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...], Settings], ...] = (
     ("adam", ("*",), ("linear", "fc"), {**_ADAM, "lr": 1.2e-3}),
     ("adam", ("*",), ("conv2",), {**_ADAM, "lr": 2e-4}),

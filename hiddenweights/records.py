@@ -1,4 +1,4 @@
-"""What one finished epoch is told as, and the digest by which weights and masks are told apart."""
+"""The record of a finished epoch, and the checksum of weights and masks."""
 
 import hashlib
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ Record = dict[str, float | int | str]
 
 
 def checksum(arrays: "Mapping[str, np.ndarray]") -> str:
-    """A digest of named arrays, whatever their order: 128 bits of BLAKE2b over names and bytes, as hex."""
+    """A digest of named arrays in any order: 128 bits of BLAKE2b over names and bytes, as hex."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(arrays):
         digest.update(name.encode() + b"\0" + arrays[name].tobytes())

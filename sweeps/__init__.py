@@ -1,1 +1,1 @@
-"""Sets of cells, and launching them: on Ray, or in this process."""
+"""Sweeps: sets of cells, and their launch on Ray or in this process."""

@@ -27,7 +27,7 @@ KS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEEDS = tuple(range(5))
 CONVS = ("conv2", "conv4", "conv6", "conv8")
 CIFAR: Mapping[str, Scalar] = {"data.name": "cifar10"}
-# As the paper: its augmentation, and all training images, since nothing is selected by what they yield.
+# As the paper: its augmentation, and all training images, because nothing is selected by their results.
 IMAGENET: Mapping[str, Scalar] = {
     "data.name": "folder:imagenet",
     "data.augment": "resized_crop_flip",

@@ -1,4 +1,4 @@
-"""Axes to cells. Pure: no files, no Ray."""
+"""From axes to cells: pure functions without files and Ray."""
 
 import itertools
 import math
@@ -16,17 +16,17 @@ from hiddenweights.identity import cell_id, resolve
 
 @dataclass(frozen=True)
 class Draw:
-    """An axis that is searched: a distribution, of which sample number i is always the same value.
+    """A searched axis: a distribution whose sample number i is always the same value.
 
-    So a search is a set of cells, too: launched again it goes on, and more samples extend it.
+    A search is therefore a set of cells, too. Launching it again resumes it, and more samples extend it.
     """
 
     distribution: Literal["uniform", "loguniform", "choice"]
     values: tuple[Scalar, ...]
-    """The two ends, or the choices."""
+    """The two bounds, or the choices."""
 
     def sample(self, name: str, i: int) -> Scalar:
-        """Sample number `i` of the axis `name`; numbers to three digits, which a person can write."""
+        """Sample number `i` of the axis `name`. Numbers have three digits, so that people can write them."""
         chance = random.Random(f"{name}/{i}")
         if self.distribution == "choice":
             return chance.choice(self.values)
@@ -44,22 +44,24 @@ Axis = tuple[Scalar, ...] | Draw
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One side of a comparison: a cell for every combination of the axes' values, all else as in `base`."""
+    """One side of a comparison: a cell per combination of the values of the axes, all else as in `base`."""
 
     base: CellConfig = field(default_factory=CellConfig)
     axes: Mapping[str, Axis] = field(default_factory=dict)
     samples: int = 16
-    """Points drawn for every combination, where an axis is searched."""
+    """Number of points drawn per combination of the other axes, if an axis is searched."""
     found_by: "Arm | None" = None
-    """The arm whose found subnetworks this one trains: the combinations of the axes for each of its cells.
-    They take all fields from there but `optim`, which is that of `base`."""
+    """The arm whose subnetworks this arm trains, with its own axes for each of them.
+
+    All fields come from the cells of that arm, except `optim`, which is that of `base`.
+    """
 
     def searched(self) -> dict[str, Draw]:
         """The searched axes."""
         return {name: axis for name, axis in self.axes.items() if isinstance(axis, Draw)}
 
     def cells(self) -> list[CellConfig]:
-        """The last axis varies fastest. Raises `UserError` for fields and values that do not exist."""
+        """The cells; the last axis varies fastest. Raises `UserError` for unknown fields and bad values."""
         grid = {name: axis for name, axis in self.axes.items() if not isinstance(axis, Draw)}
         drawn = self.searched()
         points = [
@@ -80,7 +82,7 @@ class Arm:
     def override(
         self, settings: Mapping[str, Scalar], axes: Mapping[str, Axis], everywhere: Collection[str]
     ) -> "Arm":
-        """The arm with fields set and axes replaced; those named in `everywhere` are added, too."""
+        """The arm with fields set and axes replaced. Axes named in `everywhere` are added if they are new."""
         kept = {name: values for name, values in self.axes.items() if name not in settings}
         added = () if self.found_by else everywhere
         new = {name: values for name, values in axes.items() if name in self.axes or name in added}
@@ -92,7 +94,7 @@ class Arm:
         )
 
     def axis_names(self) -> set[str]:
-        """The names of the axes, with those of `found_by`."""
+        """The names of the axes, including those of `found_by`."""
         return {*self.axes, *(self.found_by.axis_names() if self.found_by else ())}
 
 
@@ -102,11 +104,11 @@ class Sweep:
 
     name: str
     about: str
-    """What it shows, how to run it, what it costs, what to expect."""
+    """Claim, command, cost and expectation."""
     arms: tuple[Arm, ...]
 
     def cells(self) -> "Cells":
-        """The cells of all arms, each once, under their ids, in the order of the arms."""
+        """The cells of all arms by id, each once, in the order of the arms."""
         configs = [config for arm in self.arms for config in arm.cells()]
         cells: dict[str, CellConfig] = {}
         for config in configs:
@@ -116,8 +118,8 @@ class Sweep:
     def override(self, settings: Mapping[str, Scalar], axes: Mapping[str, Axis]) -> "Sweep":
         """The sweep with fields set and axes replaced in every arm.
 
-        A setting also takes the place of an axis. An axis that some arms have is replaced in those; one
-        that none has is added to all.
+        A setting also replaces an axis over its field. An axis that some arms have is replaced in those
+        arms. An axis that no arm has is added to all of them.
         """
         if both := settings.keys() & axes.keys():
             raise UserError(f"--set and --axis contradict each other: both name {', '.join(sorted(both))}")
@@ -126,19 +128,19 @@ class Sweep:
         return replace(self, arms=tuple(arms))
 
     def searched(self) -> bool:
-        """Whether any axis is a distribution, so that cells compete and the bad ones stop early."""
+        """Whether any axis is searched. Cells then compete, and bad ones are stopped early."""
         return any(arm.searched() for arm in self.arms)
 
 
 class Cells(dict[str, CellConfig]):
-    """Cells by id. `repeated` says how many more times the axes name one of them."""
+    """Cells by id. `repeated` counts how often the axes name a cell again."""
 
     def __init__(self, cells: Mapping[str, CellConfig], repeated: int = 0) -> None:
         super().__init__(cells)
         self.repeated = repeated
 
     def tuned(self, winners: Mapping[str, Mapping[str, Scalar]]) -> "Cells":
-        """The cells with what was found best for the side each is on; all others as they are."""
+        """The cells with the best values for their side of the comparison; other cells are unchanged."""
         tuned = {cell: unflatten(winners.get(side(config), {}), config) for cell, config in self.items()}
         ids = {cell: cell_id(config) for cell, config in tuned.items()}
         for cell, config in tuned.items():
@@ -149,7 +151,7 @@ class Cells(dict[str, CellConfig]):
 
 
 def _finetuned(parent: CellConfig, base: CellConfig) -> CellConfig:
-    """The cell that trains the subnetwork found by the cell `parent`, with the optimiser of `base`."""
+    """The cell that trains the subnetwork of the cell `parent`, with the optimiser of `base`."""
     parent = resolve(parent)
     model = replace(parent.model, method="finetune", init_from=cell_id(parent))
     return CellConfig(
@@ -163,7 +165,7 @@ def _finetuned(parent: CellConfig, base: CellConfig) -> CellConfig:
 
 
 def side(config: CellConfig) -> str:
-    """The side of a comparison that a cell is on: its network, its method, its optimiser."""
+    """The side of a comparison that a cell belongs to: network, method, optimiser and data."""
     config = resolve(config)
     width = "" if config.model.width == 1 else f" width={config.model.width:g}"
     return f"{config.model.arch}{width} {config.model.method} {config.optim.optimizer} {config.data.name}"
@@ -189,7 +191,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, Scalar]:
 
 
 def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
-    """``["model.k=0.3,0.5"]`` as ``{"model.k": (0.3, 0.5)}``; an axis named twice has all the values.
+    """``["model.k=0.3,0.5"]`` as ``{"model.k": (0.3, 0.5)}``. Repeated axes are joined.
 
     ``optim.lr=loguniform(0.001,1)``, ``uniform(...)`` and ``choice(...)`` are searched.
     """

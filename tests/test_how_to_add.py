@@ -68,7 +68,9 @@ def add_axis(code: Path) -> None:
     optim = code / "hiddenweights/training/optim.py"
     text = optim.read_text()
     assert text.count("momentum=config.momentum,") == 1
-    optim.write_text(text.replace("momentum=config.momentum,", "momentum=config.momentum, nesterov=config.nesterov,"))
+    optim.write_text(
+        text.replace("momentum=config.momentum,", "momentum=config.momentum, nesterov=config.nesterov,")
+    )
 
 
 def add_mask_method(code: Path) -> None:
@@ -143,7 +145,8 @@ def complaint(make):
 
 def write(name, dimensions, content):
     kind = bytes([0, 0, 8, len(dimensions)])
-    Path("data/KMNIST/raw", name).write_bytes(kind + struct.pack(f">{len(dimensions)}I", *dimensions) + content)
+    sizes = struct.pack(f">{len(dimensions)}I", *dimensions)
+    Path("data/KMNIST/raw", name).write_bytes(kind + sizes + content)
 
 found = {"home": sys.modules["hiddenweights"].__file__}
 network = build_network("tiny", channels=1, image_size=8, classes=10)

@@ -23,15 +23,15 @@ _KINDS = _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 
 def chunks(path: Path) -> Iterator[bytes]:
-    """The records' bytes, in order, up to the end or a torn tail, which a killed process leaves.
+    """The bytes of each record in order, up to the end or to an incomplete record of a killed process.
 
-    Raises `Damaged` for bytes that are not as they were written.
+    Raises `Damaged` if the bytes have changed since they were written.
     """
     data = path.read_bytes()
     if not data.startswith(_HEADER):
         if _HEADER.startswith(data):
             return
-        raise Damaged(f"{path} is damaged: it does not begin as a W&B file does")
+        raise Damaged(f"{path} is damaged: it does not start like a W&B file")
     position, parts, begun = len(_HEADER), bytearray(), False
     while position + 7 <= len(data):
         if _BLOCK - position % _BLOCK < 7:  # no record header fits: the rest of the block is padding
@@ -41,7 +41,7 @@ def chunks(path: Path) -> Iterator[bytes]:
         body = data[position + 7 : position + 7 + length]
         crosses = position % _BLOCK + 7 + length > _BLOCK  # no piece does
         if (len(body) < length and not crosses) or not any(data[position:]):
-            return  # torn; zeros are what a power cut leaves
+            return  # incomplete; a power cut leaves zeros
         whole = zlib.crc32(body, zlib.crc32(bytes([kind]))) == checksum
         if crosses or not whole or kind not in _KINDS or begun != (kind in (_MIDDLE, _LAST)):
             raise Damaged(f"{path} is damaged at byte {position}: its checksum or its order is wrong")
@@ -55,9 +55,9 @@ def chunks(path: Path) -> Iterator[bytes]:
 
 
 def read_run(path: Path, version: str = "") -> Run:
-    """The run in one `.wandb` file. A file without a run record (killed at once) is no cell.
+    """The run in one `.wandb` file. A file without a run record (its process died at once) is not a cell.
 
-    A damaged file's run has the state ``damaged``, with the file's name in the reason.
+    The run of a damaged file has the state ``damaged``. The reason names the file.
     """
     log = _Log()
     damage = ""
@@ -99,7 +99,7 @@ class _Log:
         self.named = False
 
     def add(self, chunk: bytes, path: Path) -> None:
-        """Apply one record. Raises `Damaged` for what is none, naming `path`."""
+        """Apply one record. Raises `Damaged` that names `path` if it is not valid."""
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 

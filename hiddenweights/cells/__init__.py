@@ -1,1 +1,1 @@
-"""Who trains which cell, and where its result is kept; torch is imported inside functions only."""
+"""Cells and the store. Torch is imported only inside functions."""

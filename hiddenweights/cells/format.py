@@ -1,8 +1,8 @@
-"""The store's files as bytes: what they must hold, and the seal that notices a changed result.
+"""The format of the store's files, and the checksum by which a changed result is noticed.
 
-A result is one JSON object whose last key is ``sha256``, the digest of every byte before that key: a
-suffix of fixed length. Results of format 1 have no seal and are still read. Whatever is wrong with a
-file raises `Damaged`, a `UserError`; reading one executes nothing.
+A result is one JSON object whose last key is ``sha256``, the digest of all bytes before that key; it is a
+suffix of fixed length. Results of format 1 have no checksum and can still be read. Any fault of a file raises
+`Damaged`, a `UserError`. Reading a file executes no code.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ SCALARS = {str, int, float, bool, type(None)}
 
 
 class Damaged(UserError):
-    """A file of the store does not hold what it must."""
+    """A file of the store does not have the required content."""
 
 
 def read_json(content: bytes, source: str) -> Json:
-    """The JSON object in `content`; `source` names it in messages. NaN and Infinity are read, too."""
+    """The JSON object in `content`. Messages call it `source`. NaN and Infinity are accepted."""
     data = read_value(content, source)
     if not isinstance(data, dict):
         raise Damaged(f"{source} holds no JSON object")
@@ -45,15 +45,15 @@ def read_value(content: bytes | str, source: str) -> Any:
         try:
             return orjson.loads(content)  # five times as fast as `json`
         except ValueError:
-            data = json.loads(content, parse_int=_integer)  # which writes and reads NaN
-            json.dumps(data, ensure_ascii=False).encode()  # no half of a surrogate pair
+            data = json.loads(content, parse_int=_integer)  # it writes and reads NaN
+            json.dumps(data, ensure_ascii=False).encode()  # a lone surrogate is not valid text
             return data
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{source} is not valid JSON: {shown(error)}") from None
 
 
 def seal(result: Mapping[str, Any]) -> bytes:
-    """The content of a result's file, with its checksum."""
+    """The content of the file of a result, with its checksum."""
     body = json.dumps(dict(result)).encode()[:-1]
     if not result:
         raise ValueError("a result is not empty")
@@ -61,7 +61,7 @@ def seal(result: Mapping[str, Any]) -> bytes:
 
 
 def open_result(content: bytes, source: str, cell: str) -> Json:
-    """The result in a file of `cell`, without its checksum. Raises `Damaged`, naming `source`."""
+    """The result in a file of `cell`, without its checksum. Raises `Damaged` that names `source`."""
     body, suffix = content[:-_SEAL_BYTES], content[-_SEAL_BYTES:]
     found = _SEAL.fullmatch(suffix)
     if found and hashlib.sha256(body).hexdigest().encode() != found[1]:
@@ -80,7 +80,7 @@ def open_result(content: bytes, source: str, cell: str) -> Json:
 
 
 def open_plan(content: bytes, source: str) -> Json:
-    """The plan of a sweep in a file. Raises `Damaged`, naming `source`."""
+    """The plan of a sweep in a file. Raises `Damaged` that names `source`."""
     plan = read_json(content, source)
     try:
         for cell in _typed(plan, "cells", list):
@@ -104,7 +104,7 @@ def open_plan(content: bytes, source: str) -> Json:
 
 
 def open_failure(content: bytes, source: str) -> Json:
-    """The failure in a file, every key there. One that cannot be read says so; it is tried again."""
+    """The failure in a file, with every key. If it cannot be read, it says so and counts as transient."""
     whole = {"error": "", "message": "", "traceback": "", "epoch": 0, "attempt": 1, "transient": False}
     try:
         found = read_json(content, source)

@@ -9,10 +9,10 @@ import torch
 
 
 def describe(device: torch.device, precision: str) -> dict[str, str | int]:
-    """The processor behind `device`, as a result records it.
+    """The processor of `device` in the form in which a result records it.
 
-    `model` is its name, `instructions` the instruction sets that PyTorch's kernels may use on it (of a GPU
-    its compute capability), `precision` the arithmetic of the network, `threads` the CPU threads.
+    `model` is its name, `instructions` the instruction sets that PyTorch's kernels may use on it (for a
+    GPU its compute capability), `precision` that of the network, `threads` the number of CPU threads.
     """
     if device.type == "cuda":
         model = torch.cuda.get_device_name(device)
@@ -38,9 +38,9 @@ def cpu_instructions() -> str:
     return " ".join(words)
 
 
-@functools.cache  # it does not change, and each cell asks
+@functools.cache  # it does not change and is needed for every cell
 def _cpu_model() -> str:
-    """The processor's name as the system has it; its architecture if the system does not say."""
+    """The name of the processor, or its architecture if the system does not name it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

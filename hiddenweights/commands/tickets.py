@@ -1,7 +1,6 @@
-"""``hiddenweights evaluate | info | export | diff``: what can be done with a ticket.
+"""``hiddenweights evaluate | info | export | diff``: commands on tickets.
 
-torch is imported inside the commands: a command line that only trains or prints its help waits for it
-long enough.
+torch is imported inside the commands, so that help appears without waiting for it.
 """
 
 import io
@@ -44,11 +43,11 @@ def evaluate(
 
     Args:
         file: The ticket.
-        data: Data set, by the names of data.name. Unset: the one the ticket was found on.
+        data: Data set, as for data.name. If not given: the one on which the ticket was found.
         root: Folder of the data set.
-        split: Which of its images; validation and train are those of the ticket's own seed.
-        device: cpu, cuda, cuda:N, or auto: cuda where there is one.
-        arch: module:callable that makes the network, where that is your own code.
+        split: The images to use. validation and train are the splits of the ticket's seed.
+        device: cpu, cuda, cuda:N, or auto (cuda if available).
+        arch: module:callable that creates the network, if it is your own code.
     """
     TrainConfig(device=device)
     import torch
@@ -71,7 +70,7 @@ def evaluate(
     images = getattr(split_dataset(dataset, chosen, config.seed_of("data")), split)
     if images is None:
         raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
-    # As in training, for the same bits; but a file is not to start any number of threads.
+    # As in training, for the same bits, but a file must not start any number of threads.
     torch.set_num_threads(min(config.train.threads, os.cpu_count() or 1))
     batches = batches_of(images.to(place), ticket.inputs.mean, ticket.inputs.std)
     loss, accuracy = measure(network.to(place), batches, ticket.precision)
@@ -82,11 +81,11 @@ def evaluate(
     if chosen.name == config.data.name and f"{split}_accuracy" in ticket.record and split != "train":
         _print(f"at the end of training: {ticket.record[f'{split}_accuracy']:.2%}")
         if config.model.method == "sampled":
-            _print("(there over fresh draws of the mask; the ticket holds one draw)")
+            _print("(there over new draws of the mask; the ticket holds one draw)")
 
 
 def info(file: Positional[Path]) -> None:
-    """Show what a ticket holds: layers, size, accuracy, origin.
+    """Show the content of a ticket: layers, size, accuracy, origin.
 
     Args:
         file: The ticket.
@@ -120,19 +119,19 @@ def info(file: Positional[Path]) -> None:
         ", ".join(f"{name} {value}" for name, value in ticket.versions.items()),
         "",
     )
-    _table(("layer", "shape", "weights", "kept", "k", "kept > 0", "kept < 0", "bits a weight"), rows)
+    _table(("layer", "shape", "weights", "kept", "k", "kept > 0", "kept < 0", "bits per weight"), rows)
 
 
 def export(
     file: Positional[Path], *, to: Target, output: Path | None = None, arch: str | None = None
 ) -> None:
-    """Write a ticket's network as a plain dense model, which does not need this package.
+    """Write a ticket's network as a plain dense model that does not need this package.
 
     Args:
         file: The ticket.
         to: state_dict (torch.load), exported_program (torch.export.load) or onnx.
-        output: The file to write. Unset: the ticket's name with .pt, .pt2 or .onnx.
-        arch: module:callable that makes the network, where that is your own code.
+        output: The file to write. If not given: the name of the ticket with .pt, .pt2 or .onnx.
+        arch: module:callable that creates the network, if it is your own code.
     """
     if to == "onnx":
         _need_onnx()
@@ -146,7 +145,7 @@ def export(
     if path.exists() and file.exists() and path.samefile(file):
         raise UserError(f"output: {str(path)!r} is the ticket itself")
     ticket = read_ticket(file)
-    # In torch's default memory format, as whoever loads the file builds the network.
+    # In torch's default memory format, like a network that is built to load the file.
     network = ticket.network(arch).to(memory_format=torch.contiguous_format)
     partial = path.with_name(f".{uuid.uuid4().hex}{SUFFIXES[to]}")
     try:
@@ -167,11 +166,11 @@ def export(
 
 
 def diff(a: Positional[Path], b: Positional[Path]) -> None:
-    """Compare two masks by layer: what both keep, against the central 95% of what chance gives.
+    """Compare two masks per layer: the weights that both keep, against the 95% range of random masks.
 
     Args:
         a: A ticket.
-        b: Another one, of the same network.
+        b: Another ticket of the same network.
     """
     from hiddenweights.tickets.overlap import Overlap, overlap, total
     from hiddenweights.tickets.ticket import read_ticket
@@ -188,7 +187,7 @@ def diff(a: Positional[Path], b: Positional[Path]) -> None:
         return (name, o.n, o.a, o.b, o.both, chance, o.verdict, f"{o.both / max(1, o.a):.1%}")
 
     if first.weights_checksum != second.weights_checksum:
-        _print("The two select from different weights.", "")
+        _print("The two tickets select from different weights.", "")
     columns = ("layer", "weights", "A keeps", "B keeps", "both", "chance", "verdict", "both of A's")
     _table(columns, [*(row(*item) for item in layers.items()), row("all", total([*layers.values()]))])
 
@@ -238,7 +237,7 @@ def _onnx(network: "nn.Module", inputs: "Inputs") -> bytes:
 
 
 def _program(network: "nn.Module", inputs: "Inputs") -> "torch.export.ExportedProgram":
-    """The network for any number of images, without where on this machine its code lies."""
+    """The network for any batch size, without paths of this machine."""
     import torch
 
     images = torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size)
@@ -267,7 +266,7 @@ def _need_onnx() -> None:
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Columns as wide as they need to be: the first to the left, the others to the right."""
+    """Print aligned columns: the first to the left, the others to the right."""
     text = [[str(value) for value in row] for row in (columns, *rows)]
     widths = [max(map(len, column)) for column in zip(*text, strict=True)]
     for first, *others in text:

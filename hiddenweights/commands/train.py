@@ -27,13 +27,13 @@ def train(
     patience: float = PATIENCE,
     ranks: int = 1,
 ) -> int:
-    """Train one cell, or go on with it. A finished cell is reported and not trained again.
+    """Train one cell, or resume it. A finished cell is reported and not trained again.
 
     Args:
-        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
-        track: Log to the installed trackers (W&B; offline where there is no key).
-        patience: Seconds to wait for a store that is away, read-only or full.
-        ranks: Processes that train it together, data parallel; each takes a GPU where there are any.
+        store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
+        track: Log to the installed trackers (W&B; offline without a key).
+        patience: Seconds to wait if the store is unreachable, read-only or full.
+        ranks: Processes that train the cell together, data parallel, each on its own GPU if there are any.
     """
     if ranks < 1:
         raise UserError(f"--ranks: {ranks} must be above 0")
@@ -49,7 +49,7 @@ def train(
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
         console.print(_line(result["summary"], config.train.epochs))
         return 0
-    check_inputs(config, ticket)  # bad data is said here, before a file is written
+    check_inputs(config, ticket)  # reports bad data before any file is written
     results.prepare()
     if ticket and not results.has_ticket(cell_id(ticket.config)):
         results.add_ticket(cell_id(ticket.config), ticket.to_bytes())
@@ -69,10 +69,10 @@ def train(
             trackers = installed_trackers() if track else []
             run_cell(config, results, trackers=trackers, on_record=show, patience=patience, ranks=ranks)
         except KeyboardInterrupt:
-            console.print(f"stopped after epoch {done}; the same command goes on from there")
+            console.print(f"stopped after epoch {done}; run the same command again to resume")
             return 130
         except Busy as error:
-            console.print(f"{error}; nothing to do")
+            console.print(f"{error}")
             return 1
         except UserError:
             raise
@@ -84,7 +84,7 @@ def train(
 
 
 def _finetune(config: CellConfig, store: Store) -> tuple[CellConfig, "Ticket"]:
-    """The config with its network as in the ticket that `model.init_from` names: a cell's, or a file."""
+    """The config with the network of the ticket that `model.init_from` names, by cell or by file."""
     from hiddenweights.tickets.ticket import read_ticket
 
     given = config.model
@@ -103,7 +103,7 @@ def _finetune(config: CellConfig, store: Store) -> tuple[CellConfig, "Ticket"]:
     if ":" in ticket.config.model.arch and given.arch != ticket.config.model.arch:
         raise UserError(
             f"model.arch: the ticket's network is code, {ticket.config.model.arch!r}, which is imported only"
-            f" if you name it, too: --model.arch {ticket.config.model.arch}"
+            f" if you name it too: --model.arch {ticket.config.model.arch}"
         )
     settled = {name: getattr(ticket.config.model, name) for name in SUBNETWORK}
     return replace(config, model=replace(given, **settled, init_from=cell)), ticket

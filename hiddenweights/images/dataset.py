@@ -1,7 +1,7 @@
 """Data sets as uint8 tensors, seeded disjoint splits, and batches that are functions of (seed, epoch).
 
-A split lies on the device, and a batch is one gather, crop, flip and normalisation there. Only image
-folders stay files, which `image_stream` decodes during training.
+A split is stored on the device; a batch is one gather, crop, flip and normalisation there. Only image folders
+remain files, which are decoded during training.
 """
 
 import functools
@@ -31,7 +31,7 @@ PADDING = 4
 class Images:
     """Raw images, uint8 (n, channels, height, width), and their labels, int64 (n,).
 
-    In memory the channels come last (`torch.channels_last`), as convolutions and batches are fastest.
+    The memory format is `torch.channels_last`, the fastest for convolutions and for making batches.
     """
 
     pixels: Tensor
@@ -60,9 +60,9 @@ class Images:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A data set as it comes: training and test images, and how they are normalised.
+    """A data set: training and test images, and the constants that normalise them.
 
-    `mean` and `std` have one value a channel, in units of the full range [0, 1].
+    `mean` and `std` have one value per channel, in units of the full range [0, 1].
     """
 
     train: Images | ImageFiles
@@ -82,7 +82,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint parts: what trains, what selects (None under the paper's protocol), what is reported."""
+    """Disjoint images for training, validation (None under the paper's protocol) and testing."""
 
     train: Images | ImageFiles
     validation: Images | ImageFiles | None
@@ -94,7 +94,7 @@ class Splits:
 
 @dataclass(frozen=True)
 class _Source:
-    """torchvision's class of a data set, the folder that shows its presence, and its statistics."""
+    """The torchvision class of a data set, the folder that exists if it is present, and its statistics."""
 
     cls: str
     folder: str
@@ -113,10 +113,10 @@ _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def load_dataset(config: DataConfig) -> Dataset:
-    """The data set of `config`, on the CPU; a second call for the same files does not read them again.
+    """The data set of `config`, on the CPU. A second call for the same files does not read them again.
 
-    torchvision downloads what is missing where there is a network; what is there is never fetched.
-    Raises `UserError` when the data is missing and cannot be fetched, or does not read.
+    torchvision downloads missing data if there is a network; data that is present is never downloaded.
+    Raises `UserError` if the data is missing and cannot be downloaded, or cannot be read.
     """
     return _load(config.name, config.root, config.image_size, config.augment == "resized_crop_flip")
 
@@ -131,8 +131,8 @@ def _load(name: str, root: str, image_size: int | None, random_crop: bool) -> Da
 
 
 def _digits() -> Dataset:
-    """scikit-learn's 1,797 handwritten digits of 8x8 pixels; a fixed fifth of them is the test set."""
-    # Its file, and not its `load_digits`, whose import takes a second in every process.
+    """scikit-learn's 1,797 handwritten digits of 8x8 pixels. A fixed fifth of them is the test set."""
+    # Its file is read directly, because importing `load_digits` takes a second in every process.
     package = find_spec("sklearn")
     assert package is not None
     assert package.origin is not None
@@ -158,7 +158,7 @@ def _torchvision(name: str, root: Path) -> Dataset:
             for train in (True, False)
         ]
         train, test = (_from_arrays(part.data, part.targets) for part in parts)
-    except Exception as error:  # torchvision raises a different type for every way to fail
+    except Exception as error:  # torchvision raises many types
         if made:
             shutil.rmtree(made, ignore_errors=True)
         state = f"{folder} does not read" if present else f"no {name} in {root}, no download"
@@ -184,10 +184,10 @@ def _folder(root: Path, image_size: int, random_crop: bool) -> Dataset:
 
 
 def split(dataset: Dataset, config: DataConfig, seed: int) -> Splits:
-    """Disjoint training, validation and test images; what is held out is a function of `seed`.
+    """Disjoint training, validation and test images. The images held out are a function of `seed`.
 
-    Under the paper's protocol all training images train, and nothing validates. Raises `UserError`
-    when `data.subset` asks for more images than there are.
+    Under the paper's protocol all training images are used for training, and there is no validation split.
+    Raises `UserError` if `data.subset` is larger than the number of training images.
     """
     n = len(dataset.train)
     if config.subset is not None and config.subset > n:
@@ -207,19 +207,20 @@ def split(dataset: Dataset, config: DataConfig, seed: int) -> Splits:
 
 
 def crop_flip(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int = PADDING) -> Tensor:
-    """Random-crop augmentation with its random numbers given; bit-identical to torchvision's.
+    """Random crops and flips for given random numbers, bit-identical to torchvision's.
 
-    Each image of `pixels` (n, c, h, w), any dtype, is padded with `padding` zeros a side (raw pixels:
-    torchvision pads before it normalises), cut to h x w at row `top` and column `left` (int64 (n,), in
-    [0, 2 * padding]), then mirrored where `flip` (bool (n,)) says so. Returns (n, c, h, w).
+    Each image of `pixels` (n, c, h, w), any dtype, is padded with `padding` zeros on each side. (The zeros
+    are raw pixels, as torchvision pads before it normalises.) It is cut to h x w at row `top` and column
+    `left` (int64 (n,), in [0, 2 * padding]), then mirrored if `flip` (bool (n,)) is set. Returns (n, c, h,
+    w).
     """
     n, c, h, w = pixels.shape
     columns, rows = w + 2 * padding, h + 2 * padding
     images = pixels.permute(0, 2, 3, 1)
     both = torch.cat((images, images.flip(2))).reshape(2 * n, h, w * c)
     padded = F.pad(both, (padding * c, padding * c, padding, padding))
-    # Every h x w window, by the pixel at which it starts. A crop's mirror image is a crop of the mirrored
-    # image, so that one gather of windows crops and flips: 10 times as fast as gathering pixels.
+    # A view of every h x w window, indexed by its first pixel. The mirror image of a crop is a crop of the
+    # mirrored image, so one gather of windows crops and flips. It is 10 times as fast as gathering pixels.
     starts = 2 * n * rows * columns - (h - 1) * columns - w + 1
     windows = padded.as_strided((starts, h, w * c), (c, columns * c, 1))
     image = torch.arange(n, device=pixels.device) + n * flip
@@ -228,7 +229,7 @@ def crop_flip(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: 
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (n, c, h, w) to float32: (pixel / 255 - mean) / std by channel, as torchvision computes it.
+    """uint8 (n, c, h, w) to float32: (pixel / 255 - mean) / std per channel, as in torchvision.
 
     The result is channels_last in memory.
     """
@@ -240,21 +241,21 @@ def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -
 
 @functools.lru_cache(maxsize=16)
 def _row(values: tuple[float, ...], width: int, device: torch.device) -> Tensor:
-    """One value a channel, repeated for a row of pixels: (width * channels,)."""
+    """One value per channel, repeated for a row of pixels: (width * channels,)."""
     return torch.tensor(values, device=device).repeat(width)
 
 
 def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """The order of n images in an epoch, int64 (n,): a function of (seed, epoch)."""
+    """The order of n images in an epoch, int64 (n,), as a function of (seed, epoch)."""
     return torch.from_numpy(permutation(stream(seed, "order", epoch), n))
 
 
 def shares(order: Tensor, size: int, rank: int = 0, ranks: int = 1) -> Iterator[Tensor]:
     """The share of process `rank` of `ranks` in each batch of `size` of the images `order`.
 
-    A batch is cut into shares of equal size, up to one image; of a batch of less than 2 * ranks images, the
-    last processes have an empty share, since BatchNorm has no variance for a single image. For that reason,
-    too, a last batch of a single image is left out.
+    The shares of a batch differ in size by at most one image. If a batch has fewer than 2 * ranks images, the
+    last processes get an empty share, because BatchNorm has no variance for a single image. For the same
+    reason a last batch of a single image is left out.
     """
     n = len(order)
     for start in range(0, n, size):
@@ -269,7 +270,7 @@ def shares(order: Tensor, size: int, rank: int = 0, ranks: int = 1) -> Iterator[
 class Batches:
     """Normalised batches of one split, on the device of its images.
 
-    Of several processes that train together, each has its share of every batch.
+    If several processes train together, each gets its share of every batch.
     """
 
     images: Images
@@ -279,16 +280,16 @@ class Batches:
     ranks: int = 1
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once, as stored: float32 (b, c, h, w) and int64 (b,), b = `size` but for the last.
+        """Every image once, in stored order: float32 (b, c, h, w), int64 (b,); b = `size` but for the last.
 
-        Of several processes, each has some of these batches.
+        If several processes evaluate together, each gets some of these batches.
         """
         for start in range(self.rank * size, len(self.images), self.ranks * size):
             part = slice(start, start + size)
             yield normalise(self.images.pixels[part], self.mean, self.std), self.images.labels[part]
 
     def shuffled(self, size: int, *, seed: int, epoch: int, augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """Every image once in the order of (seed, epoch), augmented by (seed, epoch, image) alone.
+        """Every image once. The order depends on (seed, epoch), the augmentation on (seed, epoch, image).
 
         See `shares` for the last batch, and for several processes.
         """
@@ -303,7 +304,7 @@ class Batches:
             yield normalise(pixels, self.mean, self.std), batch.labels
 
     def count(self, size: int) -> int:
-        """How many batches `shuffled` gives."""
+        """The number of batches that `shuffled` gives."""
         n = len(self.images)
         return math.ceil(n / size) - (n > 1 and n % size == 1 and size > 1)
 

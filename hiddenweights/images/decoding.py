@@ -1,6 +1,6 @@
-"""Images decoded and cut to squares, one by one or in processes of their own.
+"""Decode images and cut them to squares, in this process or in separate ones.
 
-What is cut is a function of (seed, epoch, image) alone: the number of processes changes nothing.
+The cut is a function of (seed, epoch, image) alone, so the number of processes does not change it.
 """
 
 import io
@@ -22,32 +22,32 @@ from hiddenweights.masking.rng import stream, uniforms
 
 Cut = Literal["square", "centre", "random"]
 
-CORRUPT_LIMIT = 0.001  # of a part's images; ImageNet has none
-SAMPLE = 32  # images of each part that are tried before training
+CORRUPT_LIMIT = 0.001  # fraction of the images; ImageNet has no corrupt ones
+SAMPLE = 32  # images of each part that are decoded before training, as a test
 TRIES = 10
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
 
 class Corrupt(ValueError):
-    """A file that was read and is no intact image."""
+    """A file was read but is not an intact image."""
 
 
 # --- one image ---------------------------------------------------------------------------------------------
 
 
 def read_image(path: str) -> Tensor:
-    """The image as uint8 (3, height, width); grey and CMYK images are converted, transparency is dropped.
+    """The image as uint8 (3, height, width). Grey and CMYK images are converted; transparency is dropped.
 
-    Raises `Corrupt` for content that is no intact image, and OSError for a file that cannot be read.
+    Raises `Corrupt` for content that is not an intact image, and OSError for a file that cannot be read.
     """
-    from torchcodec.decoders import decode_image  # only here: its libraries are for image folders alone
+    from torchcodec.decoders import decode_image  # here, because only image folders need it
 
     data = np.fromfile(path, np.uint8)
     try:
         image: Tensor = decode_image(torch.from_numpy(data), mode="RGB")
     except (RuntimeError, ValueError):
         return _read_other_format(data.tobytes())
-    image = image if image.ndim == 3 else image[0]  # of an animation
+    image = image if image.ndim == 3 else image[0]  # the first frame of an animation
     return image if image.dtype == torch.uint8 else (image.to(torch.int32) // 257).to(torch.uint8)
 
 
@@ -57,7 +57,7 @@ def _read_other_format(data: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(data)) as image:
             pixels = np.array(image.convert("RGB"))
-    except Exception as error:  # Pillow raises a different type for every way to fail
+    except Exception as error:  # Pillow raises many types
         raise Corrupt(str(error) or type(error).__name__) from None
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -65,10 +65,10 @@ def _read_other_format(data: bytes) -> Tensor:
 def cut(image: Tensor, size: int, how: Cut, numbers: NDArray[np.float32] | None = None) -> Tensor:
     """A square of side `size` of `image`, both uint8 (3, height, width).
 
-    ``square``: the shorter side becomes `size`, then the centre is cut. ``centre``: the same, but the
-    shorter side becomes 8/7 of it (256 for 224), as the paper tests. ``random``: the paper's training, a
-    random part of the image (see `random_crop`), resized, and mirrored half of the time, by `numbers`,
-    4 * TRIES + 1 in [0, 1).
+    ``square``: the shorter side is resized to `size`, then the centre is cut. ``centre``: the same, but the
+    shorter side is resized to 8/7 of `size` (256 for 224), as the paper does for testing. ``random``: as the
+    paper does for training, a random part of the image (see `random_crop`) is resized, and mirrored half of
+    the time. Its random numbers are `numbers`, 4 * TRIES + 1 values in [0, 1).
     """
     if how == "random":
         assert numbers is not None
@@ -84,18 +84,21 @@ def cut(image: Tensor, size: int, how: Cut, numbers: NDArray[np.float32] | None 
 
 
 def _resize(image: Tensor, height: int, width: int) -> Tensor:
-    """As torchvision's and Pillow's bilinear resize with antialias. (Without torchvision's module for it,
-    whose import takes a second.)"""
+    """Bilinear resize with antialias, like torchvision's and Pillow's.
+
+    It does not use torchvision's module, because importing that takes a second.
+    """
     if image.shape[1:] == (height, width):
         return image
     return F.interpolate(image[None], (height, width), mode="bilinear", antialias=True)[0]
 
 
 def random_crop(height: int, width: int, numbers: NDArray[np.float32]) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random part of an image, as torchvision's RandomResizedCrop draws it.
+    """(top, left, height, width) of a random part of an image, drawn like torchvision's RandomResizedCrop.
 
-    Area uniform in `AREA` of the image, aspect ratio log-uniform in `ASPECT`, anywhere in the image: the
-    first of `TRIES` that fits. If none does, the largest centred part of an allowed ratio.
+    The area is uniform in `AREA` of the image, the aspect ratio log-uniform in `ASPECT`, the position
+    uniform. The first of `TRIES` that fits is taken. If none fits: the largest centred part with an allowed
+    ratio.
     """
     low, high = (math.log(ratio) for ratio in ASPECT)
     for size, ratio, top, left in numbers[: 4 * TRIES].astype(float).reshape(TRIES, 4):
@@ -120,7 +123,7 @@ class Request(NamedTuple):
     seed: int
     epoch: int
     images: list[int]
-    """The number of each in its part of the data set, of which its random numbers are a function."""
+    """The number of each image in its part of the data set. Its random numbers depend on it."""
 
 
 Decoded = tuple[Tensor, list[tuple[int, str]]]
@@ -159,41 +162,41 @@ def _as_it_is(decoded: Any) -> Any:
 
 
 def default_loaders(ranks: int) -> int:
-    """As many processes that decode as `ranks` processes, which train, leave of this machine's cores each."""
+    """The number of decoding processes per training process: the cores that `ranks` processes leave."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, cores // ranks - 1)
 
 
 class Decoder:
-    """Processes that decode requests, started with the first and kept until this object goes.
+    """Processes that decode requests. They start with the first request and live as long as this object.
 
-    `processes` = 0 decodes in this process. One iteration at a time.
+    `processes` = 0 decodes in this process. Only one iteration can run at a time.
     """
 
     def __init__(self, processes: int, *, pinned: bool = False) -> None:
-        """`pinned`: results lie in page-locked memory, from which a GPU copies while the CPU goes on."""
+        """`pinned`: store results in page-locked memory, from which a GPU copies asynchronously."""
         self._requests: Iterable[Request] = ()
         self._loader = DataLoader(
             _Decode(),
-            sampler=self,  # an iterable is all it needs
+            sampler=self,  # any iterable works
             batch_size=None,
             num_workers=processes,
             persistent_workers=processes > 0,
             pin_memory=pinned,
             collate_fn=_as_it_is,
-            generator=torch.Generator(),  # or it would draw from torch's own, which the network may use
+            generator=torch.Generator(),  # else it would use torch's generator, which the network may use
         )
 
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Decoded]:
-        """The decoded requests, in order; while one is used the next are decoded."""
+        """The decoded requests in order. The next ones are decoded while one is used."""
         self._requests = requests
         try:
             yield from self._loader
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):  # killed, for all we know for lack of memory
+            if "DataLoader worker" in str(error):  # killed, probably for lack of memory
                 raise OSError(f"a process that decodes images has died: {error}") from error
             raise
 
@@ -202,7 +205,7 @@ class Decoder:
 
 
 def check_corrupt(corrupt: Mapping[str, str], images: int) -> None:
-    """Raise `UserError` if more than `CORRUPT_LIMIT` of `images` are `corrupt` (path: reason)."""
+    """Raise `UserError` if more than the fraction `CORRUPT_LIMIT` of `images` is `corrupt` (path: reason)."""
     if len(corrupt) > CORRUPT_LIMIT * images:
         first = "; ".join(f"{path}: {reason}" for path, reason in [*corrupt.items()][:3])
         raise UserError(
@@ -211,7 +214,7 @@ def check_corrupt(corrupt: Mapping[str, str], images: int) -> None:
 
 
 def try_sample(images: ImageFiles) -> None:
-    """Decode `SAMPLE` of the images, evenly spread. Raises `UserError` if too many do not read."""
+    """Decode `SAMPLE` evenly spaced images. Raises `UserError` if too many of them are corrupt."""
     corrupt = {}
     for index in np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)).tolist():
         try:

@@ -1,6 +1,6 @@
-"""Which images a folder holds, and of which classes: image folders in general, and ImageNet's own layouts.
+"""The images of a folder and their classes: image folders in general, and the layouts of ImageNet.
 
-Reads names only; `image_stream` reads the images.
+Only names are read here. The images are read during training.
 """
 
 import csv
@@ -18,27 +18,27 @@ from hiddenweights.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 
-# Lists of the labels of a `val/` without class folders, as they are passed round, in the order of the search.
+# Common lists of the labels of a `val/` without class folders, in the order in which they are tried.
 LABEL_LISTS = (
-    "LOC_val_solution.csv",  # Kaggle's: image, then wnid and boxes
-    "val.txt",  # Caffe's: file name and place of the class in the sorted wnids, from 0
-    "val_annotations.txt",  # Tiny ImageNet's: file name, wnid, box
+    "LOC_val_solution.csv",  # Kaggle: image, then wnid and boxes
+    "val.txt",  # Caffe: file name and index of the class in the sorted wnids
+    "val_annotations.txt",  # Tiny ImageNet: file name, wnid, box
     "synset_labels.txt",  # a wnid per line, in the order of the file names
     "imagenet_2012_validation_synset_labels.txt",
 )
-DEVKIT = "ILSVRC2012_devkit_t12/data"  # the original: ids of its own per line, explained in meta.mat
+DEVKIT = "ILSVRC2012_devkit_t12/data"  # the original: one id per line, explained in meta.mat
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images that stay files until a batch is read, and their labels, int64 (n,)."""
+    """Images that remain files until a batch is read, and their labels, int64 (n,)."""
 
     root: str
     names: NDArray[np.bytes_]
-    """Path of each below `root`, (n,)."""
+    """The path of each image below `root`, (n,)."""
     labels: Tensor
     image_size: int
-    """Side in pixels of the squares that are cut from them."""
+    """Side in pixels of the squares that the images are cut to."""
     random_crop: bool
     """Whether they are cut as the paper cuts ImageNet's: see `image_stream.cut`."""
 
@@ -52,7 +52,7 @@ class ImageFiles:
         return replace(self, names=self.names[index.cpu().numpy()], labels=self.labels[index])
 
     def to(self, device: torch.device) -> "ImageFiles":
-        """The same images with their labels on `device`, where their batches will be."""
+        """The same images with their labels on `device`; their batches will be there, too."""
         return replace(self, labels=self.labels.to(device))
 
     def path(self, index: int) -> str:
@@ -63,11 +63,11 @@ class ImageFiles:
 def image_folder(root: Path, image_size: int, random_crop: bool) -> tuple[ImageFiles, ImageFiles, int]:
     """Training images, test images and number of classes of an image folder.
 
-    Training images lie in root/train/CLASS. Test images lie in root/test/CLASS or root/val/CLASS, or
-    directly in root/val with one of `LABEL_LISTS`, or ILSVRC's devkit, in root or root/val. Classes are
-    numbered in the order of their names, images sorted by name.
+    Training images are in root/train/CLASS. Test images are in root/test/CLASS or root/val/CLASS, or directly
+    in root/val together with one of `LABEL_LISTS` or ILSVRC's devkit in root or root/val. Classes are
+    numbered in the order of their names; images are sorted by name.
 
-    Raises `UserError` naming what is missing.
+    Raises `UserError` that names the missing part.
     """
     classes = _classes(root / "train")
     if len(classes) < 2:
@@ -102,7 +102,7 @@ def _by_class(root: Path, part: str, classes: Sequence[str]) -> list[tuple[str, 
 
 
 def _images(root: Path, folder: Path) -> list[str]:
-    """Every image in `folder` and below it, sorted, as paths below `root`."""
+    """The paths below `root` of every image in `folder` and its subfolders, sorted."""
     found = []
     for place, _, names in os.walk(folder, followlinks=True):
         below = os.path.relpath(place, root)
@@ -111,7 +111,7 @@ def _images(root: Path, folder: Path) -> list[str]:
 
 
 def _test_images(root: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    # ILSVRC's own test/ has no classes, because its labels were never published.
+    # The test/ folder of ILSVRC has no classes, because its labels were never published.
     part = "test" if (root / "test").is_dir() and _classes(root / "test") else "val"
     found = _classes(root / part) if (root / part).is_dir() else []
     if found == list(classes):
@@ -128,7 +128,7 @@ def _test_images(root: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
 
 
 def _listed_labels(root: Path, folder: Path, files: Sequence[str], classes: Sequence[str]) -> list[int]:
-    """The labels of `files`, sorted images without class folders, by the first list that is there."""
+    """The labels of `files`, sorted images without class folders, from the first list that exists."""
     numbers = {name: number for number, name in enumerate(classes)}
     for source in (place / name for name in LABEL_LISTS for place in (folder, root)):
         if source.is_file():
@@ -160,7 +160,7 @@ def _listed_labels(root: Path, folder: Path, files: Sequence[str], classes: Sequ
 
 
 def _rows(source: Path) -> Iterator[list[str]]:
-    """The words of each line; of a CSV file, without its header."""
+    """The words of each line, without the header of a CSV file."""
     with source.open(newline="") as lines:
         if source.suffix == ".csv":
             table = csv.reader(lines)
@@ -179,8 +179,8 @@ def _number(label: str, numbers: dict[str, int], numbered: bool, source: Path) -
 
 
 def _devkit_wnids(meta: Path) -> dict[str, str]:
-    """ILSVRC's own number of each class, as text, and its wnid."""
-    from scipy.io import loadmat  # only here: its import takes a while
+    """The ILSVRC id of each class, as text, and its wnid."""
+    from scipy.io import loadmat  # imported here, because the import is slow
 
     try:
         synsets: Iterable[NDArray[np.void]] = loadmat(meta, squeeze_me=True)["synsets"]

@@ -81,7 +81,7 @@ class Group:
             mask.chosen = chosen
 
     def release(self, *_: Any) -> None:
-        """End what `hold` began."""
+        """Discard the result of `hold`."""
         for mask in self.masks:
             mask.chosen = None
 
@@ -112,7 +112,7 @@ class Together:
             mask.effective = own
 
     def release(self, *_: Any) -> None:
-        """End what `hold` began."""
+        """Discard the result of `hold`."""
         for chain in self.chains:
             chain[0].effective = None
 

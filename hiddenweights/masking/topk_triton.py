@@ -121,7 +121,7 @@ def _launch(kernel: Any, programs: int, *arguments: object, **constants: object)
 
 
 def _as(grad: Tensor, score: Tensor) -> Tensor:
-    """`grad` in the memory format of `score`, and where a kernel reads it 16 bytes at a time."""
+    """`grad` in the memory format of `score`, aligned so that a kernel can read 16 bytes at a time."""
     if _layout(grad) == _layout(score) and grad.data_ptr() % 16 == 0:
         return grad
     return torch.empty_like(score, dtype=grad.dtype).copy_(grad)
@@ -171,7 +171,7 @@ def _table(layers: tuple[Layer, ...], device: torch.device) -> Tensor:
 
 @triton.jit
 def _layer_of(table, number, columns: tl.constexpr, block: tl.constexpr):
-    """The layer of block `number`, where the block begins in it, and the layer's length."""
+    """The layer of block `number`, the start of the block in the layer, and the length of the layer."""
     first = tl.load(table + _FIRST * columns + tl.arange(0, columns))
     layer = tl.sum((first <= number).to(tl.int32), 0) - 1
     begin = (number - tl.load(table + _FIRST * columns + layer)) * block
@@ -209,7 +209,7 @@ def _put(tensor, begin, length, x, block: tl.constexpr):
 
 @triton.jit
 def _magnitudes(scores, layer, begin, length, block: tl.constexpr):
-    """The bits of |score|, which as integers are in the order of the magnitudes; -1 beyond the end."""
+    """The bits of |score|. As integers they have the order of the magnitudes. -1 beyond the end."""
     score = _read(_tensor_of(scores, layer), begin, length, block)
     bits = score.to(tl.int32, bitcast=True) & _TOP
     return tl.where(begin + tl.arange(0, block) < length, bits, -1)

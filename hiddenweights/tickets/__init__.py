@@ -1,1 +1,1 @@
-"""Found subnetworks as files: the format, and what can be done with such a file."""
+"""Tickets: found subnetworks as files."""

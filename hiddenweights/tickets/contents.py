@@ -1,4 +1,4 @@
-"""What the file of a ticket must hold (docs/ticket.md), and the limits of what is read from one."""
+"""The required content of a ticket file (docs/ticket.md), and the limits for reading one."""
 
 import math
 import os
@@ -19,15 +19,15 @@ from hiddenweights.records import Record
 from hiddenweights.tickets.rice import decode_mask
 
 FORMAT = 1
-# Limits of what is read at all; the largest network of torchvision has 6.4e8 weights.
+# Larger files are refused. The largest network of torchvision has 6.4e8 weights.
 MAX_WEIGHTS = 2**30
 BYTES_A_WEIGHT = 32  # at most, while weights are drawn and masks are made
-MAX_SIDES = 8  # of a weight's shape
+MAX_SIDES = 8  # dimensions of a weight
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What the network takes and gives: (pixel / 255 - mean) / std by channel, to logits of classes."""
+    """Inputs and outputs of the network: (pixel / 255 - mean) / std per channel, to one logit per class."""
 
     channels: int
     image_size: int
@@ -36,7 +36,7 @@ class Inputs:
     std: tuple[float, ...]
 
     def check(self, dataset: Dataset) -> None:
-        """Raise `UserError` where the network cannot take these images, or has other classes."""
+        """Raise `UserError` if the network does not fit these images or their number of classes."""
         found = (dataset.channels, dataset.image_size, dataset.classes)
         if found != (self.channels, self.image_size, self.classes):
             raise UserError(
@@ -46,21 +46,21 @@ class Inputs:
 
 
 def has_ticket(config: CellConfig) -> bool:
-    """Whether the method leaves the weights as the seed draws them, so that a mask says it all."""
+    """Whether the method keeps the weights of the seed, so that a mask describes the network completely."""
     method = config.model.method
     return method in METHODS and not METHODS[method].redraws
 
 
 def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """The fields of a `Ticket` by name, from a file's header and tensors, once both are found to be in order.
+    """The fields of a `Ticket` by name, from the header and the tensors of a file, both checked.
 
-    Raises `UserError`, or an error of Python's own if the header has another structure.
+    Raises `UserError`, or a built-in exception if the header has another structure.
     """
     if type(header["format"]) is not int or header["format"] != FORMAT:
         raise UserError(f"has format {header['format']!r:.40}; this version reads format {FORMAT}")
     layers = {_text(name): layer for name, layer in header["layers"].items()}
     shapes = {name: [_count(side) for side in layer["shape"]] for name, layer in layers.items()}
-    # Before any arithmetic: a file may name integers of any length.
+    # Checked before any arithmetic, because a file may contain integers of any length.
     if any(len(shape) > MAX_SIDES or any(side > MAX_WEIGHTS for side in shape) for shape in shapes.values()):
         raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
@@ -106,10 +106,10 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _check_memory(weights: int) -> None:
-    """Raise `UserError` where so many weights do not fit: a mask of few or of all takes no room in a file."""
+    """Raise `UserError` if so many weights do not fit in memory. (A small file can name a huge network.)"""
     try:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # a system that does not say
+    except (ValueError, OSError):  # the system does not report it
         return
     if (needed := BYTES_A_WEIGHT * weights) > memory / 2:
         raise UserError(
@@ -119,7 +119,7 @@ def _check_memory(weights: int) -> None:
 
 
 def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
-    """Raise `UserError` where the masks do not keep the fraction k that the config says."""
+    """Raise `UserError` if the masks do not keep the fraction k of the config."""
     k = config.model.k
     if k is None:  # sampled: any fraction
         return
@@ -165,7 +165,7 @@ def same_tensors(
     expected: Mapping[str, tuple[torch.Size, torch.dtype]],
     found: Mapping[str, tuple[torch.Size, torch.dtype]],
 ) -> None:
-    """Raise `UserError` naming the first tensor that the network and the ticket have not in common."""
+    """Raise `UserError` that names the first tensor that only one of network and ticket has."""
     for name in sorted(expected.keys() | found.keys()):
         if expected.get(name) != found.get(name):
             network, ticket = (

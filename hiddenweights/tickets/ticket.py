@@ -1,8 +1,8 @@
-"""A found subnetwork as a file: the seed of its weights and one bit a weight (docs/ticket.md).
+"""A found subnetwork as a file: the seed of its weights and at most one bit per weight (docs/ticket.md).
 
-What a ticket holds: the cell's config, each layer's mask in Rice's code, the buffers and other values
-that evaluation needs, checksums, the last record, versions. Reading one executes nothing and takes
-memory in proportion to the network it names; whatever is wrong with a file raises `UserError`.
+A ticket contains the config of the cell, the mask of each layer as a Rice code, the buffers and other values
+that evaluation needs, checksums, the last record, and versions. Reading a ticket executes no code and takes
+memory in proportion to the network that it names. Any fault of a file raises `UserError`.
 """
 
 import hashlib
@@ -37,27 +37,27 @@ from hiddenweights.tickets.rice import encode_mask
 from hiddenweights.versions import versions
 
 MAGIC = b"\x93ticket\n"
-MAX_BYTES = 2**30  # of what is read at all
+MAX_BYTES = 2**30  # larger files are refused
 
 _DIGEST_BYTES = 32
-_TIMES = ("seconds", "images_per_second")  # left out, so that a cell's ticket is the same in every run
+_TIMES = ("seconds", "images_per_second")  # left out, so that every run of a cell gives the same ticket
 
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """A found subnetwork. `masks` and `state` are on the CPU, by the names of the plain network."""
+    """A found subnetwork. `masks` and `state` are on the CPU, under the names of the plain network."""
 
     config: Resolved
     inputs: Inputs
     masks: dict[str, Tensor]
-    """Bool, each of its weight's shape."""
+    """Bool, each with the shape of its weight."""
     gains: dict[str, Tensor]
-    """For `biprop`: the magnitude of each layer's weights, float32 (); else empty."""
+    """For `biprop`: the magnitude of the weights of each layer, float32 (). Otherwise empty."""
     state: dict[str, Tensor]
-    """Everything of the state dict but the masked weights. () stands for a tensor of one value."""
+    """The state dict without the masked weights. Shape () stands for a tensor of a single value."""
     weights_checksum: str
     record: Record
-    """The last epoch's record, without times and layers."""
+    """The record of the last epoch, without times and per-layer values."""
     versions: dict[str, str]
 
     @classmethod
@@ -66,8 +66,8 @@ class Ticket:
     ) -> "Ticket":
         """The ticket of a trained `network` with these `masks` (bool, by name) and this last `record`.
 
-        Raises `UserError` for methods whose weights are not the seed's (`dense`, `finetune`, `iterand`),
-        `ValueError` if the record is not that of the masks.
+        Raises `UserError` for methods that change the weights (`dense`, `finetune`, `iterand`), and
+        `ValueError` if the record does not describe these masks.
         """
         if not has_ticket(config):
             raise UserError(
@@ -98,12 +98,12 @@ class Ticket:
 
     @property
     def precision(self) -> Arithmetic:
-        """The arithmetic of training, in which the network gives the logits of its end."""
+        """The precision of training. In it the network gives the same logits as at the end of training."""
         used = self.record.get("precision", self.config.train.precision)
         return "bfloat16" if used == "bfloat16" else "float32"
 
     def to_bytes(self) -> bytes:
-        """The ticket as a file's content."""
+        """The content of the ticket's file."""
         layers: dict[str, dict[str, Any]] = {}
         tensors = {f"state/{name}": tensor for name, tensor in self.state.items()}
         tensors |= {f"gain/{name}": gain for name, gain in self.gains.items()}
@@ -124,7 +124,7 @@ class Ticket:
         return MAGIC + hashlib.sha256(body).digest() + body
 
     def save(self, path: str | Path) -> None:
-        """Write the ticket to `path`, whole or not at all."""
+        """Write the ticket to `path` atomically."""
         path = Path(path)
         content = self.to_bytes()
         partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
@@ -136,7 +136,7 @@ class Ticket:
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str = "ticket") -> "Ticket":
-        """The inverse of `to_bytes`. Raises `UserError`, with `source` named, for anything else."""
+        """The inverse of `to_bytes`. Raises `UserError` that names `source` for any other content."""
         if not content.startswith(MAGIC):
             raise UserError(f"{source}: is not a ticket")
         start = len(MAGIC) + _DIGEST_BYTES
@@ -155,7 +155,7 @@ class Ticket:
             raise UserError(f"{source}: holds no ticket: {shown(_first_line(error))}") from error
 
     def shuffled(self, seed: int) -> "Ticket":
-        """The ticket with as many weights of each layer kept, at random places that `seed` decides."""
+        """The ticket with a random mask of the same size per layer, drawn with `seed`."""
         masks = {}
         for name, mask in self.masks.items():
             order = torch.from_numpy(permutation(stream(seed, "shuffle", name), mask.numel()))
@@ -165,7 +165,7 @@ class Ticket:
     def weights(self) -> dict[str, Tensor]:
         """The random weights behind the masks, drawn from the seed: float32, by name.
 
-        Raises `UserError` where they are not those of training, bit for bit.
+        Raises `UserError` if they are not bit for bit those of training.
         """
         model = self.config.model
         weights = {}
@@ -184,11 +184,11 @@ class Ticket:
         return weights
 
     def network(self, arch: str | None = None) -> nn.Module:
-        """The subnetwork as a plain network on the CPU, in evaluation mode: unkept weights are zero.
+        """The subnetwork as a plain network on the CPU, in evaluation mode. Dropped weights are zero.
 
-        `arch` is the network's constructor, ``module:callable``, needed where the ticket names one:
-        it is code, which no ticket can run by itself. Raises `UserError` where the network does not fit
-        the ticket, or its weights are not those of training.
+        `arch` is the constructor of the network, ``module:callable``. It is needed if the ticket names one,
+        because a ticket alone must never cause code to run. Raises `UserError` if the network does not fit
+        the ticket, or if its weights are not those of training.
         """
         network = self._plain(arch)
         expected = network.state_dict()
@@ -209,8 +209,8 @@ class Ticket:
             gain = self.gains.get(name)
             state[name] = weight if gain is None else gain * weight.sign()
         network.load_state_dict(state, assign=True)
-        # As in training, where the product with the mask is of weights in this format, and decides how a
-        # 1x1 kernel lies: the order in which a convolution sums, and so its last bits, depend on both.
+        # Multiply in channels_last, exactly as training does. The memory format (also that of 1x1 kernels,
+        # which the multiplication decides) fixes the order of summation, and with it the last bits.
         network.to(memory_format=torch.channels_last)
         for owner, attribute, name in weight_layers(network):
             weight = getattr(owner, attribute)
@@ -218,7 +218,7 @@ class Ticket:
         return network.eval()
 
     def _plain(self, arch: str | None) -> nn.Module:
-        """The network without values (on torch's meta device), where its constructor can do without."""
+        """The network without values (on torch's meta device), if its constructor supports that."""
         model, inputs = self.config.model, self.inputs
         if (own := ":" in model.arch) != (arch is not None):
             hint = f"needs your code: arch={model.arch!r}" if own else f"takes no arch, but got {arch!r}"
@@ -236,13 +236,12 @@ class Ticket:
                 )
             except UserError as error:
                 raise UserError(_first_line(error)) from error
-            except (RuntimeError, TypeError, OverflowError) as error:  # sizes beyond torch's
+            except (RuntimeError, TypeError, OverflowError) as error:  # sizes that torch does not support
                 raise UserError(f"model.arch: {model.arch!r} cannot be built: {_first_line(error)}") from None
 
 
 class _EmptyOnMeta(TorchFunctionMode):
-    """Puts parameters and buffers on torch's meta device, and nothing else: RegNets compute their shapes
-    with tensors."""
+    """Puts only parameters and buffers on torch's meta device: RegNets compute shapes with tensors."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -252,7 +251,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def read_ticket(path: str | Path) -> Ticket:
-    """The ticket at `path`. Raises `UserError` where there is none, or what is there is not intact."""
+    """The ticket at `path`. Raises `UserError` if there is none, or if it is not intact."""
     path = Path(path)
     try:
         if not path.is_file():
@@ -268,12 +267,12 @@ def read_ticket(path: str | Path) -> Ticket:
 def load_ticket(
     path: str | Path, *, device: str | torch.device = "cpu", arch: str | None = None
 ) -> nn.Module:
-    """The subnetwork at `path`, ready to evaluate: a plain network on `device`, unkept weights zero.
+    """The subnetwork at `path`, ready to evaluate: a plain network on `device`, dropped weights zero.
 
-    Takes float32 (batch, channels, size, size), normalised as `read_ticket(path).inputs` says, and gives
-    the logits (batch, classes) of the end of training: bit for bit on the same kind of machine with as
-    many threads, and under autocast where the ticket's `precision` is bfloat16. `arch` and errors:
-    `Ticket.network`.
+    It takes float32 (batch, channels, size, size), normalised as `read_ticket(path).inputs` says, and
+    returns the logits (batch, classes) of the end of training. They are the same bits on the same kind of
+    machine with the same number of threads, and under autocast if the ticket's `precision` is bfloat16. For
+    `arch` and errors see `Ticket.network`.
     """
     ticket = read_ticket(path)
     try:
@@ -283,7 +282,7 @@ def load_ticket(
 
 
 def _compact(tensor: Tensor) -> Tensor:
-    """The tensor, contiguous; as its one value, (), where all its elements are the same bits."""
+    """The tensor, contiguous. If all its elements have the same bits: a single one of them, shape ()."""
     flat = tensor.contiguous().flatten()
     raw = flat.view(torch.uint8).view(len(flat), -1)
     return flat[0].clone() if len(flat) and bool((raw == raw[0]).all()) else flat.view(tensor.shape).clone()
@@ -291,8 +290,10 @@ def _compact(tensor: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _gains(network: nn.Module) -> dict[str, Tensor]:
-    """The magnitude of each layer's effective weights, as training computed it: its sum rounds otherwise
-    on another device or with other threads."""
+    """The magnitude of the effective weights per layer, as training computed it.
+
+    It is stored because it is a sum, which rounds differently on another device or with other threads.
+    """
     return {
         chain[0].layer.name: getattr(module, attribute).abs().max().cpu()
         for module in network.modules()

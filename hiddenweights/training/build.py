@@ -1,4 +1,4 @@
-"""From a resolved config to the network of the cell at its start, and how its device computes."""
+"""From a resolved config to the initial network of the cell, its device and its precision."""
 
 from collections.abc import Mapping
 
@@ -15,7 +15,7 @@ from hiddenweights.tickets.ticket import Ticket
 
 
 def device_of(name: str) -> torch.device:
-    """The device that `train.device` names; `auto` is CUDA if there is any. Raises `UserError` otherwise."""
+    """The device that `train.device` names; `auto` is CUDA if available. Raises `UserError` if missing."""
     there = torch.cuda.is_available()
     device = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
     if device.type == "cuda" and not there:
@@ -24,18 +24,18 @@ def device_of(name: str) -> torch.device:
 
 
 def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None = None) -> nn.Module:
-    """The cell's network at its start, on the CPU: masked, or for `dense` with weights to train.
+    """The initial network of the cell, on the CPU: masked, or for `dense` with trainable weights.
 
-    For `finetune` it is the network of `ticket`, whose unkept weights are zero. Convolutions are
-    channels_last in memory, as the images are: the fastest format on CPUs and GPUs.
+    For `finetune` it is the network of `ticket`, whose dropped weights are zero. The memory format of
+    convolutions is channels_last, like that of the images: the fastest one on CPUs and GPUs.
     """
     model, weight_seed = config.model, config.seed_of("weights")
     if model.method == "finetune":
         if ticket is None:
             raise UserError(f"model.init_from: the ticket of cell {model.init_from} is needed")
         ticket.inputs.check(dataset)
-        # The config's own word, never the ticket's: a network of the user's code is imported only if it
-        # was named beside the ticket.
+        # From the config, never from the ticket: user code is imported only if the user named it
+        # together with the ticket.
         return ticket.network(model.arch if ":" in model.arch else None)
     network = build_network(
         model.arch,
@@ -59,24 +59,25 @@ def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None
             weight_seed=weight_seed,
             score_seed=config.seed_of("scores"),
         )
-        if ":" not in model.arch:  # which might recompute parts in the backward pass
+        if ":" not in model.arch:  # user code might recompute parts in the backward pass
             select_together(network)
     return network.to(memory_format=torch.channels_last)
 
 
 def recordable(config: Resolved) -> bool:
-    """Whether a CUDA graph can hold a step: it reads no value of the device, in any network of ours.
+    """Whether a training step can be recorded in a CUDA graph: it must copy nothing back to the CPU.
 
-    What it draws (`sampled`) comes from torch's own generator, whose offset a graph moves on as a step does.
+    This is only known of our own architectures. Random numbers (`sampled`) are allowed: they come from
+    torch's generator, whose offset a graph advances as a step does.
     """
     return config.model.arch in NETWORKS
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
-    """What `precision` means on `device`; `auto` is bfloat16 where that is computed natively.
+    """The precision that `precision` means on `device`; `auto` is bfloat16 if it is native, else float32.
 
-    Elsewhere it is emulated, in a step ten to twenty times as long. A torch below 2.11 does not say what
-    a CPU computes: that is float32, then.
+    Emulated bfloat16 makes a step ten to twenty times slower. Torch below 2.11 does not report the
+    capabilities of a CPU; float32 is used then.
     """
     if precision != "auto":
         return precision
@@ -89,9 +90,9 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
 
 
 def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Give the weights outside `masks` (bool, by name, of each weight's shape) no gradient.
+    """Give the weights outside `masks` (bool, by name, each with the shape of its weight) no gradient.
 
-    They are zero and stay so: neither weight decay nor the momentum of SGD or Adam moves a zero.
+    They are zero and remain zero, because neither weight decay nor momentum changes a zero.
     """
     for owner, attribute, name in weight_layers(network):
         mask = masks[name]

@@ -19,7 +19,7 @@ from hiddenweights.identity import cell_id
 _NAME = "checkpoint.pt"
 _PREVIOUS = "previous.pt"
 _DIGEST_BYTES = 32
-# Of each record, so much that what follows from a history can be trusted to be there.
+# The values of each record that later code relies on.
 _NUMBERS = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy", "kept", "seconds")
 _TEXTS = ("weights_checksum", "mask_checksum")
 
@@ -87,18 +87,18 @@ def check_state(
 
 
 def saved_history(state: Mapping[str, Any]) -> list[dict[str, float | int | str]]:
-    """The records in `state`. Raises `ValueError` for what are none."""
+    """The records in `state`. Raises `ValueError` if they are not valid records."""
     if not isinstance(state.get("history"), str):
-        raise ValueError("history: is no text")
+        raise ValueError("history: is not a text")
     try:
         history = json.loads(state["history"])
     except RecursionError:
         raise ValueError("history: is nested too deeply") from None
     if not isinstance(history, list):
-        raise ValueError("history: is no list")
+        raise ValueError("history: is not a list")
     for number, record in enumerate(history, start=1):
         if not isinstance(record, dict) or not all(map(_plain, record.values())):
-            raise ValueError("history: a record is no object of numbers and texts")
+            raise ValueError("history: a record is not an object of numbers and texts")
         if any(type(record.get(name)) not in (int, float) for name in _NUMBERS):
             raise ValueError(f"history: the record of epoch {number} lacks one of {', '.join(_NUMBERS)}")
         if record.get("epoch") != number or not all(isinstance(record.get(name), str) for name in _TEXTS):
@@ -113,10 +113,10 @@ def _plain(value: Any) -> bool:
 
 
 def optimizer_state(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> dict[int, Any]:
-    """What `optimizer` had learnt, by the number of its parameter, as tensors that lie as the parameters do.
+    """The saved state of `optimizer` by parameter number, as tensors in the memory format of the parameters.
 
-    Raises `ValueError` for what it cannot have learnt: torch's fused kernels trust the shapes and strides.
-    A parameter that the state lacks has learnt nothing yet, which is all zeros.
+    Raises `ValueError` for a state that does not fit, because torch's fused kernels trust shapes and strides.
+    A parameter without saved state gets zeros.
     """
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     found = state["optimizer"].get("state") if isinstance(state.get("optimizer"), dict) else None

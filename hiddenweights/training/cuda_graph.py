@@ -25,8 +25,8 @@ class GraphedStep:
     """`step(images, labels)`, recorded once and then replayed for all batches of the same shape.
 
     `step` may only depend on its arguments and on tensors that keep their memory (parameters, buffers,
-    momentum, the learning rate). It must draw random numbers from torch's default generator only, which moves
-    on with a replay as with a step, and must not copy a value to the CPU. The first `WARM_UP` batches run
+    momentum, the learning rate). It must draw random numbers only from torch's default generator, which a
+    replay advances as a step does, and must not copy a value to the CPU. The first `WARM_UP` batches run
     without a graph, so that everything that is allocated once is allocated. Batches with another shape (the
     last of an epoch) never use the graph. The result is valid until the next call.
     """

@@ -20,9 +20,9 @@ EVALUATION_BATCH = 1000
 def train_epoch(
     step: Step, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, ranks: Ranks | None = None
 ) -> tuple[float, float, int]:
-    """One pass over `batches` of (images, labels): the mean loss, the accuracy and the number of images.
+    """One pass over `batches` of (images, labels): mean loss, accuracy, and number of images.
 
-    `ranks`: the processes that have a share of every batch each.
+    `ranks`: the processes that each have a share of every batch.
     """
     totals, images_seen = torch.zeros(2, device=device), 0
     for images, labels in batches:
@@ -44,19 +44,19 @@ def train_step(
     smoothing: float,
     ranks: Ranks | None = None,
 ) -> Tensor:
-    """One optimiser step (none if there is nothing to learn); returns (sum of losses, correct), shape (2,).
+    """One optimiser step (none if nothing is trained). Returns (sum of losses, correct), shape (2,).
 
     `images` are normalised, float32 (batch, channels, size, size), `labels` int64 (batch,). `precision` is
-    the arithmetic of the network, `smoothing` the label smoothing. Waits for no result of the device.
+    that of the network, `smoothing` the label smoothing. Does not wait for the device.
     """
     totals = torch.zeros(2, device=images.device)
     if optimizer is not None:
         optimizer.zero_grad(set_to_none=True)
-    if len(labels):  # one of several processes may have none of the last batch
-        # Forward: each layer computes with weight * mask(scores).
+    if len(labels):  # with several processes, the share of the last batch may be empty
+        # Forward pass: each layer computes with weight * mask(scores).
         with torch.set_grad_enabled(optimizer is not None):
             logits, loss = forward(network, images, labels, precision, smoothing)
-        # Backward: straight through the mask, to every score.
+        # Backward pass: straight through the mask, to every score.
         if optimizer is not None:
             loss.backward()
         totals = _tally(loss, logits, labels)
@@ -75,9 +75,9 @@ def evaluate(
     precision: Arithmetic = "float32",
     ranks: Ranks | None = None,
 ) -> tuple[float, float]:
-    """(mean loss, accuracy) of `network`, put in evaluation mode, over all of `batches`, on its device.
+    """(mean loss, accuracy) of `network` over all `batches`. Puts the network in evaluation mode.
 
-    `ranks`: the processes that have some of the batches each.
+    `ranks`: the processes that each have some of the batches.
     """
     network.eval()
     totals = torch.zeros(2, device=batches.images.labels.device)
@@ -93,7 +93,7 @@ def evaluate(
 def forward(
     network: nn.Module, images: Tensor, labels: Tensor, precision: Arithmetic, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Logits (batch, classes) in the precision asked for, and the batch's mean loss, float32."""
+    """Logits (batch, classes) in the given precision, and the mean loss of the batch in float32."""
     with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         logits = network(images)
     return logits, F.cross_entropy(logits.float(), labels, label_smoothing=smoothing)
@@ -106,15 +106,15 @@ def _tally(loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def seeded(seed: int, purpose: str, epoch: int, device: torch.device) -> Iterator[None]:
-    """Torch's random numbers on `device` as a function of (seed, purpose, epoch); as before outside.
+    """Seed torch's generators with (seed, purpose, epoch) inside the block, and restore them afterwards.
 
-    For what draws from torch's own generators: sampled masks, dropout. So an epoch repeats whether or
-    not the ones before it ran in this process.
+    Sampled masks and dropout draw from these generators. With this, an epoch repeats exactly even if the
+    earlier epochs ran in another process.
     """
     digest = hashlib.sha256(f"{seed}/{purpose}/{epoch}".encode()).digest()
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         derived = int.from_bytes(digest[:7], "little")
-        # Not `torch.manual_seed`: for devices that are not there it keeps a traceback, in 1 ms.
+        # Not `torch.manual_seed`: without a GPU it takes 1 ms to store a traceback for a later error.
         torch.default_generator.manual_seed(derived)
         if device.type == "cuda":
             torch.cuda.manual_seed_all(derived)

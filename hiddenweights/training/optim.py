@@ -15,7 +15,7 @@ def build_optimizer(
     """SGD (without Nesterov momentum) or Adam over `parameters`, on `device`; `config` must be resolved.
 
     The learning rate is a float32 tensor () on `device`, so that a replayed CUDA graph reads its new value.
-    So is Adam's number of steps (`capturable`), which makes no difference on a CPU.
+    Adam's number of steps is a tensor on `device`, too (`capturable`). This makes no difference on a CPU.
     """
     assert config.lr is not None
     assert config.weight_decay is not None

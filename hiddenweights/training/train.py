@@ -1,4 +1,4 @@
-"""Train one cell, yielding one record an epoch. Knows neither Ray nor W&B."""
+"""Train one cell and yield one record per epoch. This module knows neither Ray nor W&B."""
 
 import contextlib
 import functools
@@ -35,28 +35,28 @@ from hiddenweights.training.loop import evaluate, seeded, train_epoch, train_ste
 from hiddenweights.training.optim import build_optimizer, learning_rate, set_learning_rate
 from hiddenweights.training.ranks import Ranks
 
-SAVE_EVERY = 1.0  # seconds: shorter epochs share a checkpoint, which takes some 5 ms
+SAVE_EVERY = 1.0  # seconds; shorter epochs share a checkpoint, because writing one takes about 5 ms
 
 
 class Diverged(RuntimeError):
-    """The training loss or a learnt score (dense, finetune: weight) is no longer finite.
+    """The training loss or a trained parameter (a score, or a weight for dense and finetune) is not finite.
 
-    `epoch` is the epoch in which that was seen, from 1.
+    `epoch` is the epoch, from 1, after which this was found.
     """
 
     def __init__(self, epoch: int) -> None:
-        super().__init__(f"the training loss or what is learnt is not finite in epoch {epoch}")
+        super().__init__(f"the training loss or a trained parameter is not finite in epoch {epoch}")
         self.epoch = epoch
 
 
 class Trainer:
     """One cell's training: device, data, network and optimiser, built from its config.
 
-    With a `checkpoint` folder (made if the folder around it exists), training resumes from what that folder
-    holds. A checkpoint is written before an epoch's record is yielded, at most once per second, and always
-    after the last epoch or when the iterator is closed. So a killed process loses at most a second of
-    finished epochs besides the one it was in. A cell's result is a function of its config: on one kind of
-    machine, with equal `train.threads`, it repeats bit for bit, resumed or not.
+    If a `checkpoint` folder is given, training resumes from it. (It is created; its parent must exist.) A
+    checkpoint is written before the record of an epoch is yielded, at most once per second, and always after
+    the last epoch or when the iterator is closed. A killed process loses at most one second of finished
+    epochs and the current one. The result of a cell is a function of its config: on one kind of machine, with
+    the same `train.threads`, it repeats bit for bit, resumed or not.
 
     Raises `UserError` for bad input, before any training.
     """
@@ -69,10 +69,10 @@ class Trainer:
         ranks: Ranks | None = None,
         loaders: int | None = None,
     ) -> None:
-        """`ticket`: that of the cell `model.init_from`, which method `finetune` needs.
+        """`ticket`: the ticket of the cell `model.init_from`. Method `finetune` needs it.
 
-        `ranks`: the processes that train the cell together, each with a `Trainer` (see `parallel`).
-        `loaders`: processes that decode the images of a folder; None: one per core but this one.
+        `ranks`: the processes that train the cell together, each with its own `Trainer` (see `parallel`).
+        `loaders`: number of processes that decode the images of a folder; None: one per other core.
         """
         if checkpoint and not checkpoint.parent.is_dir():
             raise UserError(f"checkpoint: {str(checkpoint)!r} lies in no folder that exists")
@@ -83,7 +83,7 @@ class Trainer:
             self.device = torch.device("cuda", ranks.rank)
         self.precision = arithmetic(config.train.precision, self.device)
         self.seed = config.seed_of("scores")
-        # Dropout is to differ between the shares of a batch; sampled masks are to be the same.
+        # Dropout must differ between the shares of a batch, but sampled masks must be the same.
         rank = ranks.rank if ranks else 0
         alike = rank == 0 or config.model.method == "sampled"
         self.draws = "train" if alike else f"train, process {rank}"
@@ -95,7 +95,7 @@ class Trainer:
         self.evaluation_batches = self._placed(dataset, splits, loaders)
         self.train_batches = self.evaluation_batches.pop("train")
 
-        # The network as the seeds make it, or as the ticket does.
+        # The network, as the seeds or the ticket determine it.
         if ticket and config.model.init_mask == "shuffled":
             ticket = ticket.shuffled(config.seed_of("scores"))
         self.network: nn.Module = build_cell_network(config, dataset, ticket).to(self.device)
@@ -107,7 +107,7 @@ class Trainer:
         self.frozen = frozen_weights(self.network)
         self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
 
-        # What learns, and how. A CUDA graph replays the work of one process.
+        # The trained parameters and their optimiser. A CUDA graph is only used by a single process.
         self.learnable = [p for p in self.network.parameters() if p.requires_grad]
         self.optimizer = (
             build_optimizer(self.learnable, config.optim, self.device) if self.learnable else None
@@ -116,7 +116,7 @@ class Trainer:
         if self.device.type == "cuda" and recordable(config) and not ranks:
             self.run_step = GraphedStep(self.eager_step, CudaRecorder(self.device))
 
-        # A checkpoint adds only what was learnt.
+        # Restore the trained state from a checkpoint, if there is one.
         self.steps = 0
         self.history = self._restore()
         self.restored = len(self.history)
@@ -125,7 +125,7 @@ class Trainer:
     def _placed(
         self, dataset: Dataset, splits: Splits, loaders: int | None
     ) -> dict[str, Batches | StreamedBatches]:
-        """The batches of each split, by its name, on the device or decoded for it."""
+        """The batches of each split by name, stored on the device or decoded for it."""
         rank, count = (self.ranks.rank, self.ranks.count) if self.ranks else (0, 1)
         processes = default_loaders(count) if loaders is None else loaders
         decoder = Decoder(processes, pinned=self.device.type == "cuda")
@@ -137,18 +137,18 @@ class Trainer:
         }
 
     def epochs(self) -> Iterator[Record]:
-        """Every record from epoch 1 on: first those of a restored checkpoint, then new ones.
+        """All records from epoch 1: first those of a restored checkpoint, then new ones.
 
         Keys: `epoch` (finished epochs), `train_loss`, `train_accuracy`, `validation_loss` and
         `validation_accuracy` (not under the paper's protocol), `test_loss`, `test_accuracy`, `lr`,
-        `weights` (how many the masked layers have), `kept` (measured fraction of them kept), `churn`
-        (fraction of mask bits changed by the epoch), both also by layer as ``kept/NAME`` and
-        ``churn/NAME``, `seconds`, `images_per_second` (training alone), `weights_checksum`,
-        `mask_checksum`, `precision` (float32 or bfloat16); for image folders `corrupt_images`. Losses are
-        means over images; accuracies fractions.
+        `weights` (number of weights of the masked layers), `kept` (measured fraction of them that is kept),
+        `churn` (fraction of the mask bits that changed in the epoch), the last two also per layer as
+        ``kept/NAME`` and ``churn/NAME``, `seconds`, `images_per_second` (training only), `weights_checksum`,
+        `mask_checksum`, `precision` (float32 or bfloat16), and `corrupt_images` for image folders. Losses
+        are means over images; accuracies are fractions.
 
         Raises:
-            Diverged: the loss or a score is not finite; the records before that epoch were yielded.
+            Diverged: the loss or a trained parameter is not finite. Earlier records have been yielded.
         """
         yield from self.history
         saved = -math.inf
@@ -163,7 +163,7 @@ class Trainer:
                 yield record
             except GeneratorExit:
                 if not due:
-                    with contextlib.suppress(OSError):  # nobody is there any more to be told
+                    with contextlib.suppress(OSError):  # an error could not be reported to anyone
                         self._save()
                 raise
 
@@ -205,10 +205,10 @@ class Trainer:
         return record
 
     def step(self, images: Tensor, labels: Tensor) -> Tensor:
-        """One optimiser step, replayed as a CUDA graph if possible; returns (sum of losses, correct)."""
+        """One optimiser step, replayed as a CUDA graph if possible. Returns (sum of losses, correct)."""
         self.steps += 1
         totals = self.run_step(images, labels)
-        # Not of the step that a graph records: it draws on the CPU, and not at every step.
+        # Outside the recorded step, because it draws on the CPU and does not happen in every step.
         for name, mask in self.redrawing.items():
             mask.after_step(self.frozen[name], self.steps)
         return totals
@@ -219,7 +219,7 @@ class Trainer:
         return train_step(self.network, self.optimizer, images, labels, self.precision, smoothing, self.ranks)
 
     def _check_finite(self, loss: float, epoch: int) -> None:
-        # A mask stays 0 and 1 whatever its scores are, so the loss alone would not tell.
+        # The loss alone does not show this: a mask is 0 and 1 even if its scores are not finite.
         finite = [torch.isfinite(parameter).all() for parameter in self.learnable]
         if not math.isfinite(loss) or (finite and not torch.stack(finite).all()):
             raise Diverged(epoch + 1)
@@ -233,12 +233,12 @@ class Trainer:
             return []
         self.network.load_state_dict(state["network"])
         if self.optimizer is not None:
-            # What was learnt: how it learns is the config's and the device's, which may be another now.
+            # Restore the state, but keep the settings: they follow the config and the present device.
             own = self.optimizer.state_dict()["param_groups"]
             learnt = optimizer_state(state, self.optimizer)
             self.optimizer.load_state_dict({"state": learnt, "param_groups": own})
         self.steps = state["steps"]
-        self.precision = state.get("precision", self.precision)  # as it began, maybe on another machine
+        self.precision = state.get("precision", self.precision)  # that at the start, perhaps elsewhere
         return saved_history(state)
 
     def _save(self) -> None:
@@ -254,10 +254,9 @@ class Trainer:
             save_checkpoint(self.checkpoint, state)
 
     def masks_after(self, epoch: int) -> dict[str, Tensor]:
-        """The network's masks as the record of `epoch` counts them; for `sampled` a draw of that epoch's own.
+        """The masks that the record of `epoch` describes, by the name of the weight; for `sampled`, one draw.
 
-        Bool, each of its weight's shape, by the weight's name; empty for `dense`;
-        for `finetune` those it was given.
+        Bool, each with the shape of its weight. Empty for `dense`; for `finetune` the masks of the ticket.
         """
         if self.fixed_masks is not None:
             return self.fixed_masks
@@ -265,11 +264,11 @@ class Trainer:
             return current_masks(self.network)
 
     def ticket(self, record: Record) -> Ticket:
-        """The ticket of the network as it stands after the epoch of `record`, its last one.
+        """The ticket of the network in its present state, after the epoch of `record`.
 
-        A `sampled` network has no mask of its own, but a chance of each weight: its ticket holds the draw
-        whose checksum the record states. Raises `UserError` for methods whose weights are not the seed's
-        (`dense`, `finetune`, `iterand`), `ValueError` for a record that is not that of the network.
+        A `sampled` network has a probability per weight and no fixed mask. Its ticket contains the draw whose
+        checksum is in the record. Raises `UserError` for methods that change the weights (`dense`,
+        `finetune`, `iterand`), and `ValueError` if the record does not describe the present state.
         """
         masks = self.masks_after(int(record["epoch"]))
         return Ticket.of(self.config, self.network, masks, self.inputs, record)
@@ -296,7 +295,7 @@ class Trainer:
         return record
 
     def _corrupt_record(self) -> Record:
-        """How many image files of a folder were corrupt in this epoch, and the first of them."""
+        """The number of corrupt image files in this epoch, and the first of them."""
         streams = [self.train_batches, *self.evaluation_batches.values()]
         files = [batches.corrupt for batches in streams if isinstance(batches, StreamedBatches)]
         if not files:
@@ -310,7 +309,7 @@ class Trainer:
         return record
 
     def _weights_checksum(self) -> str:
-        """A digest of the masked layers' weights, or of a dense network's, which do change."""
+        """A digest of the weights of the masked layers; for a dense network, of its trained weights."""
         weights = frozen_weights(self.network) or {
             name: getattr(owner, attribute) for owner, attribute, name in weight_layers(self.network)
         }
