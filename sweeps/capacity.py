@@ -1,4 +1,4 @@
-"""What the nodes of a Ray cluster hold: those that run, and those that its autoscaler would start."""
+"""The resources of a Ray cluster: of its running nodes, and of those that its autoscaler could start."""
 
 import re
 import time
@@ -18,34 +18,34 @@ from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
 
 Resources = dict[str, float]
-MOST_LOADERS = 16  # processes that decode images for one GPU (docs/imagenet.md)
-POLL = 1.0  # seconds between looks at the cluster
+MOST_LOADERS = 16  # decoding processes per GPU (docs/imagenet.md)
+POLL = 1.0  # seconds between checks of the cluster
 
 
 @dataclass(frozen=True, kw_only=True)
 class Nodes:
-    """The nodes of a cluster: CPUs and GPUs of each that runs, and of each kind that it would start."""
+    """The nodes of a cluster: CPUs and GPUs of each running node, and of each kind that it could start."""
 
     running: tuple[Resources, ...]
     startable: tuple[Resources, ...] = ()
 
     @property
     def largest(self) -> Resources:
-        """The most CPUs of any node, and the most GPUs."""
+        """The largest number of CPUs and of GPUs of any node."""
         every = (*self.running, *self.startable)
         return {kind: max((node[kind] for node in every), default=0.0) for kind in ("CPU", "GPU")}
 
     def hold(self, wanted: Resources) -> bool:
-        """Whether any node, or one that the cluster would start, has all of `wanted`."""
+        """Whether a node, or one that the cluster could start, has all resources of `wanted`."""
         every = (*self.running, *self.startable)
         return any(all(node[kind] >= n for kind, n in wanted.items()) for node in every)
 
 
 def survey(cells: Collection[CellConfig], options: Options, note: Callable[[str], None]) -> Nodes:
-    """The cluster's nodes, as soon as there are any that train or the autoscaler's configuration is read.
+    """The nodes of the cluster, as soon as workers exist or the configuration of the autoscaler can be read.
 
-    Where neither is so, a node is asked for that could train one of `cells`, with a GPU if there are such
-    nodes, and waited for up to `options.first_worker` seconds; `note` is told. Ray must be connected.
+    Otherwise this requests a node that could train one of `cells` (with a GPU, if there are such nodes), waits
+    for it up to `options.first_worker` seconds, and reports that to `note`. Ray must be connected.
     """
     threads = max(config.train.threads for config in cells)
     gpu = options.gpus != 0 and any(config.train.device != "cpu" for config in cells)
@@ -57,7 +57,7 @@ def survey(cells: Collection[CellConfig], options: Options, note: Callable[[str]
     asked = None
     try:
         while time.monotonic() < deadline:
-            # A placement group and not a request of resources, which would outlive a killed launch.
+            # A placement group, because a resource request would outlive a killed launch.
             asked = asked or placement_group([{"CPU": threads} | ({"GPU": 1} if gpu else {})])
             time.sleep(POLL)
             nodes = Nodes(running=running())
@@ -75,14 +75,14 @@ def survey(cells: Collection[CellConfig], options: Options, note: Callable[[str]
 
 
 def running() -> tuple[Resources, ...]:
-    """CPUs and GPUs of every node that is alive."""
+    """CPUs and GPUs of every live node."""
     return tuple(_cpus_gpus(node["Resources"]) for node in ray.nodes() if node["Alive"])
 
 
 def startable() -> tuple[Resources, ...]:
-    """CPUs and GPUs of the kinds of worker that the autoscaler may start, as far as its file says so.
+    """CPUs and GPUs of the kinds of workers that the autoscaler may start, from its configuration file.
 
-    Empty without an autoscaler, and where its file is on another machine than this launch.
+    Empty without an autoscaler, or if the file is on another machine.
     """
     file = _autoscaler_file()
     config = yaml.safe_load(file.read_text()) if file else {}
@@ -96,7 +96,7 @@ def startable() -> tuple[Resources, ...]:
 
 
 def pending() -> str:
-    """The autoscaler's latest troubles and deeds in words; "" where it does nothing, or does not tell."""
+    """The latest problems and actions of the autoscaler as text; "" if there are none."""
     state = _autoscaler_state()
     starting: dict[str, int] = {}
     for request in state.pending_instance_requests:
@@ -116,10 +116,10 @@ def describe(wanted: Resources) -> str:
 
 
 def wanted_by(config: CellConfig, options: Options, measured: Measured, largest: Resources) -> Resources:
-    """What a cell asks of Ray: `options.gpus` of a GPU (None: a share, where there are any), and CPUs.
+    """The resources that a cell requests from Ray: GPUs (`options.gpus`; None: a share) and CPUs.
 
-    Of these one a thread, and for the images of a folder, which are decoded while the network trains, the
-    CPUs of a node in proportion to its GPUs.
+    It requests one CPU per thread. For image folders, which are decoded during training, it requests the CPUs
+    of a node in proportion to its GPUs.
     """
     together = options.processes()
     share = measured.gpu_share(config) if options.gpus is None else options.gpus
@@ -138,19 +138,19 @@ def wanted_by(config: CellConfig, options: Options, measured: Measured, largest:
 
 
 def loaders(config: CellConfig, options: Options, wanted: Resources) -> int:
-    """How many processes decode images for each that trains."""
+    """The number of decoding processes per training process."""
     return int(wanted["CPU"] / options.processes() - config.train.threads)
 
 
 def alone(wanted: Resources, largest: Resources) -> Resources:
-    """What a cell asks for to have no other beside it: a whole GPU, or a node's CPUs where it uses none."""
+    """The resources for a cell that must run alone: a whole GPU, or all CPUs of a node if it uses no GPU."""
     if wanted["GPU"]:
         return wanted | {"GPU": max(1.0, wanted["GPU"])}
     return wanted | {"CPU": largest["CPU"]}
 
 
 def check(wanted: Iterable[Resources], gpus: float | None, nodes: Nodes) -> None:
-    """Raise `UserError` when a cell wants more than any node will have: it would wait for ever."""
+    """Raise `UserError` if a cell requests more than any node will have: it would wait for ever."""
     largest = nodes.largest
     for resources in wanted:
         if nodes.hold(resources):
@@ -171,12 +171,12 @@ def _cpus_gpus(resources: dict[str, Any]) -> Resources:
 
 
 def _autoscaler_file() -> Path | None:
-    """The configuration of this cluster's autoscaler, if it runs on this machine: its command line says."""
+    """The configuration of the cluster's autoscaler, from its command line, if it runs on this machine."""
     address: str = ray.get_runtime_context().gcs_address
     for process in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             command = process.read_bytes().decode(errors="replace").replace("\0", " ")
-        except OSError:  # it has ended
+        except OSError:  # the process has ended
             continue
         found = re.search(r"monitor\.py .*--autoscaling-config=(\S+)", command)
         if found and f"--gcs-address={address}" in command:
@@ -186,7 +186,7 @@ def _autoscaler_file() -> Path | None:
 
 
 def _impossible(kind: str) -> bool:
-    """Whether the autoscaler says that something which was asked for with a `kind` fits no node."""
+    """Whether the autoscaler reports that a request with a resource `kind` fits no node."""
     return any(
         kind in request.resources_bundle
         for gang in _autoscaler_state().infeasible_gang_resource_requests
@@ -195,8 +195,8 @@ def _impossible(kind: str) -> bool:
 
 
 def _autoscaler_state() -> AutoscalingState:
-    """What Ray's autoscaler (its second version) last said; empty where there is none."""
+    """The latest status of Ray's autoscaler (version 2); empty without one."""
     reply = GetClusterStatusReply()
-    client = ray._private.worker.global_worker.gcs_client  # nothing public tells this
+    client = ray._private.worker.global_worker.gcs_client  # there is no public way to read this
     reply.ParseFromString(client.get_cluster_status(timeout_s=5))
     return reply.autoscaling_state

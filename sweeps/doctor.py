@@ -1,4 +1,4 @@
-"""``hiddenweights sweeps doctor``: look at this machine, or at every node of a cluster, before a launch."""
+"""``hiddenweights sweeps doctor``: check this machine, or every node of a cluster, before a launch."""
 
 import logging
 import time
@@ -14,20 +14,20 @@ from hiddenweights.config import DataConfig
 from hiddenweights.sweeps import host
 
 Facts = dict[str, host.Fact]
-PATIENCE = 40.0  # seconds that all nodes together have to answer
-WIDTH = 150  # columns, at least: a log has no edge
-SKEW = 5.0  # seconds that clocks may differ: a lease is anybody's after 90
+PATIENCE = 40.0  # seconds for all nodes together to answer
+WIDTH = 150  # columns at least; a log file has no width
+SKEW = 5.0  # seconds that clocks may differ; a lease expires after 90
 
 
 def doctor(
     address: str | None = None, store: str | None = None, data: str = "digits", root: str = "data"
 ) -> int:
-    """What this machine, or each node of a cluster, has for a sweep: a table, and what is amiss.
+    """Check this machine, or each node of a cluster, for a sweep: a table and a list of problems.
 
-    Makes the store if there is none yet. Exit status: 0 when all is well, else 1.
+    Creates the store if it does not exist. Exit status: 0 if there are no problems, else 1.
 
     Args:
-        address: A running Ray cluster (`auto`, or host:port). Unset: this machine.
+        address: A running Ray cluster (auto, or host:port). If not given: this machine.
         store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         data: Data set that the sweep needs.
         root: Folder of the data set on every node.
@@ -39,7 +39,7 @@ def doctor(
     results.prepare()
     if address:
         with ray_executor.cluster(address):
-            logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table says it
+            logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table shows it
             found = look_at_cluster(results.uri, wanted)
     else:
         found = {"this machine": host.facts(results.uri, wanted)}
@@ -52,7 +52,7 @@ def doctor(
 
 
 class Probe:
-    """An actor on a node: its facts, and its clock."""
+    """An actor on a node. It reports facts about the node and its clock."""
 
     def facts(self, store: str, data: DataConfig) -> Facts:
         """`host.facts` of the node."""
@@ -64,9 +64,9 @@ class Probe:
 
 
 def look_at_cluster(store: str, data: DataConfig) -> dict[str, Facts]:
-    """For each node that is alive, the head first, what `host.facts` finds there, and its clock's offset.
+    """The facts (`host.facts`) and the clock offset of each live node, the head first.
 
-    A node that does not answer in `PATIENCE` seconds has no fact but ``answers``. Ray must be connected.
+    A node that does not answer in `PATIENCE` seconds only has the fact ``answers``. Ray must be connected.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -95,7 +95,7 @@ def look_at_cluster(store: str, data: DataConfig) -> dict[str, Facts]:
 
 
 def _offset(probe: Any) -> host.Fact:
-    """How far the node's clock is from this one's, to within half of the time that the question takes."""
+    """The offset of the node's clock, known to within half the time of a round trip."""
     import ray
 
     asked = time.time()
@@ -106,7 +106,7 @@ def _offset(probe: Any) -> host.Fact:
 
 
 def _books(resources: Mapping[str, float], facts: Facts) -> Facts:
-    """The GPUs, if Ray counts some and torch sees none."""
+    """A problem if Ray counts GPUs but torch sees none."""
     if resources.get("GPU") and facts["GPUs"].text == "none":
         note = f"Ray counts {resources['GPU']:g}, torch sees none; {facts['GPUs'].note}".rstrip("; ")
         return {"GPUs": host.Fact("none", note, well=False)}
@@ -114,7 +114,7 @@ def _books(resources: Mapping[str, float], facts: Facts) -> Facts:
 
 
 def _table(found: Mapping[str, Facts]) -> Table:
-    """A row a host, a column a fact."""
+    """A table with one row per host and one column per fact."""
     columns = list(dict.fromkeys(fact for facts in found.values() for fact in facts))
     shown = Table("host", *columns, box=None, pad_edge=False, header_style="bold")
     for name, facts in found.items():
@@ -124,7 +124,7 @@ def _table(found: Mapping[str, Facts]) -> Table:
 
 
 def _notes(found: Mapping[str, Facts]) -> dict[str, list[str]]:
-    """What more there is to say, and of which hosts."""
+    """The explanations, each with its hosts."""
     notes: dict[str, list[str]] = {}
     for name, facts in found.items():
         for column, fact in facts.items():

@@ -1,4 +1,4 @@
-"""What one host has, as the host itself finds it. Imports torch, and W&B, only when asked."""
+"""Facts about a host, found on the host itself. Imports torch and W&B only when needed."""
 
 import contextlib
 import ctypes
@@ -15,15 +15,15 @@ from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
 
 GIB = 2**30
-LITTLE = 5.0  # GiB of free disk
+LITTLE = 5.0  # GiB of free disk space
 NO_DRIVER = "no NVIDIA driver"
 
 
 def gpu_trouble(share: float) -> str | None:
-    """Why a cell that was given `share` of a GPU would train without one; None when torch sees a GPU."""
+    """Why a cell with a `share` of a GPU would train without one; None if torch sees a GPU."""
     if not share:
         return None
-    import torch  # here, as the launch has no need of it
+    import torch  # imported here, because the launch does not need it
 
     if torch.cuda.is_available():
         return None
@@ -34,7 +34,7 @@ def gpu_trouble(share: float) -> str | None:
 
 
 def driver() -> str:
-    """NVIDIA's driver and the newest CUDA that it serves: ``driver 580.65.06, up to CUDA 13.0``."""
+    """NVIDIA's driver and the newest CUDA that it supports: ``driver 580.65.06, up to CUDA 13.0``."""
     known = Path("/proc/driver/nvidia/version")
     found = re.search(r"\b\d+\.\d+(\.\d+)?\b", known.read_text()) if known.exists() else None
     number = ctypes.c_int()
@@ -49,7 +49,7 @@ def driver() -> str:
 
 
 def store_trouble(store: Store) -> str | None:
-    """Why this host cannot use the store that the launch has prepared; None when it can."""
+    """Why this host cannot use the store that the launch has prepared; None if it can."""
     try:
         if not store.present():
             return f"the store {store.uri} is not there on {platform.node()}; hosts must share it"
@@ -57,14 +57,14 @@ def store_trouble(store: Store) -> str | None:
             with tempfile.TemporaryFile(dir=store.local) as probe:
                 probe.write(bytes(2**16))
         else:
-            store.prepare()  # writes the header again: to read a bucket does not mean to write it
+            store.prepare()  # writes the header again, because read access does not imply write access
     except (OSError, UserError) as error:
         return f"the store {store.uri} cannot be used from {platform.node()}: {error}"
     return None
 
 
 def data_trouble(config: DataConfig) -> str | None:
-    """Why the data set does not load here; None when it does. Nothing is downloaded."""
+    """Why the data set cannot be loaded here; None if it can. Nothing is downloaded."""
     from hiddenweights.images.dataset import load_dataset
 
     if config.name != "digits" and not any(Path(config.root).glob("*")):
@@ -77,7 +77,7 @@ def data_trouble(config: DataConfig) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, torch and Ray."""
+    """The versions of Python, torch and Ray."""
     found = {"python": platform.python_version()}
     for package in ("torch", "ray"):
         try:
@@ -88,14 +88,14 @@ def versions() -> dict[str, str]:
 
 
 def free_disk(folder: Path) -> float:
-    """GiB free on the file system that holds `folder`, or the nearest folder above that exists."""
+    """Free GiB on the file system of `folder`, or of its nearest existing parent."""
     there = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(there).free / GIB
 
 
 @dataclass(frozen=True)
 class Fact:
-    """One thing about a host: in a word or two, and what more there is to say."""
+    """A fact about a host: one or two words, and an explanation."""
 
     text: str
     note: str = ""
@@ -103,7 +103,7 @@ class Fact:
 
 
 def facts(store: str, data: DataConfig) -> dict[str, Fact]:
-    """What a worker on this host would find."""
+    """The facts that matter to a worker on this host."""
     from hiddenweights.sweeps.tracking import choose_mode
 
     opened = Store(store)
