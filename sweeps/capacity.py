@@ -44,8 +44,8 @@ class Nodes:
 def survey(cells: Collection[CellConfig], options: Options, note: Callable[[str], None]) -> Nodes:
     """The nodes of the cluster, as soon as workers exist or the configuration of the autoscaler can be read.
 
-    Otherwise this requests a node that could train one of `cells` (with a GPU, if there are such nodes), waits
-    for it up to `options.first_worker` seconds, and reports that to `note`. Ray must be connected.
+    Otherwise this requests a node that could train one of `cells` (with a GPU, if there are such nodes),
+    waits for it up to `options.first_worker` seconds, and reports that to `note`. Ray must be connected.
     """
     threads = max(config.train.threads for config in cells)
     gpu = options.gpus != 0 and any(config.train.device != "cpu" for config in cells)
