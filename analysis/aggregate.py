@@ -13,6 +13,7 @@ from scipy.special import stdtrit
 from hiddenweights.errors import UserError
 
 LEVEL = 0.95
+FEW = 3  # with fewer values there is no interval: with two it would be 9 standard deviations to each side
 FloatArray = NDArray[np.float64]
 
 # Two cells of one curve may differ in x, seed and where they ran, but not in these unless asked.
@@ -39,10 +40,10 @@ def t_quantile(level: float, freedom: int) -> float:
     return float(stdtrit(freedom, level))
 
 
-def describe(values: Iterable[float]) -> dict[str, float]:
-    """mean, sd (of the sample, NaN for one value), n, and the t interval low to high."""
+def describe(values: Iterable[float], *, level: float = LEVEL) -> dict[str, float]:
+    """mean, sd (of the sample, NaN for one value), n, and the t interval low to high (NaN for n < `FEW`)."""
     array = np.asarray([*values], float)
-    low, high = interval(array)
+    low, high = interval(array, level=level) if len(array) >= FEW else (float("nan"), float("nan"))
     sd = float(array.std(ddof=1)) if len(array) > 1 else float("nan")
     mean = float(array.mean()) if len(array) else float("nan")
     return {"mean": mean, "sd": sd, "n": len(array), "low": low, "high": high}
@@ -53,7 +54,8 @@ def curves(points: pd.DataFrame, *, mixed: bool = False) -> pd.DataFrame:
 
     `points` has one row a cell: `panel`, `curve`, `kind`, `tag`, `x`, `y`, `cell`, `seed` and the columns
     of `SAME`. The result has `panel`, `curve`, `kind`, `x`, `mean`, `sd`, `n`, `low`, `high`, `tag`,
-    `full` (whether n is the largest of the figure) and `cells`, in order of panel, curve and x.
+    `full` (whether n is the largest of the figure), `values` (with fewer than `FEW`: each of them, as text)
+    and `cells`, in order of panel, curve and x.
 
     Raises `UserError` where cells of one curve differ in `SAME` (unless `mixed`), or where one seed
     occurs twice in a point.
@@ -76,6 +78,7 @@ def curves(points: pd.DataFrame, *, mixed: bool = False) -> pd.DataFrame:
                 **dict(zip([*by, "x"], key, strict=True)),
                 **statistics,
                 "tag": group["tag"].iloc[0],
+                "values": " ".join(f"{y:.4f}" for y in group["y"]) if len(group) < FEW else "",
                 "cells": cells,
             }
         )

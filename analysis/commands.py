@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from hiddenweights import cli
-from hiddenweights.analysis import aggregate, claims, specs, summary
+from hiddenweights.analysis import aggregate, claims, planning, specs, summary
 from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.paper import published
@@ -74,16 +74,26 @@ def figure(name: Name, source: Options = Source(), mixed: bool = False) -> None:
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
 
 
-def claims_(source: Options = Source()) -> None:
-    """Give a verdict on each claim of the paper."""
+def claims_(source: Options = Source(), plan: bool = False) -> None:
+    """Give a verdict on each claim of the paper.
+
+    Args:
+        plan: Say which cells to train next for each open claim, how likely they settle it, and their cost.
+    """
     table = _table(source)
-    found = claims.verdicts(table)
+    measured = claims.measure(table)
+    found = claims.rows(measured)
     path = source.out / "claims.csv"
     with _writing(source.out):
         found.to_csv(path, index=False)
     print(*summary.claim_lines(found), sep="\n")
-    counts = ", ".join(f"{count} {verdict}" for verdict, count in found["verdict"].value_counts().items())
-    print(f"{counts}; rules and cells: {path}")
+    print(f"{summary.verdict_counts(found)}; rules and cells: {path}")
+    if plan:
+        planned, taken = [*planning.plans(table, measured)], planning.seconds(table)
+        path = source.out / "plan.csv"
+        with _writing(source.out):
+            planning.as_frame(planned, taken).to_csv(path, index=False)
+        print(*planning.lines(planned, taken), f"all cells: {path}", sep="\n")
 
 
 def report_(
@@ -123,7 +133,7 @@ def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
     """Measure everything and write the report's files."""
     table = _table(source)
     # Here, because numbers alone need no matplotlib.
-    from hiddenweights.analysis import figures, report
+    from hiddenweights.analysis import figures, forest, report
     from hiddenweights.analysis.page import write
 
     found = report.collect(table, ", ".join(source.names()), mixed=mixed, price=price)
@@ -133,6 +143,8 @@ def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
             drawn, spec = drawing.drawn, drawing.spec
             figures.save(figures.render(drawn, spec, drawing.note), out, spec.name)
             drawn.to_csv(out / f"{spec.name}.csv", index=False)
+        if forest.drawable(found.measured):
+            figures.save(forest.forest(found.measured), out, "claims")
         found.verdicts.to_csv(out / "claims.csv", index=False)
         table.cells.to_csv(out / "cells.csv", index=False)
         (out / "report.md").write_text(report.as_markdown(found))

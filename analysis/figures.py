@@ -103,6 +103,13 @@ def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> No
     ax.axhline(point["mean"], color=look.color, linestyle=look.line, linewidth=width, label=curve, zorder=2)
     if not math.isnan(point["low"]):
         ax.axhspan(point["low"], point["high"], color=look.color, alpha=0.08, linewidth=0, zorder=1)
+    for value in _single(point["values"]):
+        ax.axhline(value, color=look.color, linewidth=0.5, alpha=0.5, zorder=1)
+
+
+def _single(values: object) -> list[float]:
+    """The values of a point that has too few of them for an interval."""
+    return [float(value) for value in values.split()] if isinstance(values, str) else []
 
 
 def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: str) -> None:
@@ -124,6 +131,10 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
         if point.tag not in named:
             at, offset = (point.x, point.mean), (4, 4)
             ax.annotate(str(point.tag), at, offset, textcoords="offset points", fontsize=6.5, rotation=30)
+    for x, text in zip(points["x"], points["values"], strict=True):
+        alone = _single(text)
+        places = [x] * len(alone)
+        ax.plot(places, alone, color=look.color, linestyle="", marker="_", markersize=5, alpha=0.7, zorder=3)
     band = points.dropna(subset=["low", "high"])
     ax.fill_between(band["x"], band["low"], band["high"], color=look.color, alpha=0.18, linewidth=0, zorder=1)
     if len(band) == 1:  # a band of one point is invisible

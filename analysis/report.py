@@ -8,11 +8,13 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.figure import Figure
 
-from hiddenweights.analysis import aggregate, claims, figures, specs, summary, training
+from hiddenweights.analysis import aggregate, claims, figures, forest, specs, summary, training
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.paper import published
 from hiddenweights.analysis.table import FINISHED, Table
+from hiddenweights.claims.contrasts import SETTING
 from hiddenweights.errors import UserError
 
 TITLE = "Hidden weights: what random networks already contain"
@@ -58,7 +60,9 @@ class Report:
     drawings: list[Drawing]
     skipped: dict[str, str]
     """Figures that the table cannot make, with the reason."""
+    measured: list[claims.Measured]
     verdicts: pd.DataFrame
+    """One row per entry of `measured`."""
     facts: pd.DataFrame
     cells: pd.DataFrame
     left_out: pd.DataFrame
@@ -89,10 +93,10 @@ class Report:
     @property
     def lead(self) -> str:
         """The report in two sentences."""
-        verdicts = ", ".join(f"{count} {verdict}" for verdict, count in self.counts.items())
+        verdicts = summary.verdict_counts(self.verdicts)
         return (
             f"{self.finished} finished cells from {self.source}, {duration(self.seconds)} of training. "
-            f"Verdicts on the paper's claims: {verdicts or 'none, all are out of the scope of these runs'}."
+            f"Verdicts {verdicts}."
         )
 
 
@@ -118,11 +122,13 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines, epochs, layers))
     columns = {name: label for name, label in SHOWN.items() if name in table.cells}
+    measured = claims.measure(table)
     return Report(
         source=source,
         drawings=drawings,
         skipped=skipped,
-        verdicts=claims.verdicts(table),
+        measured=measured,
+        verdicts=claims.rows(measured),
         facts=facts(table),
         cells=table.cells[list(columns)]
         .rename(columns=columns)
@@ -138,7 +144,7 @@ def facts(table: Table) -> pd.DataFrame:
     versions = [str(name) for name in cells if str(name).startswith("versions.")]
     rows = cells[versions].rename(columns=lambda name: name.removeprefix("versions.")).to_dict("records")
     words = [", ".join(f"{name} {value}" for name, value in row.items() if pd.notna(value)) for row in rows]
-    settings = cells[list(claims.SETTING)].apply(claims.setting, axis=1)
+    settings = cells[list(SETTING)].apply(claims.setting, axis=1)
     by = {"setting": settings, "device": cells["device"].fillna(""), "versions": words}
     groups = pd.DataFrame({**by, "seconds": cells["seconds"]}).groupby(list(by), sort=True)
     found = groups.agg(cells=("seconds", "size"), hours=("seconds", lambda seconds: seconds.sum() / 3600))
@@ -146,13 +152,18 @@ def facts(table: Table) -> pd.DataFrame:
 
 
 def svg(drawing: Drawing) -> str:
-    """The figure as an SVG element, text as outlines: it looks the same on every device."""
+    """The figure as an SVG element."""
+    figure = figures.render(drawing.drawn, drawing.spec, drawing.note)
+    return as_svg(figure, drawing.spec.name, drawing.spec.title)
+
+
+def as_svg(figure: Figure, name: str, title: str) -> str:
+    """A figure as an SVG element, text as outlines: it looks the same on every device."""
     buffer = io.StringIO()
-    with mpl.rc_context({**figures.RC, "svg.fonttype": "path", "svg.hashsalt": drawing.spec.name}):
-        figure = figures.render(drawing.drawn, drawing.spec, drawing.note)
+    with mpl.rc_context({**figures.RC, "svg.fonttype": "path", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
-    label = html.escape(drawing.spec.title, quote=True)
+    label = html.escape(title, quote=True)
     points = 72 * figure.get_size_inches()[0]  # narrower than this it would be unreadable: it scrolls
     width = f"min-width: {0.8 * points:.0f}pt; max-width: {1.5 * points:.0f}pt"
     attributes = f'role="img" aria-label="{label}" style="{width}"'
@@ -167,7 +178,10 @@ def _text(value: Any) -> str:
 
 def as_markdown(report: Report) -> str:
     """The same as Markdown; figures are the PNG files of the same folder."""
-    parts = [f"# {TITLE}", report.lead, "## Figures"]
+    parts = [f"# {TITLE}", report.lead]
+    if forest.drawable(report.measured):
+        parts += [f"## {forest.TITLE}", f"![{forest.TITLE}](claims.png)"]
+    parts += ["## Figures"]
     for drawing in report.drawings:
         parts += [
             f"### {drawing.spec.title}",

@@ -7,6 +7,7 @@ import pandas as pd
 
 from hiddenweights.analysis.aggregate import SAME
 from hiddenweights.analysis.table import METRIC, Table
+from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 
@@ -77,11 +78,7 @@ def _curve(
 
 def network(cells: pd.DataFrame) -> "pd.Series[str]":
     """The network's name for people."""
-    names = {"linear": "Logistic regression", "fc": "FC", "wide resnet50 2": "Wide ResNet-50"}
-    plain = cells["model.arch"].str.removeprefix("torchvision/").str.replace("_", " ")
-    pretty = plain.str.replace(r"^conv(\d)$", r"Conv\1", regex=True)
-    pretty = pretty.str.replace(r"^resnet(\d+)$", r"ResNet-\1", regex=True)
-    return pretty.replace(names)
+    return cells["model.arch"].map(network_name).astype("str")
 
 
 def _kept(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:

@@ -1,11 +1,15 @@
 """What a figure comes to, in words for the terminal: the lines that matter."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
+from hiddenweights.analysis.aggregate import FEW
+from hiddenweights.analysis.claims import OUT_OF_SCOPE
 from hiddenweights.analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from hiddenweights.analysis.table import FROZEN, Table
+from hiddenweights.claims.verdict import CONTRADICTED, HERE, OPEN, SUPPORTED
 from hiddenweights.errors import UserError
 from hiddenweights.flat import parse_value
 
@@ -77,18 +81,40 @@ def unchanged(points: pd.DataFrame, table: Table) -> str:
 
 
 def claim_lines(verdicts: pd.DataFrame) -> list[str]:
-    """Two lines a claim: verdict and what is said; the comparison that decides."""
+    """Per claim: its verdicts, each with the comparison that decides; what the nearest run still lacks."""
     found = []
-    for row in verdicts.to_dict("records"):
-        found.append(f"{row['verdict']:<26} {row['claim']}: {row['says']}")
-        if row["n"]:
-            which = f"worst of {row['comparisons']}: " if row["comparisons"] > 1 else ""
-            interval = "" if pd.isna(row["low"]) else f"{row['low']:+.1f} to {row['high']:+.1f}, "
-            numbers = f"{row['mean']:+.1f} ({interval}n = {row['n']}; must be above {row['margin']:+g})"
-            found.append(f"{'':<26} {row['setting']}; {which}{row['effect']}: {numbers}")
-        else:
-            found.append(f"{'':<26} needs: hiddenweights sweeps launch {row['sweep']}")
+    for _, rows in verdicts.groupby("claim", sort=False):
+        for row in rows.to_dict("records"):
+            found.append(f"{row['verdict']:<26} {row['claim']}: {row['says']}")
+            if row["n"]:
+                found.append(f"{'':<26} {row['setting']}; {_comparison(row)}")
+        if rows["lacks"].all():
+            nearest = min(rows["lacks"], key=lambda lacks: lacks.count(";"))
+            found.append(f"{'':<26} for a verdict on the paper it lacks: {nearest}")
+        elif not rows["n"].any():
+            found.append(f"{'':<26} needs: python -m sweeps launch {rows['sweep'].iloc[0]}")
     return found
+
+
+def verdict_counts(verdicts: pd.DataFrame) -> str:
+    """How many verdicts of each kind: on the paper, and apart from them those on other settings."""
+    counts = verdicts["verdict"].value_counts()
+    own = {word: int(counts.get(word, 0)) for word in (SUPPORTED, CONTRADICTED, OPEN)}
+    here = {word: int(counts.get(word, 0)) for word in HERE.values()}
+    parts = [
+        f"{lead}: " + ", ".join(f"{n} {word}" for word, n in group.items() if n)
+        for lead, group in (("on the paper", own), ("on other settings", here))
+        if any(group.values())
+    ]
+    absent = len(verdicts) - sum(own.values()) - sum(here.values())
+    return "; ".join([*parts, *([f"{absent} {OUT_OF_SCOPE}"] if absent else [])])
+
+
+def _comparison(row: Mapping[Hashable, Any]) -> str:
+    which = f"worst of {row['comparisons']}: " if row["comparisons"] > 1 else ""
+    interval = "" if pd.isna(row["low"]) else f"{row['low']:+.1f} to {row['high']:+.1f}, "
+    numbers = f"{row['mean']:+.1f} ({interval}n = {row['n']}; must be above {row['margin']:+g})"
+    return f"{which}{row['effect']}: {numbers}"
 
 
 def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
@@ -103,7 +129,8 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     most = drawn["n"].max()
     seeds = "one seed" if most == 1 else f"mean of {most:g} seeds"
     seeds += "" if drawn["full"].all() else " (hollow: fewer)"
-    band = "" if most == 1 else ", band: 95% t interval"
+    band = ", band: 95% t interval" if most >= FEW else ""
+    band += ", bars: single values (n < 3: no interval)" if drawn["n"].between(2, FEW - 1).any() else ""
     paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
     return f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; {seeds}{band}{paper}"
 

@@ -33,6 +33,10 @@ COMMANDS: dict[str, Lazy] = {
         f"{_SWEEPS}:launch_",
         "Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.",
     ),
+    "sweeps settle": Lazy(
+        f"{_SWEEPS}:settle_",
+        "Train, seed by seed, what decides claims, and stop once it does. Run it again to go on.",
+    ),
     "sweeps status": Lazy(
         f"{_SWEEPS}:status",
         "How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.",

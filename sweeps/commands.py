@@ -11,17 +11,19 @@ from rich.console import Console
 
 from hiddenweights import cli
 from hiddenweights.cells.store import PATIENCE, Store, StoreAway, default_store
+from hiddenweights.claims.ramanujan2020 import find as claim
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.flat import from_dict
+from hiddenweights.flat import from_dict, unflatten
 from hiddenweights.identity import short_name
-from hiddenweights.sweeps import cost, experiments, launch
+from hiddenweights.sweeps import cost, experiments, launch, settle
 from hiddenweights.sweeps.doctor import doctor
 from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Executor, Options
 from hiddenweights.sweeps.progress import Curves, Progress, clock
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLAIM")]
 Sets = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")]
 Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE,VALUE")]
 
@@ -215,6 +217,83 @@ def _conclude(progress: Progress, curves: Curves, store: Store, console: Console
     return 0
 
 
+def settle_(
+    claims: Names,
+    budget: str,
+    sweep: str | None = None,
+    set: Sets = (),
+    axis: Axes = (),
+    store: str | None = None,
+    dry_run: bool = False,
+    executor: Executor = "ray",
+    address: str | None = None,
+    gpus: float | None = None,
+    time_limit: float | None = None,
+    retries: int = 3,
+    patience: float = PATIENCE,
+) -> int:
+    """Train, seed by seed, what decides claims, and stop once it does. Run it again to go on.
+
+    Exit status: 0 when every claim is decided, 1 when some stay open, 130 when stopped.
+
+    Args:
+        claims: Claims by the names that `analysis claims` gives them.
+        budget: The time that all trained cells may take together, such as 90m, 2h or 1d.
+        sweep: The sweep whose conditions are compared. Unset: the one that each claim is about.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values. The seeds are what is planned.
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only say which cells come next, how likely they settle the claims, and what they cost.
+        executor: `inline` trains one cell after the other in this process, without Ray.
+        address: A running Ray cluster (`auto`, or host:port). Unset: Ray on this machine, for each step.
+        gpus: GPUs a cell; a fraction shares a card. Unset: by the network's size, where there are any.
+        time_limit: Seconds that one attempt at a cell may take (with Ray).
+        retries: How often a cell is taken up again whose worker died (with Ray).
+        patience: Seconds to wait for a store that is away, read-only or full.
+    """
+    console = _console()
+    _check_numbers(gpus=gpus, time_limit=time_limit, retries=retries, patience=patience)
+    allowed = settle.parse_budget(budget)
+    if not claims:
+        raise UserError("CLAIM: name at least one; `hiddenweights analysis claims` lists them")
+    if any(text.partition("=")[0].strip() == "seed" for text in (*set, *axis)):
+        raise UserError("seed: cannot be set, because the seeds are what is planned")
+    results = Store(store or default_store())
+    results.check()
+    sweeps = {name: sweep or claim(name).sweep for name in claims}
+    asked = settle.ask({name: [*_sweep(of, set, axis)[1].values()] for name, of in sweeps.items()})
+    now = settle.look(asked, results)
+    try:
+        wanted = [unflatten(cell.flat) for one in now.open for cell in one.cells]
+        warnings = launch.preflight(wanted, address)
+    except UserError as error:
+        raise UserError(f"claim {', '.join(claims)}: cannot be settled here: {error}") from None
+    if dry_run or not now.open:
+        settle.say(now, console, cells=True)
+        return 1 if now.open else 0
+    from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+
+    for line in [*warnings, f"W&B: {tracking.announce()}"]:
+        console.print(line, markup=False)
+    results.prepare()
+    options = Options(
+        executor=executor,
+        address=address,
+        gpus=gpus,
+        retries=retries,
+        time_limit=time_limit,
+        patience=patience,
+    )
+    try:
+        return settle.settle(asked, results, options, allowed, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from there")
+        return 130
+    except StoreAway as error:
+        console.print(f"{error}; the same command goes on from there")
+        return 1
+
+
 def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None) -> int:
     """How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.
 
@@ -325,6 +404,7 @@ COMMANDS: dict[str, cli.Command] = {
     "list": list_,
     "show": show,
     "launch": launch_,
+    "settle": settle_,
     "status": status,
     "doctor": doctor,
     "sync": sync,

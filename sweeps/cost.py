@@ -6,27 +6,15 @@ from collections.abc import Iterable, Mapping
 from itertools import islice
 from statistics import fmean
 
+from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import from_dict
-from hiddenweights.identity import resolve
-
-Kind = tuple[object, ...]
 
 SAMPLE = 2000  # cells of other sweeps that are looked at: reading one takes 0.1 ms, or 5 ms from afar
 SHARES = (0.25, 0.5, 1.0)
 # Of a measured peak. A process holds half a gigabyte of a card besides what it allocates.
 HEADROOM = 1.2
-
-
-def kind(config: CellConfig) -> Kind:
-    """Cells of one kind take about equally long."""
-    config = resolve(config)
-    model, data, train = config.model, config.data, config.train
-    return (
-        model.arch, model.width, model.method, data.name, data.subset, data.image_size,
-        config.optim.batch_size, train.epochs, train.precision,
-    )  # fmt: skip
 
 
 class Measured:

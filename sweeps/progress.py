@@ -12,11 +12,11 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import flatten
 from hiddenweights.identity import resolve, short_name
-from hiddenweights.sweeps.cost import Kind, kind
 
 MOST_COLUMNS = 12  # what fits beside the curves' names
 LINE_EVERY = 10.0  # seconds between plain lines

@@ -83,6 +83,11 @@ def accuracy_chart(
                 "encoding": {"x": x, "y": y, "color": colour, "strokeDash": _dash(curves)},
             },
             {
+                "transform": [curve, {"flatten": ["single"]}],
+                "mark": {"type": "tick", "orient": "horizontal", "size": 18},
+                "encoding": {"x": x, "y": {**y, "field": "single"}, "color": colour},
+            },
+            {
                 "transform": [curve],
                 "mark": {"type": "point", "size": 70, "strokeWidth": 2},
                 "encoding": {
@@ -193,9 +198,10 @@ def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
         "mean": _number(row["mean"]),
         "low": low,
         "high": high,
-        "interval": "none: one seed" if low is None else f"{low:.2f} to {high:.2f}",
+        "interval": "none: fewer than three seeds" if low is None else f"{low:.2f} to {high:.2f}",
         "n": "published" if published else int(row["n"]),
         "cells": str(row["source"]) if published else row["cells"],
+        "single": [] if published else [_number(float(value)) for value in row["values"].split()],
         "hollow": bool(published or not row["full"]),
     }
 

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import vl_convert
 
-from hiddenweights.analysis import claims
+from hiddenweights.analysis import claims, forest
 from hiddenweights.analysis.figures import looks
 from hiddenweights.analysis.page import charts
-from hiddenweights.analysis.report import TITLE, Drawing, Report, duration, svg
+from hiddenweights.analysis.report import TITLE, Drawing, Report, as_svg, duration, svg
 from hiddenweights.analysis.training import METRICS
 
 VEGA_LITE = "6.4"
@@ -35,7 +35,7 @@ def as_html(report: Report) -> str:
         best="".join(f"<li>{html.escape(line)}</li>" for line in report.best),
         figures="\n".join(map(_figure, report.drawings)),
         skipped=_folded(f"{len(report.skipped)} figures not drawn", _list(report.skipped.values())),
-        claims=_claims(shown[inside]),
+        claims=_forest(report) + _claims(shown[inside]),
         outside=_folded(
             f"{(~inside).sum()} claims are out of the scope of these runs", _list(_outside(shown[~inside]))
         ),
@@ -158,6 +158,13 @@ def _legend(curves: Sequence[str]) -> str:
         for curve in curves
     )
     return f'<div class="legend" role="group" aria-label="Curves shown">{buttons}</div>'
+
+
+def _forest(report: Report) -> str:
+    if not forest.drawable(report.measured):
+        return ""
+    drawn = as_svg(forest.forest(report.measured), "claims", forest.TITLE)
+    return f'<figure id="forest"><div class="scroll">{drawn}</div></figure>'
 
 
 def _claims(shown: pd.DataFrame) -> str:

@@ -1,0 +1,20 @@
+"""Cells of one kind take about equally long, whatever their seeds and their k."""
+
+from operator import attrgetter
+
+from hiddenweights.config import CellConfig
+from hiddenweights.identity import resolve
+
+KIND = (
+    "model.arch", "model.width", "model.method", "data.name", "data.subset", "data.image_size",
+    "optim.batch_size", "train.epochs", "train.precision",
+)  # fmt: skip
+Kind = tuple[object, ...]
+
+_fields = attrgetter(*KIND)
+
+
+def kind(config: CellConfig) -> Kind:
+    """The values of the fields `KIND` of the resolved config."""
+    found: Kind = _fields(resolve(config))
+    return found

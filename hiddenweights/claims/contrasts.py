@@ -1,0 +1,245 @@
+"""Claims as contrasts between cells: sums and differences of accuracies, seed by seed.
+
+A claim's definition is a function from cells to contrasts. It looks at configs, so that it tells which cells
+a contrast needs before any of them is trained.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from hiddenweights.config import CellConfig, OptimConfig, Scalar
+from hiddenweights.flat import flatten, unflatten
+from hiddenweights.identity import cell_id, resolve, short_name
+
+# Where and how fast a cell was computed is no part of what it is.
+RUNTIME = ("data.root", "train.device", "train.threads")
+IDENTITY = tuple(name for name in flatten(CellConfig()) if name not in RUNTIME)
+SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
+# Cells of one setting may be compared; a claim is judged in each setting separately.
+SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
+_RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
+# A trained network has none of the subnetwork's fields, and a recipe of its own.
+TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *_RECIPE)
+TO_SAMPLED = ("model.method", "model.k", "model.selection", *_RECIPE)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A cell as claims see it: its resolved config under dotted names, and its result if it is finished."""
+
+    id: str
+    flat: Mapping[str, Scalar]
+    accuracy: float | None = None
+    """Test accuracy of the last epoch, a fraction; None: not finished."""
+    kept: float | None = None
+    """Fraction of the weights kept, as measured."""
+
+    @classmethod
+    def of(cls, config: CellConfig, accuracy: float | None = None, kept: float | None = None) -> "Cell":
+        """The cell of a config, resolved or not."""
+        return cls(cell_id(config), flatten(resolve(config)), accuracy, kept)
+
+    @property
+    def name(self) -> str:
+        """Network, fields and distribution for people, without the seed."""
+        words = short_name(unflatten(self.flat)).split()
+        return " ".join(word for word in words if not word.startswith("seed="))
+
+    def __getitem__(self, name: str) -> Any:
+        return self.flat[name]
+
+    @functools.cached_property
+    def condition(self) -> tuple[Scalar, ...]:
+        """All that decides the result but the seeds."""
+        return self.key(SEEDS)
+
+    @functools.cached_property
+    def seed(self) -> tuple[int, ...]:
+        """The seeds, in an order for pairs."""
+        seeds = (self[name] for name in SEEDS[::-1])
+        return tuple(-1 if seed is None else int(seed) for seed in seeds)
+
+    def key(self, apart: Sequence[str]) -> tuple[Scalar, ...]:
+        """All that decides the result but the fields `apart`."""
+        return tuple(self.flat[name] for name in _rest(tuple(apart)))
+
+
+@functools.cache
+def _rest(apart: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(name for name in IDENTITY if name not in apart)
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """One seed of a contrast: accuracies of `plus` minus those of `minus`. `head` names the condition."""
+
+    head: Cell
+    plus: tuple[Cell, ...]
+    minus: tuple[Cell, ...] = ()
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells of the pair."""
+        return self.plus + self.minus
+
+    @property
+    def difference(self) -> float | None:
+        """In percentage points; None while one of the cells is not finished."""
+        total = 0.0
+        for sign, cells in ((100, self.plus), (-100, self.minus)):
+            for cell in cells:
+                if cell.accuracy is None:
+                    return None
+                total += sign * cell.accuracy
+        return total
+
+    def reversed(self) -> "Pair":
+        """The pair with the opposite sign."""
+        return Pair(self.head, self.minus, self.plus)
+
+
+@dataclass(frozen=True, slots=True)
+class Contrast:
+    """One comparison of a claim: its pairs in the order of their seeds, and the margin in points."""
+
+    words: str
+    margin: float
+    pairs: tuple[Pair, ...]
+
+    @property
+    def cells(self) -> tuple[Cell, ...]:
+        """All cells of all pairs; one that two pairs share occurs twice."""
+        return tuple(cell for pair in self.pairs for cell in pair.cells)
+
+    @property
+    def values(self) -> list[float]:
+        """The differences of the finished pairs, in points."""
+        return [found for pair in self.pairs if (found := pair.difference) is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What the paper says, the rule that decides, and the contrasts that the rule needs."""
+
+    name: str
+    says: str
+    rule: str
+    sweep: str
+    """The sweep whose cells decide it."""
+    contrasts: Callable[[Sequence[Cell]], Iterator[Contrast]] | None
+    """The contrasts between these cells, which are of one setting. None: a fact, not a comparison."""
+    data: str | None = "cifar10"
+    """The data set that the paper speaks of; None: any data, width and number of epochs."""
+    epochs: int = 100
+    """The least number of epochs of a cell that is like the paper's."""
+    width: float | None = 1.0
+    """The width of the paper's networks; None: the claim compares widths."""
+
+    def groups(self, cells: Sequence[Cell]) -> list[tuple[tuple[str, ...], list[Contrast]]]:
+        """The contrasts between `cells` (of one setting), those like the paper's first, and what others lack.
+
+        Of a claim that speaks of one width, cells of that width judge the paper; those of others do not.
+        """
+        groups: dict[tuple[str, ...], list[Contrast]] = {}
+        for contrast in self.contrasts(cells) if self.contrasts else ():
+            groups.setdefault(tuple(self.lacks(contrast.cells)), []).append(contrast)
+        return sorted(groups.items(), key=lambda group: group[0])
+
+    def lacks(self, cells: Iterable[Cell]) -> list[str]:
+        """How the cells fall short of those that the claim was made of, in words; empty if they do not."""
+        if self.data is None:
+            return []
+        cells = list(cells)
+        short = []
+        names = {str(cell["data.name"]).removeprefix("folder:") for cell in cells} - {self.data}
+        if names:
+            short.append(f"{self.data} instead of {', '.join(sorted(names))}")
+        subsets = [cell["data.subset"] for cell in cells if cell["data.subset"] is not None]
+        if subsets:
+            short.append(f"all images instead of {min(subsets)}")
+        if (epochs := min((cell["train.epochs"] for cell in cells), default=self.epochs)) < self.epochs:
+            short.append(f"{self.epochs} epochs instead of {epochs}")
+        widths = {cell["model.width"] for cell in cells}
+        if self.width is not None and widths - {self.width}:
+            found = ", ".join(f"{width:g}" for width in sorted(widths - {self.width}))
+            short.append(f"width {self.width:g} instead of {found}")
+        return short
+
+
+# --- from cells to contrasts ---------------------------------------------------------------------------
+
+
+def pick(cells: Iterable[Cell], **fields_: Any) -> list[Cell]:
+    """The cells with these values of ``model.`` fields (a tuple: any of them), edge-popup by default."""
+    wanted = {"method": "edge_popup", "selection": "layer", "scaled": False, **fields_}
+    if wanted["method"] != "edge_popup":
+        wanted.pop("selection")
+    tests = [
+        (f"model.{name}", value if isinstance(value, tuple) else (value,)) for name, value in wanted.items()
+    ]
+    return [cell for cell in cells if all(cell.flat[name] in values for name, values in tests)]
+
+
+def dense(cells: Iterable[Cell], **fields_: Any) -> list[Cell]:
+    """The networks trained with SGD."""
+    return [cell for cell in pick(cells, method="dense", **fields_) if cell.flat["optim.optimizer"] == "sgd"]
+
+
+def paired(a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str]) -> list[Pair]:
+    """a minus b for every two cells that are equal in all fields but `differ`; the condition is a's."""
+    partners: dict[tuple[Scalar, ...], list[Cell]] = {}
+    for cell in b:
+        partners.setdefault(cell.key(differ), []).append(cell)
+    return [Pair(cell, (cell,), (other,)) for cell in a for other in partners.get(cell.key(differ), ())]
+
+
+def changes(a: Iterable[Pair], b: Iterable[Pair], differ: str) -> list[Pair]:
+    """How much larger the difference is in a than in b, for conditions equal in all but `differ`."""
+    partners: dict[tuple[Scalar, ...], list[Pair]] = {}
+    for pair in b:
+        partners.setdefault(pair.head.key((differ,)), []).append(pair)
+    return [
+        Pair(pair.head, pair.plus + other.minus, pair.minus + other.plus)
+        for pair in a
+        for other in partners.get(pair.head.key((differ,)), ())
+    ]
+
+
+def per_condition(pairs: Iterable[Pair], words: str, margin: float = 0.0) -> Iterator[Contrast]:
+    """One contrast for all pairs whose cells differ in nothing but their seeds."""
+    groups: dict[tuple[tuple[Scalar, ...], ...], list[Pair]] = {}
+    for pair in pairs:
+        groups.setdefault(tuple(cell.condition for cell in pair.cells), []).append(pair)
+    for group in groups.values():
+        ordered = sorted(group, key=lambda pair: pair.head.seed)
+        yield Contrast(f"{_place(ordered[0].head)}: {words}", margin, tuple(ordered))
+
+
+def compare(
+    a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str], words: str, margin: float = 0.0
+) -> Iterator[Contrast]:
+    """a minus b, one contrast per condition, `margin` in points."""
+    yield from per_condition(paired(a, b, differ), words, margin)
+
+
+def network(arch: str) -> str:
+    """The network's name for people."""
+    names = {"linear": "Logistic regression", "fc": "FC", "wide resnet50 2": "Wide ResNet-50"}
+    plain = arch.removeprefix("torchvision/").replace("_", " ")
+    for stem, pretty in (("conv", "Conv"), ("resnet", "ResNet-")):
+        if plain.startswith(stem) and plain.removeprefix(stem).isdigit():
+            return pretty + plain.removeprefix(stem)
+    return names.get(plain, plain)
+
+
+def _place(cell: Cell) -> str:
+    words = [network(cell["model.arch"])]
+    if cell["model.width"] != 1:
+        words.append(f"width {cell['model.width']:g}")
+    if cell["model.method"] != "dense":
+        if cell["model.k"] is not None:
+            words.append(f"k = {cell['model.k']:g}")
+        words.append(str(cell["model.distribution"]).replace("_", " "))
+    return " ".join(words)

@@ -1,0 +1,232 @@
+"""Train what decides a claim, look, plan again, and stop once it is decided or the budget is spent.
+
+Every look is a function of the store's cells, in the order of their seeds: a `settle` that was killed resumes
+where it was. What it has trained is kept in the store as the plan ``settle-CLAIM``. Cells in such a plan were
+looked at again and again; the analysis judges claims that use them by the anytime-valid rule.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from rich.console import Console
+
+from hiddenweights.cells.kind import Kind, kind
+from hiddenweights.cells.store import Store
+from hiddenweights.claims import plan
+from hiddenweights.claims.contrasts import SETTING, Cell, Claim
+from hiddenweights.claims.ramanujan2020 import find
+from hiddenweights.config import CellConfig, Scalar
+from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
+from hiddenweights.sweeps import launch
+from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.options import Options
+from hiddenweights.sweeps.progress import Curves, Progress
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_budget(text: str) -> float:
+    """``2h``, ``90m``, ``1.5d`` in seconds. Raises `UserError` for anything else, and for nothing."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
+    seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
+    if not seconds:
+        raise UserError(f"--budget: {text!r} must be a time above 0, such as 90m, 2h or 1d")
+    return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Claims, and all cells that may be trained to decide them, of every seed."""
+
+    claims: tuple[Claim, ...]
+    cells: Mapping[str, Cell]
+
+    @property
+    def name(self) -> str:
+        """The name of its plan in the store."""
+        return "settle-" + "-".join(claim.name for claim in self.claims)
+
+
+def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
+    """The question of the claims that `cells_of` names, each with cells of its conditions, of any seed.
+
+    Raises `UserError` for a claim that does not exist, that no number of seeds decides, or that these cells
+    cannot decide.
+    """
+    claims = tuple(map(find, cells_of))
+    found: dict[str, Cell] = {}
+    for claim in claims:
+        if claim.contrasts is None:
+            raise UserError(f"claim {claim.name}: is a fact of each cell, which no further seeds settle")
+        own = plan.with_seeds(map(Cell.of, cells_of[claim.name]), range(plan.MOST_SEEDS))
+        own = [cell for cell in own if cell["seed"] < plan.MOST_SEEDS]
+        if not any(claim.groups(cells) for cells in by_setting(own)):
+            raise UserError(
+                f"claim {claim.name}: the sweep has none of the comparisons it needs: {claim.rule}"
+            )
+        found |= {cell.id: cell for cell in own}
+    return Question(claims=claims, cells=found)
+
+
+def by_setting(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """The cells of each setting."""
+    groups: dict[tuple[Scalar, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.flat[name] for name in SETTING), []).append(cell)
+    return [*groups.values()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """What the store says of a question now."""
+
+    plans: tuple[plan.Plan, ...]
+    seconds: Mapping[str, float]
+    """Of each finished cell, how long it took."""
+    kinds: Mapping[Kind, tuple[float, str]]
+    lost: int
+    """Cells that failed, or whose result is damaged; further seeds take their places."""
+
+    @property
+    def open(self) -> list[plan.Plan]:
+        """The plans of the claims that are undecided."""
+        return [one for one in self.plans if one.open]
+
+    def expected(self, cell: Cell) -> float | None:
+        """The mean seconds of finished cells of the cell's kind; None if there are none."""
+        found = self.kinds.get(kind(unflatten(cell.flat)))
+        return found[0] if found else None
+
+
+def look(asked: Question, store: Store) -> Look:
+    """Judge and plan by what the store has. Reads only."""
+    states = store.states(asked.cells)
+    measured, seconds, cells = Measured(), {}, dict(asked.cells)
+    for cell, result in store.results(one for one, state in states.items() if state == "finished"):
+        final = result["summary"]
+        cells[cell] = replace(cells[cell], accuracy=final["test_accuracy"], kept=final.get("kept"))
+        measured.add(unflatten(cells[cell].flat), result)
+        seconds[cell] = float(result["seconds"])
+    lost = {cell for cell, state in states.items() if state == "finished" and cell not in seconds}
+    for cell, state in states.items():
+        failure = store.failure(cell) if state == "failed" else None
+        if failure and not failure["transient"]:
+            lost.add(cell)
+    left = [cell for cell in cells.values() if cell.id not in lost]
+    plans = [
+        one
+        for claim in asked.claims
+        for own in by_setting(left)
+        for one in plan.plans(claim, own, anytime=True)
+    ]
+    wanted = [unflatten(cell.flat) for one in plans for cell in one.cells]
+    measured.add_others(store, wanted, asked.cells)
+    return Look(plans=tuple(plans), seconds=seconds, kinds=measured.seconds(), lost=len(lost))
+
+
+def affordable(now: Look, budget: float) -> list[Cell]:
+    """The next cells of all open claims, as many as `budget` (seconds) has room for, in their order.
+
+    Of a kind that was never measured one cell is enough to measure it.
+    """
+    wanted = {cell.id: cell for one in now.open for cell in one.cells}
+    chosen, unknown = [], set()
+    for cell in wanted.values():
+        taken = now.expected(cell)
+        if taken is None:
+            what = kind(unflatten(cell.flat))
+            if budget > 0 and what not in unknown:
+                chosen.append(cell)
+            unknown.add(what)
+        elif taken <= budget:
+            chosen.append(cell)
+            budget -= taken
+        else:
+            break
+    return chosen
+
+
+def settle(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int:
+    """Train step by step until the claims are decided (0), or budget, seeds or cells give out (1).
+
+    `budget` is in seconds of training, which the cells of this question in the store have used up in part.
+    Raises KeyboardInterrupt when stopped, and `StoreAway` when the store is away for too long.
+    """
+    while True:
+        now = look(asked, store)
+        trained = _trained(asked, store)
+        left = budget - sum(now.seconds.get(cell, 0.0) for cell in trained)
+        say(now, console)
+        if not now.open:
+            return 0
+        todo = affordable(now, left)
+        if not todo:
+            console.print(_why_not(now, left))
+            return 1
+        _write(asked, store, now, [*trained, *(cell.id for cell in todo)])
+        if not _train(asked.name, todo, store, options, console):
+            console.print("no cell of this step was finished; the claims stay open")
+            return 1
+
+
+def say(now: Look, console: Console, *, cells: bool = False) -> None:
+    """Verdicts and plans, for people; with their `cells`."""
+    for one in now.plans:
+        if one.open:
+            first, *rest = plan.words(one, now.expected)
+            console.print("\n".join([first, *rest] if cells else [first]), markup=False)
+        else:
+            seeds = [len(contrast.values) for contrast in one.contrasts]
+            count = f"{len(seeds)} comparisons" if len(seeds) > 1 else "1 comparison"
+            console.print(f"{one.claim.name}: {one.verdict} ({count}, up to {max(seeds)} seeds)")
+    if now.lost:
+        console.print(f"{now.lost} cells failed or are damaged; further seeds take their places")
+
+
+def _why_not(now: Look, left: float) -> str:
+    wanted = [cell for one in now.open for cell in one.cells]
+    if not wanted:
+        return f"still open after {plan.MOST_SEEDS} seeds of each comparison"
+    if left <= 0:
+        return "the budget is spent; the same command with a larger --budget goes on"
+    needed = min(now.expected(cell) or 0.0 for cell in wanted)
+    return (
+        f"the budget has {plan.hours(left)} left and a cell takes about {plan.hours(needed)}; "
+        "the same command with a larger --budget goes on"
+    )
+
+
+def _trained(asked: Question, store: Store) -> list[str]:
+    """Cells of the question that it has trained or begun to train."""
+    record = store.plan(asked.name) or {}
+    return [cell for cell in record.get("trained", []) if cell in asked.cells]
+
+
+def _write(asked: Question, store: Store, now: Look, trained: Sequence[str]) -> None:
+    """Keep in the store which cells were looked at and trained, before any of them is."""
+    record = store.plan(asked.name) or {}
+    used = (
+        cell.id for one in now.plans for own in one.contrasts for cell in own.cells if cell.id in now.seconds
+    )
+    store.write_plan(
+        asked.name,
+        {
+            "name": asked.name,
+            "cells": [*dict.fromkeys([*record.get("cells", []), *used, *trained])],
+            "trained": [*dict.fromkeys([*record.get("trained", []), *trained])],
+            "launched": datetime.now(UTC).isoformat(),
+        },
+    )
+
+
+def _train(name: str, todo: Sequence[Cell], store: Store, options: Options, console: Console) -> bool:
+    """Train the cells; whether any of them was finished."""
+    cells = {cell.id: unflatten(cell.flat) for cell in todo}
+    planned = launch.plan(name, cells, store, rerun=None)
+    progress = Progress(name, cells, Curves(cells), console)
+    with launch.stoppable(), progress:
+        launch.run(planned, store, options, progress)
+    return bool(progress.accuracies)

@@ -1,0 +1,109 @@
+"""The tests behind the verdicts, against straightforward code; and what a plan asks for."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from hiddenweights.claims import plan
+from hiddenweights.claims.verdict import (
+    CONTRADICT,
+    CONTRADICTED,
+    ERROR,
+    FLOOR,
+    OPEN,
+    SPENT,
+    SUPPORTED,
+    judge,
+    outcomes,
+    padded,
+    power,
+)
+
+RNG = np.random.default_rng(3)
+
+
+def by_hand(values: list[list[float]], share: float) -> tuple[list[bool], list[bool]]:
+    """Each comparison's two tests, one at a time."""
+    m = len(values)
+    rms = np.sqrt(np.mean([np.var(own, ddof=1) for own in values]))
+    above, below = [], []
+    for own in values:
+        n, mean, sd = len(own), np.mean(own), np.std(own, ddof=1)
+        level = CONTRADICT / m ** float(power(np.array(float(n))))
+        p = stats.ttest_1samp(own, 0, alternative="greater").pvalue
+        above.append(bool(n >= 3 and p < (ERROR - level) * share))
+        t = mean / (max(sd, FLOOR * rms) / np.sqrt(n))
+        below.append(bool(n >= 3 and stats.t.cdf(t, n - 1) < level * share))
+    return above, below
+
+
+@pytest.mark.parametrize("m", [1, 2, 9])
+def test_each_test_is_what_it_says(m: int) -> None:
+    decided = 0
+    for _ in range(200):
+        values = [[*RNG.normal(RNG.normal(0, 2), RNG.uniform(0.1, 2), RNG.integers(2, 7))] for _ in range(m)]
+        above, below = outcomes(padded(values, [0.0] * m), anytime=False)
+        assert ([*above], [*below]) == by_hand(values, 1.0)
+        decided += above.sum() + below.sum()
+    assert decided > 20
+
+
+def test_a_look_again_and_again_is_one_look_after_the_other() -> None:
+    for _ in range(100):
+        values = RNG.normal(RNG.normal(0, 1, (3, 1)), 1, (3, 7))
+        above, below = outcomes(values, anytime=True)
+        looks = [by_hand([[*row[:n]] for row in values], SPENT / (n * (n - 1))) for n in range(3, 8)]
+        assert [*above] == [any(look[0][i] for look in looks) for i in range(3)]
+        assert [*below] == [any(look[1][i] for look in looks) for i in range(3)]
+        longer = np.concatenate([values, RNG.normal(size=(3, 4))], axis=1)  # what is decided stays decided
+        assert (outcomes(longer, anytime=True)[0] >= above).all()
+
+
+def test_a_verdict_needs_three_pairs_of_every_comparison() -> None:
+    sure = [9.0, 9.1, 9.2]
+    assert judge([sure, sure], [0, 0]).verdict == SUPPORTED
+    assert judge([sure, [9.0, 9.1]], [0, 0]).verdict == OPEN
+    assert judge([sure, []], [0, 0]).verdict == OPEN
+    assert judge([[-9.0, -9.1, -9.2], []], [0, 0]).verdict == CONTRADICTED
+    assert judge([], []).verdict == OPEN
+    assert judge([[9.0, 9.0, 9.0]], [0]).verdict == SUPPORTED  # no spread at all
+    assert judge([[0.0, 0.0, 0.0]], [0]).verdict == OPEN
+    assert judge([sure], [9.5]).verdict != SUPPORTED
+
+
+def goals(values: list[list[float]]) -> list[int]:
+    margins = [0.0] * len(values)
+    return plan.targets(values, margins, judge(values, margins, anytime=True))
+
+
+def test_a_plan_takes_one_seed_of_all_and_then_follows_the_suspects() -> None:
+    sure = [9.0, 9.1, 9.2]
+    assert goals([[], [], []]) == [1, 1, 1]
+    assert goals([[]]) == [3]  # alone it can decide nothing sooner
+    assert goals([[1.0], [], [2.0]]) == [1, 1, 1]
+    assert goals([[1.0], [-1.0], [2.0]]) == [1, 3, 1]
+    assert goals([[1.0], [1.0], [2.0]]) == [3, 3, 3]
+    assert goals([sure, [1.0, -1.0, 5.0], sure]) == [3, 4, 3]
+    assert goals([sure, [1.0, -1.0, 5.0], [1.0, -1.1, 0.0]]) == [3, 3, 4]
+
+
+def test_a_chance_is_how_often_it_happens() -> None:
+    values = [[1.0, 1.6, 0.9], [0.4, 1.4, 0.7]]
+    found = plan.chance(values, [0.0, 0.0], [6, 6], anytime=True)
+    hits = []
+    for _ in range(2000):
+        future = []
+        for own in values:
+            n = len(own)
+            sd = np.std(own, ddof=1) * np.sqrt((n - 1) / RNG.chisquare(n - 1))
+            centre = RNG.normal(np.mean(own), sd / np.sqrt(n))
+            future.append([*own, *RNG.normal(centre, sd, 6 - n)])
+        hits.append(judge(future, [0.0, 0.0], anytime=True).verdict != OPEN)
+    assert found == pytest.approx(np.mean(hits), abs=0.1)  # four standard errors of 400 draws
+    assert 0.2 < found < 0.9
+
+
+def test_a_chance_is_unknown_without_a_spread() -> None:
+    assert plan.chance([[1.0], [2.0]], [0, 0], [3, 3], anytime=True) is None
+    assert plan.chance([[1.0, 2.0], []], [0, 0], [3, 1], anytime=True) is None
+    assert plan.chance([[1.0, 1.1, 1.2], [2.0]], [0, 0], [3, 3], anytime=True) is not None
