@@ -26,7 +26,7 @@ from hiddenweights.sweeps.options import Options
 from hiddenweights.training.ranks import Ranks
 from hiddenweights.training.train import Trainer
 
-# 10 batches of the digits an epoch, the last of 3 images, of which two of four processes have none.
+# 581 digits train, 10 batches per epoch. Of the last one, 5 images, two of four processes have none.
 FIELDS = {
     "model.arch": "conv2",
     "model.width": 0.25,

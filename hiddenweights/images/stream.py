@@ -17,7 +17,15 @@ from hiddenweights.images.dataset import (
     normalise,
     shares,
 )
-from hiddenweights.images.decoding import Corrupt, Cut, Decoder, Request, check_corrupt, decode_one
+from hiddenweights.images.decoding import (
+    Corrupt,
+    Cut,
+    Decoder,
+    Request,
+    check_corrupt,
+    decode_one,
+    default_loaders,
+)
 from hiddenweights.images.folder import ImageFiles
 
 EVALUATION_BATCH = 250  # images in one piece of work; shared memory holds two pieces per process
@@ -64,10 +72,6 @@ class StreamedBatches:
                 top, left, flip = offsets
                 pixels = crop_flip(pixels, top[index], left[index], flip[index])
             yield normalise(pixels, self.mean, self.std), labels
-
-    def count(self, size: int) -> int:
-        """How many batches `shuffled` gives."""
-        return Batches.count(self, size)  # type: ignore[arg-type]  # it asks for the number of images alone
 
     def _decoded(
         self, pieces: Iterable[Tensor], how: Cut, seed: int, epoch: int
@@ -123,8 +127,8 @@ def batches_of(
 ) -> Batches | StreamedBatches:
     """Batches of `images` on their device; of process `rank` of `ranks`, its share of each.
 
-    `decoder` decodes files; without one, this process does.
+    `decoder` decodes files; None: a new one, with as many processes as the machine has cores to spare.
     """
     if isinstance(images, Images):
         return Batches(images, mean, std, rank, ranks)
-    return StreamedBatches(images, mean, std, decoder or Decoder(0), rank, ranks)
+    return StreamedBatches(images, mean, std, decoder or Decoder(default_loaders(1)), rank, ranks)

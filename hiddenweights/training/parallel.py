@@ -91,7 +91,8 @@ def _abandon() -> None:
     if dist.get_backend() == "gloo":
         dist.destroy_process_group()
     else:  # with NCCL, leaving would wait for the others
-        dist.distributed_c10d._abort_process_group()
+        with contextlib.suppress(RuntimeError):  # the error that led here is the one to report
+            dist.distributed_c10d._abort_process_group()
 
 
 class _Others:
