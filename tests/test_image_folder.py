@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -224,8 +225,9 @@ def test_an_epoch_is_the_same_for_any_number_of_processes(files: ImageFiles) -> 
 
 
 def test_decoding_processes_stay_and_take_one_pass_after_the_other(files: ImageFiles) -> None:
-    batches = StreamedBatches(files, ZERO, ONE, Decoder(2))
-    state = torch.get_rng_state()
+    decoder = Decoder(2)
+    batches = StreamedBatches(files, ZERO, ONE, decoder)
+    state, before = torch.get_rng_state(), set(psutil.Process().children())
 
     def passes() -> Iterator[list[tuple[Tensor, Tensor]]]:
         for number in range(2):
@@ -234,10 +236,13 @@ def test_decoding_processes_stay_and_take_one_pass_after_the_other(files: ImageF
 
     next(batches.in_order(4))  # begun and left
     trained, tested, trained_more, tested_again = passes()
+    assert len(set(psutil.Process().children()) - before) == 2
     assert same(trained, epoch(files, 0))
     assert same(trained_more, epoch(files, 1))
     assert same(tested, tested_again)
     assert torch.equal(torch.get_rng_state(), state)  # which sampled masks and dropout draw from
+    decoder.close()
+    assert not set(psutil.Process().children()) - before
 
 
 def test_a_corrupt_file_gives_way_to_the_next_and_is_named(

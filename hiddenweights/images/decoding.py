@@ -168,7 +168,7 @@ def default_loaders(ranks: int) -> int:
 
 
 class Decoder:
-    """Processes that decode requests. They start with the first request and live as long as this object.
+    """Processes that decode requests. They start with the first request and live until `close`.
 
     `processes` = 0 decodes in this process. Only one iteration can run at a time.
     """
@@ -176,7 +176,7 @@ class Decoder:
     def __init__(self, processes: int, *, pinned: bool = False) -> None:
         """`pinned`: store results in page-locked memory, from which a GPU copies asynchronously."""
         self._requests: Iterable[Request] = ()
-        self._loader = DataLoader(
+        self._loader: DataLoader[Decoded] | None = DataLoader(
             _Decode(),
             sampler=self,  # any iterable works
             batch_size=None,
@@ -190,8 +190,13 @@ class Decoder:
     def __iter__(self) -> Iterator[Request]:
         return iter(self._requests)
 
+    def close(self) -> None:
+        """End the processes."""
+        self._loader = None  # they end with it
+
     def __call__(self, requests: Iterable[Request]) -> Iterator[Decoded]:
         """The decoded requests in order. The next ones are decoded while one is used."""
+        assert self._loader is not None, "closed"
         self._requests = requests
         try:
             yield from self._loader

@@ -54,14 +54,17 @@ def trainer_of(
     Raises `RankDied` if one of the processes is killed, and any exception that one of them raises.
     """
     if ranks == 1:
-        yield Trainer(config, folder, ticket, loaders=loaders)
+        with contextlib.closing(Trainer(config, folder, ticket, loaders=loaders)) as trainer:
+            yield trainer
         return
     cuda = _on_cuda(config, ranks)
     meeting = Path(tempfile.mkdtemp(prefix="hiddenweights-ranks-"))
     others = _Others(config, folder, ticket, ranks, loaders, meeting)
     try:
         os.environ.update({name: os.environ.get(name, value) for name, value in LOOPBACK.items()})
-        yield Trainer(config, folder, ticket, Ranks(0, ranks, meeting / "store", cuda), loaders)
+        together = Ranks(0, ranks, meeting / "store", cuda)
+        with contextlib.closing(Trainer(config, folder, ticket, together, loaders)) as trainer:
+            yield trainer
         dist.destroy_process_group()
         others.end(END)
     except BaseException as error:

@@ -128,13 +128,17 @@ class Trainer:
         """The batches of each split by name, stored on the device or decoded for it."""
         rank, count = (self.ranks.rank, self.ranks.count) if self.ranks else (0, 1)
         processes = default_loaders(count) if loaders is None else loaders
-        decoder = Decoder(processes, pinned=self.device.type == "cuda")
+        self.decoder = Decoder(processes, pinned=self.device.type == "cuda")
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         return {
-            name: batches_of(images.to(self.device), dataset.mean, dataset.std, decoder, rank, count)
+            name: batches_of(images.to(self.device), dataset.mean, dataset.std, self.decoder, rank, count)
             for name, images in parts.items()
             if images is not None
         }
+
+    def close(self) -> None:
+        """End the processes that decode images. Only needed to be rid of them before the trainer goes."""
+        self.decoder.close()
 
     def epochs(self) -> Iterator[Record]:
         """All records from epoch 1: first those of a restored checkpoint, then new ones.
