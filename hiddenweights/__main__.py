@@ -41,6 +41,10 @@ COMMANDS: dict[str, Lazy] = {
         f"{_SWEEPS}:status",
         "How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.",
     ),
+    "sweeps doctor": Lazy(
+        "hiddenweights.sweeps.doctor:doctor",
+        "What this machine, or each node of a cluster, has for a sweep: a table, and what is amiss.",
+    ),
     "sweeps sync": Lazy(
         f"{_SWEEPS}:sync", "Upload the offline W&B runs of a store; what is uploaded already is left alone."
     ),

@@ -93,3 +93,22 @@ def test_the_kubernetes_job_retries_and_its_head_trains_nothing() -> None:
         (key,) = (variable for variable in container["env"] if variable["name"] == "WANDB_API_KEY")
         assert "value" not in key  # a secret's, never the file's
     assert pinned("ray") in (TOP / "deploy/Dockerfile").read_text()
+
+
+def test_the_autoscaler_reads_the_kubernetes_job_as_the_clouds_files() -> None:
+    from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+
+    spec = load("deploy/kuberay.yaml")["spec"]["rayClusterSpec"]
+    # As the operator makes a RayCluster of it; Ray validates what it derives.
+    config = _derive_autoscaling_config_from_ray_cr(
+        {"metadata": {"name": "hidden-weights", "namespace": "default"}, "spec": spec}
+    )
+    head, worker = config["available_node_types"].values()
+    assert (head["resources"]["CPU"], head["resources"].get("GPU", 0)) == (0, 0)
+    assert (worker["resources"]["CPU"], worker["resources"]["GPU"]) == (4, 1)
+    assert (worker["min_workers"], worker["max_workers"]) == (0, 8)
+    assert config["idle_timeout_minutes"] == 5
+    assert spec["autoscalerOptions"]["version"] == "v2"
+    assert spec["authOptions"] == {"mode": "token"}
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        assert group["template"]["spec"]["restartPolicy"] == "Never"
