@@ -158,6 +158,7 @@ def tidy(raw: Raw) -> Table:
     counts. Unfinished cells keep their row, and so do finished cells whose accuracy is not a number (as
     ``failed``).
     """
+    # Columns that some sources lack, and finished cells without an accuracy.
     runs = raw.runs.copy()
     for name in NUMBERS:
         runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
@@ -168,6 +169,7 @@ def tidy(raw: Raw) -> Table:
     runs.loc[broken, "reason"] = f"{METRIC} is missing or not a number"
     runs.loc[broken, "state"] = "failed"
 
+    # One run per cell: the last finished one, else the last one.
     unusable = runs[~runs["usable"]]
     runs = runs[runs["usable"]]
     runs = runs.assign(_done=runs["state"] == FINISHED)
@@ -175,6 +177,7 @@ def tidy(raw: Raw) -> Table:
     cells = runs.drop_duplicates("cell", keep="last")
     others = runs.drop(index=cells.index)
     used = cells.set_index("cell")[METRIC]
+    # All other runs, each with its reason.
     left_out = pd.concat(
         [
             unusable,
@@ -193,10 +196,12 @@ def tidy(raw: Raw) -> Table:
 
 def _last_rows(epochs: pd.DataFrame, order: "pd.Series[str]") -> pd.DataFrame:
     """One row per cell and epoch, in that order. Of repeated rows the last one counts."""
+    # Order the rows like the runs, so that the last row of an epoch is that of the last run.
     runs, keys = pd.factorize(epochs["key"])
     place = pd.Series(np.arange(len(order)), index=order.to_numpy()).reindex(keys).to_numpy()[runs]
     if not (np.diff(place) >= 0).all():
         epochs = epochs.iloc[np.argsort(place, kind="stable")]
+    # Sort and remove repeated rows only if needed, because both take long.
     codes = pd.factorize(epochs["cell"])[0]
     step = np.diff(epochs["epoch"].to_numpy(), prepend=-np.inf)
     if not ((np.diff(codes, prepend=-1) > 0) | (step > 0)).all():  # attempts overlap
@@ -213,6 +218,7 @@ def combine(tables: Sequence[Table]) -> Table:
     if len(tables) == 1:
         return tables[0]
     cells = pd.concat([table.cells for table in tables], ignore_index=True)
+    # Finished results of one cell must agree.
     finished = cells[cells["state"] == FINISHED]
     apart = finished.groupby("cell")[METRIC].transform("nunique") > 1
     if apart.any():
@@ -223,11 +229,13 @@ def combine(tables: Sequence[Table]) -> Table:
         )
         more = f" and {len(groups) - 3} more" if len(groups) > 3 else ""
         raise UserError(f"--from: the sources disagree on {METRIC} of cell {found}{more}; name one of them")
+    # Keep one row per cell, a finished one if there is one, with the sweeps of all sources.
     cells = cells.assign(_done=cells["state"] == FINISHED).sort_values(
         "_done", ascending=False, kind="stable"
     )
     kept = cells.drop(columns="_done").drop_duplicates("cell").sort_values("cell").reset_index(drop=True)
     sweeps = cells.groupby("cell")["sweeps"].agg(lambda names: " ".join(sorted({*" ".join(names).split()})))
+    # Take the epochs from the source of the row, and drop remarks on cells that are finished elsewhere.
     rows = [
         table.epochs[table.epochs["cell"].isin(kept.loc[kept["source"].isin(table.cells["source"]), "cell"])]
         for table in tables

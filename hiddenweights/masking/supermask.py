@@ -67,6 +67,7 @@ def supermask(
     Warns:
         UserWarning: k is so small that some layers keep a single weight. The warning names them.
     """
+    # Check the arguments before the model is changed.
     mask_type = _mask_type(method)
     if not 0 < k <= 1:
         raise UserError(f"k: {k!r} is the fraction of weights kept, in (0, 1]")
@@ -82,6 +83,7 @@ def supermask(
         raise UserError(f"selection: 'global' has no meaning for method {method!r}, which chooses no top k")
     if mask_type.redraws and distribution is None:
         raise UserError(f"distribution: None, but method {method!r} draws new weights and needs one")
+    # Freeze all parameters; then draw weights and scores and attach a mask to each weight.
     layers = weight_layers(model)
     _freeze(model, {id(owner) for owner, _, _ in layers}, biases, norms)
 
@@ -95,6 +97,7 @@ def supermask(
         # unsafe=True skips torch's trial run of the mask, which takes time and, for `sampled`, random numbers
         parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer), unsafe=True)
     _warn_of_single_weights(model, selection)
+    # Under global selection the masks share one selection per forward pass.
     if selection == "global":
         masks = [*masks_of(model).values()]
         group = Group(masks, k)

@@ -56,6 +56,7 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
     Raises `UserError`, or a built-in exception if the header has another structure.
     """
+    # The format, and the sizes of the layers.
     if type(header["format"]) is not int or header["format"] != FORMAT:
         raise UserError(f"has format {header['format']!r:.40}; this version reads format {FORMAT}")
     layers = {_text(name): layer for name, layer in header["layers"].items()}
@@ -67,6 +68,7 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
     if sum(sizes.values()) > MAX_WEIGHTS:
         raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
     _check_memory(sum(sizes.values()))
+    # The tensors by kind, and the config.
     found: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -77,6 +79,7 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
     for value in flatten(config).values():
         if isinstance(value, str):
             _text(value)
+    # The gains of `biprop`, and the masks.
     gained = shapes if METHODS[config.model.method] is Biprop else {}
     same_tensors(
         {name: (torch.Size(), torch.float32) for name in gained},

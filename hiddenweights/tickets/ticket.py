@@ -190,6 +190,7 @@ class Ticket:
         because a ticket alone must never cause code to run. Raises `UserError` if the network does not fit
         the ticket, or if its weights are not those of training.
         """
+        # The network must have exactly the tensors of the ticket.
         network = self._plain(arch)
         expected = network.state_dict()
         names = {name for _, _, name in weight_layers(network)}
@@ -204,6 +205,7 @@ class Ticket:
                 for name, t in self.state.items()
             },
         )
+        # Fill it with the stored state and the weights of the seed.
         state = {name: t.expand(expected[name].shape).clone() for name, t in self.state.items()}
         for name, weight in self.weights().items():
             gain = self.gains.get(name)
