@@ -1,7 +1,6 @@
 """`keep_largest` of all layers of a network on an NVIDIA GPU, in the number of launches that one layer needs.
 
-Each program handles one block of one layer; a table describes the layers. A threshold hardly changes from one
-step to the next, so the previous step gives a bracket for it:
+Each program handles one block of one layer. The previous step gives a bracket for each layer's threshold:
 
 1. `_collect` counts the magnitudes above the bracket of each layer and collects those inside it. The last
    block of a layer selects the threshold among them, or sees from the counts that the bracket missed it.
@@ -11,9 +10,9 @@ step to the next, so the previous step gives a bracket for it:
 4. `_write` writes the masked weights.
 
 If every bracket contained its threshold, the second and third launch return immediately. A call without a
-`Memory` starts with the second. The result therefore never depends on a bracket. A key consists of the 31
-bits of the magnitude and the position of the element, counted from the end. No two keys are equal, so ties
-need no special rule. The CPU reads no value and every shape is fixed, so a CUDA graph can record them.
+`Memory` starts with the second. So the result never depends on a bracket. A key consists of the 31 bits of
+the magnitude and the position counted from the end. No two keys are equal, so ties need no special rule.
+The CPU reads no value and every shape is fixed, so a CUDA graph can record the launches.
 """
 
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, no-untyped-call, no-any-return, import-untyped"
