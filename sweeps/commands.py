@@ -38,8 +38,7 @@ def list_() -> None:
         cells = sweep.cells()
         shared = sum(len(members[cell]) > 1 for cell in cells)
         total += len(cells)
-        title = sweep.about.partition("\n")[0]
-        console.print(f"{name:<14} {len(cells):>4} cells, {shared:>3} shared   {title}")
+        console.print(f"{name:<16} {len(cells):>4} cells, {shared:>3} shared   {sweep.title}")
     console.print(f"together {len(members)} cells, not {total}: a cell that two sweeps share is trained once")
 
 
@@ -53,10 +52,30 @@ def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
     """
     console = _console()
     sweep, cells = _sweep(name, set, axis)
-    console.print(sweep.about + "\n")
+    console.print(sweep.title + "\n")
+    facts = {"Claim": sweep.claim, "Expect": sweep.expect, "Cost": _estimate(sweep), "Run": sweep.command()}
+    for label, fact in facts.items():
+        if fact:
+            console.print(f"{label + ':':<8}{fact}")
     for arm in sweep.arms:
         console.print(_arm(arm))
-    console.print(f"{len(cells)} cells{_repeated(cells)}")
+    methods = Counter[str](config.model.method for config in cells.values())
+    console.print(f"{len(cells)} cells ({_counts(methods)}){_repeated(cells)}")
+    members = experiments.memberships()
+    others = Counter(other for cell in cells for other in members.get(cell, ()) if other != name)
+    if others:
+        console.print(f"shared with other sweeps: {_counts(others)}")
+
+
+def _counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{n} {name}" for name, n in counts.most_common())
+
+
+def _estimate(sweep: Sweep) -> str:
+    if not sweep.gpu_hours:
+        return ""
+    beyond = f" for the cells beyond those of {sweep.beyond}" if sweep.beyond else ""
+    return f"about {sweep.gpu_hours:,g} GPU-hours{beyond} (estimated)"
 
 
 def _arm(arm: Arm) -> str:
@@ -374,12 +393,12 @@ def _cost(planned: launch.Plan, gpus: float | None, price: float | None) -> str:
     words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
     if unknown:
         sweep = experiments.sweep(planned.name)
-        guess = cost.estimate(sweep.about)
         words.append(f"{unknown} of a kind not measured yet")
-        if guess:
-            whole = cost.describe({"GPU": guess}, price)
+        if sweep.gpu_hours:
+            whole = cost.describe({"GPU": sweep.gpu_hours}, price)
+            beyond = f" beyond those of {sweep.beyond}" if sweep.beyond else ""
             words[-1] += (
-                f" (an estimate: {whole} for the {len(sweep.cells())} cells of {sweep.name} as it is)"
+                f" (an estimate: {whole} for the {len(sweep.cells())} cells of {sweep.name} as it is{beyond})"
             )
     return "; ".join(["", *words])
 

@@ -1,6 +1,5 @@
 """What a cell takes of time and of a card, from finished cells of the same kind."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -76,12 +75,6 @@ def costs(todo: Iterable[CellConfig], measured: Measured, gpus: float | None) ->
         else:
             unknown += 1
     return dict(hours), unknown
-
-
-def estimate(about: str) -> float | None:
-    """The GPU-hours that a sweep's text estimates for all of its cells as they stand."""
-    found = re.search(r"about ([\d,.]+) GPU-hours", about)
-    return float(found[1].replace(",", "")) if found else None
 
 
 def describe(hours: Mapping[str, float], price: float | None) -> str:

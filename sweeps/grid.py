@@ -103,9 +103,24 @@ class Sweep:
     """A named set of cells."""
 
     name: str
-    about: str
-    """Claim, command, cost and expectation."""
     arms: tuple[Arm, ...]
+    title: str = ""
+    claim: str = ""
+    """What it shows, or what it asks."""
+    expect: str = ""
+    """The numbers that should come out."""
+    gpu_hours: float | None = None
+    """Estimated cost of all its cells but those of the sweep `beyond`, on one mid-range GPU."""
+    beyond: str = ""
+    options: str = ""
+    """Further options of its command."""
+
+    def command(self) -> str:
+        """The command that launches it; DIR stands for the folder of the data."""
+        parts = [f"hiddenweights sweeps launch {self.name}"]
+        if any(arm.base.data.name != "digits" for arm in self.arms if not arm.found_by):
+            parts.append("--set data.root=DIR")
+        return " ".join([*parts, *([self.options] if self.options else [])])
 
     def cells(self) -> "Cells":
         """The cells of all arms by id, each once, in the order of the arms."""

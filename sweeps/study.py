@@ -11,6 +11,7 @@ Results: docs/results/.
 from collections.abc import Callable, Mapping, Sequence
 
 from hiddenweights.config import Scalar
+from hiddenweights.sweeps.declare import declare
 from hiddenweights.sweeps.grid import Arm, arm
 
 KS = (0.1, 0.3, 0.5, 0.7, 0.9)
@@ -44,25 +45,23 @@ RATES: Mapping[str, Sequence[float]] = {
 }
 
 
+@declare(
+    claim="none; each side of a comparison gets its best of three rates.",
+    expect="edge-popup best at 0.1, the recipe's rate.",
+    gpu_hours=2,
+)
 def study_rates() -> list[Arm]:
-    """The learning rates of the study, chosen on 5,000 held-out images under the study's own budget.
-
-    Claim: none; each side of a comparison gets its best of three rates.
-    Command: hiddenweights sweeps launch study_rates --set data.root=DIR
-    Cells: 18 (6 edge-popup, 12 dense); about 2 GPU-hours.
-    Expect: edge-popup best at 0.1, the recipe's rate.
-    """
+    """The learning rates of the study, chosen on 5,000 held-out images under the study's own budget."""
     return [_rates(CIFAR, ("conv2", "conv4"), side) for side in ("sgd", "adam", "edge_popup")]
 
 
+@declare(
+    claim="none; each side of a comparison gets its best of three rates.",
+    expect="the recipes' own rates.",
+    gpu_hours=2,
+)
 def study_rates_more() -> list[Arm]:
-    """The learning rates of the study's later stages: mask methods, and shallow networks.
-
-    Claim: none; each side of a comparison gets its best of three rates.
-    Command: hiddenweights sweeps launch study_rates_more --set data.root=DIR
-    Cells: 39 (15 edge-popup, 15 dense, 9 of other methods); about 2 GPU-hours.
-    Expect: the recipes' own rates.
-    """
+    """The learning rates of the study's later stages: mask methods, and shallow networks."""
     methods = [_rates(CIFAR, ("conv4",), side) for side in ("iterand", "biprop", "sampled")]
     flat = [
         _rates({**data, "model.width": 1.0}, ("linear", "fc"), side)
@@ -78,27 +77,27 @@ def _rates(base: Mapping[str, Scalar], archs: Sequence[str], side: str) -> Arm:
     return arm(held_out, {"model.arch": archs, "optim.lr": RATES[side]})
 
 
+@declare(
+    claim="some subnetwork of a random network does nearly as well as the trained network.",
+    expect="a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.",
+    gpu_hours=10,
+)
 def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "conv4")) -> list[Arm]:
-    """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with the random-mask control.
-
-    Claim: some subnetwork of a random network does nearly as well as the trained network.
-    Command: hiddenweights sweeps launch study_depth --set data.root=DIR
-    Cells: 90 (60 edge-popup, 30 random); about 10 GPU-hours.
-    Expect: a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.
-    """
+    """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with the random-mask control."""
     return [
         arm(CIFAR, {"model.arch": archs, "seed": seeds, "model.distribution": DISTRIBUTIONS, "model.k": KS}),
         arm({**CIFAR, "model.method": "random"}, {"model.arch": archs, "seed": seeds, "model.k": KS}),
     ]
 
 
+@declare(
+    claim="some subnetwork of a random network does nearly as well as the trained network.",
+    expect="41, 60, 63, 61, 46% at k = .1 .3 .5 .7 .9; 11% for the random mask.",
+)
 def study_small() -> list[Arm]:
     """The smallest part of the study: Conv2, signed constant, over k, and one random mask.
 
-    Claim: some subnetwork of a random network does nearly as well as the trained network.
-    Command: hiddenweights sweeps launch study_small --set data.root=DIR
-    Cells: 6, all 6 of them study_depth's; about 5 minutes each on one core with bfloat16.
-    Expect: 41, 60, 63, 61, 46% at k = .1 .3 .5 .7 .9; 11% for the random mask.
+    A cell takes about 5 minutes on one core with bfloat16.
     """
     base = {**CIFAR, "model.arch": "conv2"}
     return [
@@ -107,26 +106,34 @@ def study_small() -> list[Arm]:
     ]
 
 
+@declare(
+    claim="the deeper the random network, the better its best subnetwork.",
+    expect="Conv6 above Conv4 at k = 0.5.",
+    gpu_hours=15,
+)
 def study_deep(seeds: Sequence[int] = SEEDS) -> list[Arm]:
-    """The study, stage a continued: Conv6 and Conv8.
-
-    Claim: the deeper the random network, the better its best subnetwork.
-    Command: hiddenweights sweeps launch study_deep --set data.root=DIR
-    Cells: 90 (60 edge-popup, 30 random); about 15 GPU-hours.
-    Expect: Conv6 above Conv4 at k = 0.5.
-    """
+    """The study, stage a continued: Conv6 and Conv8."""
     return study_depth(seeds, ("conv6", "conv8"))
 
 
 STAGES: Sequence[Callable[..., list[Arm]]] = (study_depth, study_deep)
 
 
+@declare(
+    claim="those of its stages.",
+    expect="see the stages: study_depth and study_deep.",
+    gpu_hours=25,
+)
 def study() -> list[Arm]:
-    """The whole study, one seed of every stage before the next seed.
-
-    Claim: those of its stages.
-    Command: hiddenweights sweeps launch study --set data.root=DIR
-    Cells: 180; about 25 GPU-hours.
-    Expect: see the stages: study_depth and study_deep.
-    """
+    """The whole study, one seed of every stage before the next seed."""
     return [arm for seed in SEEDS for stage in STAGES for arm in stage((seed,))]
+
+
+SWEEPS: Mapping[str, Callable[..., list[Arm]]] = {
+    "study_rates": study_rates,
+    "study_rates_more": study_rates_more,
+    "study_small": study_small,
+    "study_depth": study_depth,
+    "study_deep": study_deep,
+    "study": study,
+}

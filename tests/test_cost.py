@@ -15,7 +15,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.sweeps import capacity, experiments, tracking
 from hiddenweights.sweeps import commands as main
-from hiddenweights.sweeps.cost import Measured, costs, describe, estimate
+from hiddenweights.sweeps.cost import Measured, costs, describe
 from hiddenweights.sweeps.grid import Arm, arm
 from hiddenweights.sweeps.options import Options
 
@@ -98,7 +98,7 @@ def test_the_price_is_of_an_hour() -> None:
 def test_the_line_says_whether_it_is_measured_or_an_estimate(
     here: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    estimated = estimate(experiments.sweep("depth").about)
+    estimated = experiments.sweep("depth").gpu_hours
     assert estimated
     assert launch("depth", "--dry-run", "--price", "2") == 0
     line = capsys.readouterr().out.partition("\n")[0]

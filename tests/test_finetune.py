@@ -210,7 +210,6 @@ def test_train_takes_a_ticket_file(store: Store, tmp_path: Path, capsys: pytest.
 FOUND = arm(SMALL, {"model.k": (0.3, 0.5), "seed": (0, 1)})
 LOTTERY = Sweep(
     name="tickets",
-    about="",
     arms=(arm({}, {"model.init_mask": ("found", "shuffled")}, found_by=FOUND), FOUND),
 )
 

@@ -104,7 +104,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         driver = psutil.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
     cells = [
         id
-        for id, config in Sweep(name="", about="", arms=tuple(watched())).cells().items()
+        for id, config in Sweep(name="", arms=tuple(watched())).cells().items()
         if config.model.arch == "conv2"
     ]
     killed = False
