@@ -106,14 +106,9 @@ def add_figure(code: Path) -> None:
     insert(
         experiments,
         "SWEEPS: Mapping",
-        '''def mine() -> list[Arm]:
-    """A sweep for this test.
-
-    Claim: none.
-    Command: hiddenweights sweeps launch mine
-    Cells: 2; about 0.001 GPU-hours.
-    Expect: something.
-    """
+        '''@declare(claim="none", expect="something", gpu_hours=0.001)
+def mine() -> list[Arm]:
+    """A sweep for this test."""
     base = {"model.arch": "tiny", "model.method": "positive", "optim.nesterov": True, "train.epochs": 2}
     return [arm(base, {"model.k": (0.3, 0.6)})]
 
