@@ -1,4 +1,4 @@
-"""Table -> mean, standard deviation, n and an interval. Imports nothing that draws."""
+"""From the table to mean, standard deviation, n and an interval. No drawing."""
 
 import functools
 import math
@@ -16,15 +16,15 @@ LEVEL = 0.95
 FEW = 3  # with fewer values there is no interval: with two it would be 9 standard deviations to each side
 FloatArray = NDArray[np.float64]
 
-# Two cells of one curve may differ in x, seed and where they ran, but not in these unless asked.
+# Cells of one curve may differ in x, in the seed and in where they ran, but not in these fields.
 SAME = ("data.name", "data.protocol", "data.subset", "train.epochs", "model.selection")
 
 
 def interval(values: FloatArray, *, level: float = LEVEL) -> tuple[float, float]:
     """Student's t interval of the mean of `values` (shape (n,)); NaN for n < 2.
 
-    Exact for normal values at every n. With three values it is 2.5 standard deviations to each side: that
-    is what three values can tell.
+    It is exact for normal values at every n. With three values it reaches 2.5 standard deviations to each
+    side.
     """
     n = len(values)
     if n < 2:
@@ -34,7 +34,7 @@ def interval(values: FloatArray, *, level: float = LEVEL) -> tuple[float, float]
     return mean - half, mean + half
 
 
-@functools.cache  # scipy takes 0.1 ms a call, and a table has few different n
+@functools.cache  # scipy takes 0.1 ms per call, and a table has few different n
 def t_quantile(level: float, freedom: int) -> float:
     """The quantile at `level`, in (0, 1), of Student's t distribution with `freedom` degrees of freedom."""
     return float(stdtrit(freedom, level))
@@ -50,15 +50,15 @@ def describe(values: Iterable[float], *, level: float = LEVEL) -> dict[str, floa
 
 
 def curves(points: pd.DataFrame, *, mixed: bool = False) -> pd.DataFrame:
-    """One row a point of a curve: the statistics of `y` over its cells.
+    """One row per point of a curve: the statistics of `y` over its cells.
 
-    `points` has one row a cell: `panel`, `curve`, `kind`, `tag`, `x`, `y`, `cell`, `seed` and the columns
+    `points` has one row per cell: `panel`, `curve`, `kind`, `tag`, `x`, `y`, `cell`, `seed` and the columns
     of `SAME`. The result has `panel`, `curve`, `kind`, `x`, `mean`, `sd`, `n`, `low`, `high`, `tag`,
     `full` (whether n is the largest of the figure), `values` (with fewer than `FEW`: each of them, as text)
     and `cells`, in order of panel, curve and x.
 
-    Raises `UserError` where cells of one curve differ in `SAME` (unless `mixed`), or where one seed
-    occurs twice in a point.
+    Raises `UserError` if cells of one curve differ in `SAME` (unless `mixed`), or if a seed occurs twice in
+    a point.
     """
     by = ["panel", "curve", "kind"]
     if not mixed:

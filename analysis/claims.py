@@ -1,13 +1,13 @@
-"""The table's verdicts on the claims (`hiddenweights.claims` has the definitions and the tests).
+"""The verdicts of a table on the claims. `hiddenweights.claims` has the definitions and the tests.
 
 These are verdicts on the paper if the cells are like the paper's: its data, all images, its width and at
 least its number of epochs. For other cells a claim only *holds here*, *does not hold here* or is *open here*.
-It is out of scope if the runs have none of the cells it speaks of. The effect of a claim is the comparison
-that came out worst.
+It is out of scope if the runs have none of its cells. The reported effect of a claim is its worst
+comparison.
 
-Cells that `hiddenweights sweeps settle` has trained were looked at again and again. A claim that uses one
-gets the anytime-valid verdict and intervals, which allow for that; all others assume that the number of seeds
-was decided before looking.
+`hiddenweights sweeps settle` looks at its results repeatedly while it trains. A claim that uses its cells
+gets the anytime-valid verdict and intervals, which allow for this. All other claims assume that the number
+of seeds was decided before looking.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -26,7 +26,7 @@ from hiddenweights.claims.verdict import CONTRADICTED, HERE, MIN_PAIRS, SUPPORTE
 from hiddenweights.flat import parse_value
 
 OUT_OF_SCOPE = "out of scope of these runs"
-SETTLE = "settle-"  # begins the name of a plan of `sweeps settle`
+SETTLE = "settle-"  # the prefix of the plans of `sweeps settle`
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +56,18 @@ class Measured:
     verdict: str
     effects: tuple[Effect, ...]
     lacks: tuple[str, ...] = ()
-    """How its cells fall short of the paper's."""
+    """How its cells differ from the paper's."""
     anytime: bool = False
 
     @property
     def worst(self) -> Effect:
-        """The comparison that came out worst; of a contradicted claim, among those that contradict it."""
+        """The worst comparison. For a contradicted claim, the worst of those that contradict it."""
         decisive = [found for found in self.effects if found.below] or self.effects
         return min(decisive, key=lambda found: found.mean - found.margin)
 
 
 def measure(table: Table, which: Sequence[Claim] = CLAIMS) -> list[Measured]:
-    """Every claim in every setting of the table; one entry without effects for a claim out of scope."""
+    """Every claim in every setting of the table. A claim out of scope has one entry without effects."""
     places = settings(table)
     found = []
     for claim in which:
@@ -77,14 +77,14 @@ def measure(table: Table, which: Sequence[Claim] = CLAIMS) -> list[Measured]:
 
 
 def settings(table: Table) -> list[tuple[str, list[Cell]]]:
-    """The finished cells of each setting, under its words."""
+    """The finished cells per setting, by the text of the setting."""
     finished = table.cells[table.cells["state"] == FINISHED]
     groups = finished.groupby(list(SETTING), dropna=False)
     return [(setting(group.iloc[0]), as_cells(group)) for _, group in groups]
 
 
 def as_cells(rows: pd.DataFrame) -> list[Cell]:
-    """The rows of a table as claims see them."""
+    """The rows of a table in the form used by claims."""
     flat = pd.DataFrame({name: _scalars(name, rows[name]) for name in IDENTITY}, rows.index, dtype=object)
     columns = (rows[name] for name in ("cell", METRIC, "kept"))
     return [
@@ -94,7 +94,7 @@ def as_cells(rows: pd.DataFrame) -> list[Cell]:
 
 
 def _scalars(name: str, column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """The column as a config holds it: None for what is missing, whole numbers where the field has them."""
+    """The column with the values of a config: None if missing, int for int fields."""
     plain = column.astype(object).where(column.notna(), None)
     if column.dtype == float:
         plain = plain.map(lambda value: None if value is None else parse_value(name, f"{value:.17g}"))
@@ -124,7 +124,7 @@ def _of_settle(sweep: str) -> bool:
 
 
 def effect(contrast: Contrast, *, below: bool = False, anytime: bool = False) -> Effect:
-    """The effect that the finished pairs of `contrast` show, with its t interval."""
+    """The effect in the finished pairs of `contrast`, with its t interval."""
     values = contrast.values
     level = 1 - (1 - LEVEL) * rules.share(len(values)) if anytime and len(values) >= MIN_PAIRS else LEVEL
     found = describe(values, level=level)
@@ -143,7 +143,7 @@ def effect(contrast: Contrast, *, below: bool = False, anytime: bool = False) ->
 
 
 def _unchanged(claim: Claim, place: str, own: Collection[str], table: Table) -> Iterator[Measured]:
-    """The share of cells whose weights no epoch has changed: a fact that one cell shows as well as many."""
+    """The fraction of cells whose weights never changed: a fact for which one cell is enough."""
     cells = table.cells.assign(steady=table.unchanged())
     cells = cells[cells["cell"].isin(own) & cells["model.method"].isin(FROZEN)]
     frozen = cells[cells["initial_weights_checksum"].notna()]
@@ -190,6 +190,6 @@ def _row(one: Measured) -> dict[str, Any]:
 
 
 def setting(first: "pd.Series[Any]") -> str:
-    """A cell's setting, in words."""
+    """The setting of a cell as text."""
     subset = "" if pd.isna(first["data.subset"]) else f", {first['data.subset']:g} images"
     return f"{first['data.name']}, {first['train.epochs']} epochs{subset}, {first['data.protocol']}"

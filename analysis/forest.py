@@ -1,4 +1,4 @@
-"""All claims as one forest plot: how far each lies from its margin, with its interval and n, by verdict."""
+"""All claims as one forest plot: the distance from the margin, with interval and n, grouped by verdict."""
 
 import itertools
 import math
@@ -15,7 +15,7 @@ from hiddenweights.analysis.claims import OUT_OF_SCOPE, Effect, Measured
 from hiddenweights.analysis.figures import RC
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, OPEN, SUPPORTED
 
-# In this order, from top to bottom. A verdict on the paper is filled; one on another setting is hollow.
+# From top to bottom. Markers are filled for a verdict on the paper and hollow for other settings.
 COLORS = {
     SUPPORTED: "#00614a",
     CONTRADICTED: "#a33c00",
@@ -25,7 +25,7 @@ COLORS = {
     HERE[OPEN]: "#888888",
 }
 TITLE = "The claims of the paper"
-LINEAR = 3.0  # points to each side of the margin that are drawn to scale; beyond, the axis is logarithmic
+LINEAR = 3.0  # points on each side of the margin with a linear scale; the axis is logarithmic beyond
 
 
 def drawable(measured: Sequence[Measured]) -> list[Measured]:
@@ -36,7 +36,7 @@ def drawable(measured: Sequence[Measured]) -> list[Measured]:
 
 
 def forest(measured: Sequence[Measured]) -> Figure:
-    """The plot of all claims that have comparisons; at least one of `measured` must."""
+    """The plot of all claims with comparisons. At least one of `measured` must have some."""
     shown = drawable(measured)
     groups = len({one.verdict for one in shown})
     with mpl.rc_context(RC):
@@ -53,7 +53,7 @@ def forest(measured: Sequence[Measured]) -> Figure:
 
 
 def _rows(shown: Sequence[Measured]) -> list[tuple[int, Measured]]:
-    """The place of each claim from the top; every verdict has a line of its own above its claims."""
+    """The place of each claim from the top. Every verdict has a heading above its claims."""
     rows: list[tuple[int, Measured]] = []
     place = 0
     for _, group in itertools.groupby(shown, key=lambda one: one.verdict):
@@ -65,7 +65,7 @@ def _rows(shown: Sequence[Measured]) -> list[tuple[int, Measured]]:
 
 
 def _draw(one: Measured, ax: Axes, place: int) -> None:
-    """One claim: all comparisons faintly, the worst one with its interval and in words."""
+    """Draw one claim: all comparisons faintly, the worst one with its interval and as text."""
     color, worst = COLORS[one.verdict], one.worst
     others = [found.mean - found.margin for found in one.effects if found is not worst and found.n]
     ax.plot(others, [place] * len(others), "|", color=color, alpha=0.35, markersize=6, zorder=2)
@@ -73,7 +73,7 @@ def _draw(one: Measured, ax: Axes, place: int) -> None:
         1.01, place, _numbers(worst), transform=blended_transform_factory(ax.transAxes, ax.transData),
         va="center", fontsize=7, color=color,
     )  # fmt: skip
-    if worst.n < FEW:  # too few for an interval: the values themselves
+    if worst.n < FEW:  # too few values for an interval: draw the values
         values = [value - worst.margin for value in worst.values]
         ax.plot(values, [place] * worst.n, "x", color=color, markersize=5, zorder=4)
         return

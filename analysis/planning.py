@@ -1,4 +1,4 @@
-"""What would decide the claims that the table leaves open: the next cells, their chances and their cost."""
+"""Plans for the open claims of a table: the next cells, their probabilities and their cost."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ Seconds = Callable[[Cell], float | None]
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """An open claim in one setting, and what to train next for it."""
+    """An open claim in one setting, and its plan."""
 
     setting: str
     plan: plan.Plan
 
 
 def plans(table: Table, measured: Sequence[Measured]) -> Iterator[Open]:
-    """A plan for each open claim of `measured`, over the conditions that the table has, with more seeds."""
+    """A plan for each open claim of `measured`: more seeds for the conditions of the table."""
     own = dict(settings(table))
     for one in measured:
         if one.verdict not in (OPEN, HERE[OPEN]):
@@ -40,7 +40,7 @@ def plans(table: Table, measured: Sequence[Measured]) -> Iterator[Open]:
 
 
 def seconds(table: Table) -> Seconds:
-    """The mean seconds of the table's finished cells of a cell's kind; None for a kind it has none of."""
+    """The mean seconds of the finished cells of this kind in the table; None if there are none."""
     finished = table.cells[table.cells["state"] == FINISHED]
     columns = finished[list(KIND)].astype(object)
     kinds = columns.where(columns.notna(), None).apply(tuple, axis=1)
@@ -49,7 +49,7 @@ def seconds(table: Table) -> Seconds:
 
 
 def lines(found: Iterable[Open], taken: Seconds) -> list[str]:
-    """The plans for people."""
+    """The plans as text."""
     words = []
     for one in found:
         first, *cells = plan.words(one.plan, taken)
@@ -58,7 +58,7 @@ def lines(found: Iterable[Open], taken: Seconds) -> list[str]:
 
 
 def as_frame(found: Iterable[Open], taken: Seconds) -> pd.DataFrame:
-    """One row per claim, setting and cell, with the mean seconds of its kind and the chance of the step."""
+    """One row per claim, setting and cell, with the mean seconds of its kind and the step's probability."""
     columns = ("claim", "setting", "cell", "name", "seed", "seconds", "chance")
     rows = [
         (one.plan.claim.name, one.setting, cell.id, cell.name, cell["seed"], taken(cell), one.plan.chance)

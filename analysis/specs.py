@@ -1,4 +1,4 @@
-"""What each figure shows: which cells, on which axis, in which panel and curve. No numbers, no drawing."""
+"""The layout of each figure: cells, axis, panels and curves. No statistics, no drawing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 
 SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
-KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; all others have random weights
+KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; others have random weights
 
-# Curves that have their own place in every figure, in this order.
+# Curves with a fixed place in every figure, in this order.
 CURVES = (
     "signed constant",
     "kaiming normal",
@@ -30,7 +30,7 @@ CURVES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """A figure: the sweep of its name, laid out in panels and curves."""
+    """A figure: the sweep with its name, arranged in panels and curves."""
 
     name: str
     title: str
@@ -38,26 +38,26 @@ class Spec:
     """Column of the x axis."""
     x_label: str
     x_words: str = "{:g}% of the weights kept"
-    """One place on the x axis, in words."""
+    """Text for one place on the x axis."""
     scale: float = 1.0
     """Factor from the column to the axis."""
     reverse: bool = False
     """Whether the axis runs from large to small, as in the paper's Figure 3."""
     level_baselines: bool = True
-    """Dense networks are lines across the panel; otherwise a curve over x like the others."""
+    """Whether dense networks are horizontal lines. If not, they are a curve over x like the others."""
     curve: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
-    """Label of the curve a cell belongs to; unset: `label`."""
+    """Label of the curve of a cell. If not given: `label`."""
     panel: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
-    """Label of the panel; unset: the network."""
+    """Label of the panel. If not given: the network."""
     tag: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
-    """Words beside each point; unset: none."""
+    """Text next to each point. If not given: none."""
     y_label: str = "test accuracy (%)"
 
 
 def label(cells: pd.DataFrame) -> "pd.Series[str]":
-    """The curve a cell belongs to: its distribution and whatever is not edge-popup's default.
+    """The curve of a cell: its distribution, and everything that differs from edge-popup's default.
 
-    Dense networks are told apart by their optimiser, trained subnetworks by which weights they keep.
+    Dense networks are distinguished by their optimiser, fine-tuned subnetworks by their mask.
     """
     names = ("method", "distribution", "scaled", "selection", "init_mask")
     columns = [cells["optim.optimizer"], *(cells[f"model.{name}"] for name in names)]
@@ -82,7 +82,7 @@ def network(cells: pd.DataFrame) -> "pd.Series[str]":
 
 
 def _kept(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
-    """A figure over k, in the paper's look: the axis runs from 90 down to 10."""
+    """A figure over k. As in the paper, the axis runs from 90 down to 10."""
     return Spec(
         name=name,
         title=title,
@@ -100,7 +100,7 @@ def one_panel(cells: pd.DataFrame) -> "pd.Series[str]":
 
 
 def budget(cells: pd.DataFrame) -> "pd.Series[str]":
-    """How many weights a Conv4 keeps, as a share of width 1's (weights grow as the width squared)."""
+    """The number of weights that a Conv4 keeps, as a share of all weights at width 1."""
     share = (100 * cells["model.k"] * cells["model.width"] ** 2).round().astype("Int64").astype("str")
     return (share + "% of width 1's weights").where(cells["model.method"] != "dense", label(cells))
 
@@ -167,9 +167,9 @@ def find_spec(name: str) -> Spec:
 
 
 def points(table: Table, spec: Spec) -> pd.DataFrame:
-    """One row a finished cell of the figure's sweep: panel, curve, kind, x, y, and what `curves` needs.
+    """One row per finished cell of the sweep: panel, curve, kind, x, y, and the columns for `curves`.
 
-    Raises `UserError` when the table has no such cell, saying which sweep to launch.
+    Raises `UserError` that names the sweep to launch if the table has no such cell.
     """
     cells = table.sweep(spec.name)
     if cells.empty:
@@ -181,7 +181,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     dense = cells["model.method"] == "dense"
     curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)
     x = pd.to_numeric(cells[spec.x]) * spec.scale
-    # What a sampled supermask keeps is an outcome that differs a little by seed: one place a curve.
+    # The fraction that `sampled` keeps is a result and varies with the seed: one place per curve.
     sampled = cells["model.method"] == "sampled"
     x = x.mask(sampled, x.groupby([panel, curve]).transform("mean"))
     if spec.level_baselines:

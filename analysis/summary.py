@@ -1,4 +1,4 @@
-"""What a figure comes to, in words for the terminal: the lines that matter."""
+"""The main results of a figure as lines of text for the terminal."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from hiddenweights.flat import parse_value
 
 
 def where(table: Table, conditions: Sequence[str]) -> Table:
-    """The table with only the cells that meet every ``field=value``. Raises `UserError` for bad ones."""
+    """The table with the cells that match every ``field=value``. Raises `UserError` for bad conditions."""
     cells = table.cells
     for condition in conditions:
         name, equals, text = condition.partition("=")
@@ -32,7 +32,7 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
 
 
 def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
-    """One line a panel (the best subnetwork against dense), then one on what was kept and unchanged."""
+    """One line per panel (the best subnetwork and dense), and one about kept and unchanged weights."""
     found = [
         _best(points[points["panel"] == panel], group, spec)
         for panel, group in drawn.groupby("panel", sort=False)
@@ -41,7 +41,7 @@ def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -
 
 
 def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
-    """The best place on the best curve, chosen on the validation images where there are any."""
+    """The best point of the best curve, chosen by validation accuracy if there is a validation split."""
     ours = drawn[drawn["kind"] == SUBNETWORK]
     if ours.empty:
         return ""
@@ -68,7 +68,7 @@ def _interval(row: "pd.Series[float]") -> str:
 
 
 def unchanged(points: pd.DataFrame, table: Table) -> str:
-    """Whether frozen weights stayed as they were, by their checksums, and how much was kept."""
+    """How many cells left their weights unchanged (by checksums), and the fraction kept."""
     frozen = set(points.loc[points["model.method"].isin(FROZEN), "cell"])
     chosen = table.cells["cell"].isin(frozen)
     rows = table.cells[chosen]
@@ -118,7 +118,7 @@ def _comparison(row: Mapping[Hashable, Any]) -> str:
 
 
 def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
-    """Under the figure: data, epochs, protocol, n, and what the band is."""
+    """The note under a figure: data, epochs, protocol, n, and the meaning of the band."""
 
     def values(column: str) -> str:
         found = dict.fromkeys(points[column])
@@ -136,7 +136,7 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
 
 
 def left_out(table: Table, sweep: str) -> str:
-    """How many runs of the sweep (or of none) were left out, by reason; empty for none."""
+    """How many runs of the sweep (or without a sweep) were left out, by reason. Empty for none."""
     concerned = table.left_out["sweeps"].map(lambda sweeps: not sweeps or sweep in sweeps.split())
     reasons = table.left_out.loc[concerned, "reason"].str.slice(0, 90).value_counts()
     words = [f"{count} x {reason}" for reason, count in reasons.head(4).items()]

@@ -1,8 +1,8 @@
-"""Train what decides a claim, look, plan again, and stop once it is decided or the budget is spent.
+"""Train the cells that decide a claim, look, plan again, and stop when it is decided or the budget is spent.
 
-Every look is a function of the store's cells, in the order of their seeds: a `settle` that was killed resumes
-where it was. What it has trained is kept in the store as the plan ``settle-CLAIM``. Cells in such a plan were
-looked at again and again; the analysis judges claims that use them by the anytime-valid rule.
+Every look is a function of the cells in the store, in the order of their seeds, so a killed `settle`
+resumes where it was. The cells that it trains are stored as the plan ``settle-CLAIM``. Results of such
+cells were looked at repeatedly, so the analysis uses the anytime-valid rule for claims that use them.
 """
 
 import re
@@ -29,7 +29,7 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
 def parse_budget(text: str) -> float:
-    """``2h``, ``90m``, ``1.5d`` in seconds. Raises `UserError` for anything else, and for nothing."""
+    """``2h``, ``90m`` or ``1.5d`` in seconds. Raises `UserError` for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd])", text.strip())
     seconds = float(found[1]) * UNITS[found[2]] if found else 0.0
     if not seconds:
@@ -39,7 +39,7 @@ def parse_budget(text: str) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """Claims, and all cells that may be trained to decide them, of every seed."""
+    """Claims, and all cells of all seeds that may be trained to decide them."""
 
     claims: tuple[Claim, ...]
     cells: Mapping[str, Cell]
@@ -51,10 +51,10 @@ class Question:
 
 
 def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
-    """The question of the claims that `cells_of` names, each with cells of its conditions, of any seed.
+    """The question for the claims in `cells_of`. Each comes with cells of its conditions, with any seed.
 
-    Raises `UserError` for a claim that does not exist, that no number of seeds decides, or that these cells
-    cannot decide.
+    Raises `UserError` if a claim does not exist, or if no number of seeds or none of these cells can decide
+    it.
     """
     claims = tuple(map(find, cells_of))
     found: dict[str, Cell] = {}
@@ -81,14 +81,14 @@ def by_setting(cells: Iterable[Cell]) -> list[list[Cell]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What the store says of a question now."""
+    """The present state of a question in the store."""
 
     plans: tuple[plan.Plan, ...]
     seconds: Mapping[str, float]
-    """Of each finished cell, how long it took."""
+    """The seconds of each finished cell."""
     kinds: Mapping[Kind, tuple[float, str]]
     lost: int
-    """Cells that failed, or whose result is damaged; further seeds take their places."""
+    """Cells that failed or have a damaged result. Further seeds replace them."""
 
     @property
     def open(self) -> list[plan.Plan]:
@@ -96,13 +96,13 @@ class Look:
         return [one for one in self.plans if one.open]
 
     def expected(self, cell: Cell) -> float | None:
-        """The mean seconds of finished cells of the cell's kind; None if there are none."""
+        """The mean seconds of finished cells of the same kind; None if there are none."""
         found = self.kinds.get(kind(unflatten(cell.flat)))
         return found[0] if found else None
 
 
 def look(asked: Question, store: Store) -> Look:
-    """Judge and plan by what the store has. Reads only."""
+    """Judge and plan from the results in the store. Writes nothing."""
     states = store.states(asked.cells)
     measured, seconds, cells = Measured(), {}, dict(asked.cells)
     for cell, result in store.results(one for one, state in states.items() if state == "finished"):
@@ -128,9 +128,9 @@ def look(asked: Question, store: Store) -> Look:
 
 
 def affordable(now: Look, budget: float) -> list[Cell]:
-    """The next cells of all open claims, as many as `budget` (seconds) has room for, in their order.
+    """The next cells of all open claims in order, as many as fit into `budget` (seconds).
 
-    Of a kind that was never measured one cell is enough to measure it.
+    Of a kind without measurements, only one cell is taken to measure it.
     """
     wanted = {cell.id: cell for one in now.open for cell in one.cells}
     chosen, unknown = [], set()
@@ -150,10 +150,10 @@ def affordable(now: Look, budget: float) -> list[Cell]:
 
 
 def settle(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int:
-    """Train step by step until the claims are decided (0), or budget, seeds or cells give out (1).
+    """Train step by step until the claims are decided (0), or until budget, seeds or cells run out (1).
 
-    `budget` is in seconds of training, which the cells of this question in the store have used up in part.
-    Raises KeyboardInterrupt when stopped, and `StoreAway` when the store is away for too long.
+    `budget` is in seconds of training; finished cells of this question count towards it. Raises
+    KeyboardInterrupt if stopped, and `StoreAway` if the store is unreachable for too long.
     """
     while True:
         now = look(asked, store)
@@ -173,7 +173,7 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
 
 
 def say(now: Look, console: Console, *, cells: bool = False) -> None:
-    """Verdicts and plans, for people; with their `cells`."""
+    """Verdicts and plans as text, with their `cells`."""
     for one in now.plans:
         if one.open:
             first, *rest = plan.words(one, now.expected)
@@ -200,13 +200,13 @@ def _why_not(now: Look, left: float) -> str:
 
 
 def _trained(asked: Question, store: Store) -> list[str]:
-    """Cells of the question that it has trained or begun to train."""
+    """The cells of the question that it has trained or started."""
     record = store.plan(asked.name) or {}
     return [cell for cell in record.get("trained", []) if cell in asked.cells]
 
 
 def _write(asked: Question, store: Store, now: Look, trained: Sequence[str]) -> None:
-    """Keep in the store which cells were looked at and trained, before any of them is."""
+    """Store which cells will be trained and looked at, before any of them is trained."""
     record = store.plan(asked.name) or {}
     used = (
         cell.id for one in now.plans for own in one.contrasts for cell in own.cells if cell.id in now.seconds
@@ -223,7 +223,7 @@ def _write(asked: Question, store: Store, now: Look, trained: Sequence[str]) -> 
 
 
 def _train(name: str, todo: Sequence[Cell], store: Store, options: Options, console: Console) -> bool:
-    """Train the cells; whether any of them was finished."""
+    """Train the cells. Returns whether any of them was finished."""
     cells = {cell.id: unflatten(cell.flat) for cell in todo}
     planned = launch.plan(name, cells, store, rerun=None)
     progress = Progress(name, cells, Curves(cells), console)

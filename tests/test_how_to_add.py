@@ -119,6 +119,25 @@ def mine() -> list[Arm]:
     insert(code / "analysis/specs.py", '        _kept("quickstart"', '        _kept("mine", "My figure"),\n')
 
 
+def add_claim(code: Path) -> None:
+    claims = code / "hiddenweights/claims/ramanujan2020.py"
+    insert(
+        claims,
+        "CLAIMS = (\n",
+        """def _mine(cells: Cells) -> Contrasts:
+    more, fewer = (pick(cells, method="positive", k=k) for k in (0.6, 0.3))
+    yield from compare(more, fewer, ["model.k"], "minus k = 0.3")
+
+
+""",
+    )
+    insert(
+        claims,
+        '    Claim(\n        "plateau"',
+        '    Claim("mine", "More is better.", "k = 0.6 minus k = 0.3 is above 0.", "mine", _mine),\n',
+    )
+
+
 # The checks of each addition, run in the copy. Each prints what the test below expects.
 CHECKS = """
 import json, os, struct, sys
@@ -159,6 +178,8 @@ data = load_dataset(DataConfig(name="kmnist"))
 found["data set"] = [len(data.train), len(data.test), data.image_size]
 found["launch"] = main(["sweeps", "launch", "mine", "--executor", "inline"])
 found["figure"] = main(["analysis", "figure", "mine", "--no-cache"])
+found["claims"] = main(["analysis", "claims", "--no-cache"])
+found["verdicts"] = Path("figures/claims.csv").read_text()
 found["csv"] = Path("figures/mine.csv").read_text()
 Path("found.json").write_text(json.dumps(found))
 """
@@ -171,7 +192,9 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ignore = shutil.ignore_patterns("__pycache__")
     for folder in ("hiddenweights", "sweeps", "analysis"):
         shutil.copytree(ROOT / folder, code / folder, symlinks=True, ignore=ignore)
-    steps: list[Callable[[Path], None]] = [add_network, add_axis, add_mask_method, add_data_set, add_figure]
+    steps: list[Callable[[Path], None]] = [
+        add_network, add_axis, add_mask_method, add_data_set, add_figure, add_claim
+    ]  # fmt: skip
     for step in steps:
         step(code)
     environment = {**os.environ, "PYTHONPATH": str(code), "WANDB_MODE": "disabled"}
@@ -206,3 +229,10 @@ def test_a_figure_of_a_new_sweep_network_and_mask_method(found: dict[str, Any]) 
     rows = list(csv.DictReader(found["csv"].splitlines()))
     assert [row["x"] for row in rows] == ["30.0", "60.0"]
     assert "2 of 2 cells kept every weight unchanged" in found["output"]
+
+
+def test_a_claim(found: dict[str, Any]) -> None:
+    assert found["claims"] == 0
+    (mine,) = [row for row in csv.DictReader(found["verdicts"].splitlines()) if row["claim"] == "mine"]
+    assert mine["verdict"] == "open here"  # one seed, and not the paper's cells
+    assert (mine["n"], mine["comparisons"]) == ("1", "1")

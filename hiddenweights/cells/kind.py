@@ -1,4 +1,4 @@
-"""Cells of one kind take about equally long, whatever their seeds and their k."""
+"""The kind of a cell. Cells of one kind take about the same time, whatever their seed and k."""
 
 from operator import attrgetter
 

@@ -1,5 +1,5 @@
-"""What is claimed of cells, and whether their results decide it.
+"""Claims about cells, and the tests that decide them.
 
-Pure functions of configs and numbers, below both packages that need them: `analysis` judges what a table
-holds, `sweeps` plans which cells to train next. Neither imports the other.
+Pure functions of configs and numbers. `analysis` uses them to judge the cells of a table, and `sweeps` to
+plan which cells to train next. Neither of these packages imports the other.
 """

@@ -1,7 +1,7 @@
 """Claims as contrasts between cells: sums and differences of accuracies, seed by seed.
 
-A claim's definition is a function from cells to contrasts. It looks at configs, so that it tells which cells
-a contrast needs before any of them is trained.
+A claim is defined by a function from cells to contrasts. It only looks at configs, so it can name the cells
+that a contrast needs before any of them is trained.
 """
 
 import functools
@@ -13,28 +13,28 @@ from hiddenweights.config import CellConfig, OptimConfig, Scalar
 from hiddenweights.flat import flatten, unflatten
 from hiddenweights.identity import cell_id, resolve, short_name
 
-# Where and how fast a cell was computed is no part of what it is.
+# Fields that only say where or how fast a cell was computed.
 RUNTIME = ("data.root", "train.device", "train.threads")
 IDENTITY = tuple(name for name in flatten(CellConfig()) if name not in RUNTIME)
 SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
 # Cells of one setting may be compared; a claim is judged in each setting separately.
 SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 _RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
-# A trained network has none of the subnetwork's fields, and a recipe of its own.
+# A dense network has none of the fields of a subnetwork, and its own recipe.
 TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *_RECIPE)
 TO_SAMPLED = ("model.method", "model.k", "model.selection", *_RECIPE)
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """A cell as claims see it: its resolved config under dotted names, and its result if it is finished."""
+    """A cell in the form used by claims: its resolved config under dotted names, and its result, if any."""
 
     id: str
     flat: Mapping[str, Scalar]
     accuracy: float | None = None
-    """Test accuracy of the last epoch, a fraction; None: not finished."""
+    """Test accuracy of the last epoch as a fraction; None if the cell is not finished."""
     kept: float | None = None
-    """Fraction of the weights kept, as measured."""
+    """Measured fraction of the weights that is kept."""
 
     @classmethod
     def of(cls, config: CellConfig, accuracy: float | None = None, kept: float | None = None) -> "Cell":
@@ -43,7 +43,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Network, fields and distribution for people, without the seed."""
+        """A readable name without the seed."""
         words = short_name(unflatten(self.flat)).split()
         return " ".join(word for word in words if not word.startswith("seed="))
 
@@ -52,17 +52,17 @@ class Cell:
 
     @functools.cached_property
     def condition(self) -> tuple[Scalar, ...]:
-        """All that decides the result but the seeds."""
+        """All fields that affect the result, except the seeds."""
         return self.key(SEEDS)
 
     @functools.cached_property
     def seed(self) -> tuple[int, ...]:
-        """The seeds, in an order for pairs."""
+        """The seeds, in the order used for pairing."""
         seeds = (self[name] for name in SEEDS[::-1])
         return tuple(-1 if seed is None else int(seed) for seed in seeds)
 
     def key(self, apart: Sequence[str]) -> tuple[Scalar, ...]:
-        """All that decides the result but the fields `apart`."""
+        """All fields that affect the result, except the fields `apart`."""
         return tuple(self.flat[name] for name in _rest(tuple(apart)))
 
 
@@ -86,7 +86,7 @@ class Pair:
 
     @property
     def difference(self) -> float | None:
-        """In percentage points; None while one of the cells is not finished."""
+        """The difference in percentage points; None if one of the cells is not finished."""
         total = 0.0
         for sign, cells in ((100, self.plus), (-100, self.minus)):
             for cell in cells:
@@ -110,7 +110,7 @@ class Contrast:
 
     @property
     def cells(self) -> tuple[Cell, ...]:
-        """All cells of all pairs; one that two pairs share occurs twice."""
+        """All cells of all pairs. A cell that two pairs share occurs twice."""
         return tuple(cell for pair in self.pairs for cell in pair.cells)
 
     @property
@@ -121,7 +121,7 @@ class Contrast:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What the paper says, the rule that decides, and the contrasts that the rule needs."""
+    """A statement of the paper, the rule that decides it, and the contrasts that the rule needs."""
 
     name: str
     says: str
@@ -129,18 +129,18 @@ class Claim:
     sweep: str
     """The sweep whose cells decide it."""
     contrasts: Callable[[Sequence[Cell]], Iterator[Contrast]] | None
-    """The contrasts between these cells, which are of one setting. None: a fact, not a comparison."""
+    """The contrasts between cells of one setting. None: a fact, not a comparison."""
     data: str | None = "cifar10"
-    """The data set that the paper speaks of; None: any data, width and number of epochs."""
+    """The data set of the statement; None: any data, width and number of epochs."""
     epochs: int = 100
-    """The least number of epochs of a cell that is like the paper's."""
+    """The minimal number of epochs of a cell that is like the paper's."""
     width: float | None = 1.0
     """The width of the paper's networks; None: the claim compares widths."""
 
     def groups(self, cells: Sequence[Cell]) -> list[tuple[tuple[str, ...], list[Contrast]]]:
-        """The contrasts between `cells` (of one setting), those like the paper's first, and what others lack.
+        """The contrasts between `cells` of one setting: like the paper's first; others say what they lack.
 
-        Of a claim that speaks of one width, cells of that width judge the paper; those of others do not.
+        If the statement is about one width, only cells of that width can judge the paper.
         """
         groups: dict[tuple[str, ...], list[Contrast]] = {}
         for contrast in self.contrasts(cells) if self.contrasts else ():
@@ -148,7 +148,7 @@ class Claim:
         return sorted(groups.items(), key=lambda group: group[0])
 
     def lacks(self, cells: Iterable[Cell]) -> list[str]:
-        """How the cells fall short of those that the claim was made of, in words; empty if they do not."""
+        """How the cells differ from those of the paper, as text; empty if they do not."""
         if self.data is None:
             return []
         cells = list(cells)
@@ -172,7 +172,7 @@ class Claim:
 
 
 def pick(cells: Iterable[Cell], **fields_: Any) -> list[Cell]:
-    """The cells with these values of ``model.`` fields (a tuple: any of them), edge-popup by default."""
+    """The cells with these values of ``model.`` fields (a tuple: any of its values). Default: edge-popup."""
     wanted = {"method": "edge_popup", "selection": "layer", "scaled": False, **fields_}
     if wanted["method"] != "edge_popup":
         wanted.pop("selection")
@@ -188,7 +188,7 @@ def dense(cells: Iterable[Cell], **fields_: Any) -> list[Cell]:
 
 
 def paired(a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str]) -> list[Pair]:
-    """a minus b for every two cells that are equal in all fields but `differ`; the condition is a's."""
+    """Pairs a minus b of cells that are equal in all fields except `differ`. The condition is that of a."""
     partners: dict[tuple[Scalar, ...], list[Cell]] = {}
     for cell in b:
         partners.setdefault(cell.key(differ), []).append(cell)
@@ -196,7 +196,7 @@ def paired(a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str]) -> list[
 
 
 def changes(a: Iterable[Pair], b: Iterable[Pair], differ: str) -> list[Pair]:
-    """How much larger the difference is in a than in b, for conditions equal in all but `differ`."""
+    """Difference in a minus difference in b, for conditions that are equal in all fields except `differ`."""
     partners: dict[tuple[Scalar, ...], list[Pair]] = {}
     for pair in b:
         partners.setdefault(pair.head.key((differ,)), []).append(pair)
@@ -208,7 +208,7 @@ def changes(a: Iterable[Pair], b: Iterable[Pair], differ: str) -> list[Pair]:
 
 
 def per_condition(pairs: Iterable[Pair], words: str, margin: float = 0.0) -> Iterator[Contrast]:
-    """One contrast for all pairs whose cells differ in nothing but their seeds."""
+    """One contrast per condition: all pairs whose cells differ only in their seeds."""
     groups: dict[tuple[tuple[Scalar, ...], ...], list[Pair]] = {}
     for pair in pairs:
         groups.setdefault(tuple(cell.condition for cell in pair.cells), []).append(pair)
@@ -220,12 +220,12 @@ def per_condition(pairs: Iterable[Pair], words: str, margin: float = 0.0) -> Ite
 def compare(
     a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str], words: str, margin: float = 0.0
 ) -> Iterator[Contrast]:
-    """a minus b, one contrast per condition, `margin` in points."""
+    """One contrast a minus b per condition, with the `margin` in points."""
     yield from per_condition(paired(a, b, differ), words, margin)
 
 
 def network(arch: str) -> str:
-    """The network's name for people."""
+    """The readable name of the network."""
     names = {"linear": "Logistic regression", "fc": "FC", "wide resnet50 2": "Wide ResNet-50"}
     plain = arch.removeprefix("torchvision/").replace("_", " ")
     for stem, pretty in (("conv", "Conv"), ("resnet", "ResNet-")):

@@ -1,7 +1,7 @@
-"""Which cells would decide a claim: what to train next, and how likely that settles it. Pure numbers.
+"""Plan the cells that would decide a claim, with the probability that they do. Pure numbers.
 
-The looks of an anytime verdict depend on nothing but the results that are there, in the order of their seeds.
-So a plan is a function of the finished cells: made again after a kill, it is the same plan.
+The looks of an anytime verdict depend only on the existing results in the order of their seeds. A plan is
+therefore a function of the finished cells, and is the same if it is made again after a kill.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +14,10 @@ from hiddenweights.claims.contrasts import Cell, Claim, Contrast
 from hiddenweights.claims.verdict import HERE, MIN_PAIRS, OPEN, Array, Judgement, judge, outcomes, padded
 from hiddenweights.flat import unflatten
 
-MOST_SEEDS = 20  # of a comparison; one that is still open then is left open
-FURTHER = 5  # seeds: how far ahead a plan looks besides the next step
-MOST_LINES = 8  # of conditions that are named to people
-DRAWS = 400  # of the future, for a chance that is known to 5 points
+MOST_SEEDS = 20  # seeds per comparison; one that is still open then stays open
+FURTHER = 5  # seeds: how far a plan looks beyond the next step
+MOST_LINES = 8  # conditions that are named in messages
+DRAWS = 400  # simulated futures, so that a probability is known to 5 points
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +29,11 @@ class Plan:
     contrasts: tuple[Contrast, ...]
     judgement: Judgement
     cells: tuple[Cell, ...]
-    """The cells to train next, those of the first seeds first; none if the claim is decided."""
+    """The cells to train next, in the order of their seeds. Empty if the claim is decided."""
     chance: float | None
-    """The probability that they settle the claim, by the spread seen so far; None: no spread is known yet."""
+    """The probability that they decide the claim, from the spread so far; None: no spread is known yet."""
     later: float | None
-    """The same for `FURTHER` more seeds of every comparison that is open."""
+    """The same with `FURTHER` more seeds for every open comparison."""
 
     @property
     def open(self) -> bool:
@@ -42,14 +42,14 @@ class Plan:
 
     @property
     def verdict(self) -> str:
-        """The verdict so far: on the paper, or here where the cells are not like the paper's."""
+        """The verdict so far: on the paper, or *here* if the cells are not like the paper's."""
         return HERE[self.judgement.verdict] if self.lacks else self.judgement.verdict
 
 
 def plans(claim: Claim, cells: Sequence[Cell], *, anytime: bool) -> list[Plan]:
-    """The claim's next steps: one plan for the cells like the paper's, one for each other kind.
+    """The next steps for the claim: one plan for the cells like the paper's, and one per other kind.
 
-    `cells` are of one setting: the finished ones, and those that might be trained.
+    `cells` are of one setting: finished ones, and candidates for training.
     """
     return [_plan(claim, lacks, contrasts, anytime) for lacks, contrasts in claim.groups(cells)]
 
@@ -77,10 +77,11 @@ def _plan(claim: Claim, lacks: tuple[str, ...], contrasts: Sequence[Contrast], a
 
 
 def targets(values: Sequence[Sequence[float]], margins: Sequence[float], judged: Judgement) -> list[int]:
-    """How many pairs each comparison should have after the next step.
+    """The number of pairs that each comparison should have after the next step.
 
-    First one pair of each. Then comparisons whose mean lies below the margin go first, because one of them
-    can end the matter; without any, all that are open: each must be shown to lie above.
+    First, every comparison gets one pair. Then comparisons whose mean is below the margin come first, because
+    one of them can decide the claim. If there are none, all open comparisons are extended, because each of
+    them must be shown to be above its margin.
     """
     counts = [len(own) for own in values]
     left = [i for i, is_open in enumerate(judged.open) if is_open]
@@ -93,7 +94,7 @@ def targets(values: Sequence[Sequence[float]], margins: Sequence[float], judged:
 
 
 def _missing(contrast: Contrast, goal: int) -> Iterable[Cell]:
-    """The cells that `contrast` lacks to have `goal` finished pairs."""
+    """The cells that `contrast` needs for `goal` finished pairs."""
     lacking = [pair for pair in contrast.pairs if pair.difference is None]
     for pair in lacking[: max(0, goal - len(contrast.values))]:
         yield from (cell for cell in pair.cells if cell.accuracy is None)
@@ -102,12 +103,12 @@ def _missing(contrast: Contrast, goal: int) -> Iterable[Cell]:
 def chance(
     values: Sequence[Sequence[float]], margins: Sequence[float], goals: Sequence[int], *, anytime: bool
 ) -> float | None:
-    """The probability that the claim is decided once each comparison has as many pairs as `goals` says.
+    """The probability that the claim is decided when each comparison has as many pairs as `goals` says.
 
-    Each comparison's mean and variance are drawn from their posterior under the flat prior of a t test, new
-    values from the normal distribution these give. A comparison with a single value has the spread of the
-    others. Comparisons are drawn independently of each other. None if no spread is known, or a comparison
-    that is to have further values has none.
+    The mean and variance of each comparison are drawn from their posterior under the flat prior of a t test,
+    and new values from the resulting normal distribution. A comparison with a single value uses the spread of
+    the others. Comparisons are drawn independently. None if no spread is known, or if a comparison that needs
+    more values has none.
     """
     spreads = [float(np.var(own, ddof=1)) for own in values if len(own) > 1]
     if not spreads or any(not own and goal for own, goal in zip(values, goals, strict=True)):
@@ -128,7 +129,7 @@ def chance(
 
 
 def _drawn(mean: float, variance: float, freedom: int, n: int, more: int, rng: np.random.Generator) -> Array:
-    """`DRAWS` futures of `more` values, shape (DRAWS, more)."""
+    """`DRAWS` simulated futures of `more` values each, shape (DRAWS, more)."""
     sd = np.sqrt(variance * freedom / rng.chisquare(freedom, size=(DRAWS, 1)))
     centre = mean + sd / np.sqrt(n) * rng.normal(size=(DRAWS, 1))
     drawn: Array = centre + sd * rng.normal(size=(DRAWS, more))
@@ -136,8 +137,10 @@ def _drawn(mean: float, variance: float, freedom: int, n: int, more: int, rng: n
 
 
 def with_seeds(cells: Iterable[Cell], seeds: Iterable[int]) -> list[Cell]:
-    """The cells, and those of the same conditions with each of `seeds`. Conditions with seeds for single
-    purposes are left as they are."""
+    """The cells, and the cells of the same conditions with each of `seeds`.
+
+    Conditions with separate seeds are not extended.
+    """
     found = {cell.id: cell for cell in cells}
     conditions = {cell.condition: cell for cell in found.values() if _plain(cell)}
     seeds = [*seeds]
@@ -153,9 +156,9 @@ def _plain(cell: Cell) -> bool:
 
 
 def words(plan: Plan, seconds: Callable[[Cell], float | None]) -> list[str]:
-    """The plan for people: what it trains, at which cost, and how likely that settles the claim.
+    """The plan as text: the cells, their cost, and the probability that they decide the claim.
 
-    `seconds` says what a cell of this kind took; None: none was measured.
+    `seconds` returns the time of a cell of this kind; None: not measured.
     """
     open_ = sum(plan.judgement.open)
     head = f"{plan.claim.name}: {open_} of {len(plan.contrasts)} comparisons open"
@@ -181,7 +184,7 @@ def words(plan: Plan, seconds: Callable[[Cell], float | None]) -> list[str]:
 
 
 def hours(seconds: float) -> str:
-    """A time for people."""
+    """A duration as text."""
     for unit, length in (("hours", 3600), ("minutes", 60)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

@@ -75,7 +75,7 @@ def _matches(cells: Cells) -> Contrasts:
 
 
 def _gap(cells: Cells, **fields_: Any) -> list[Pair]:
-    """Subnetworks at k = 0.5, each with its trained network: accuracy minus dense."""
+    """Pairs of subnetwork at k = 0.5 and trained network: accuracy minus dense."""
     found = pick(cells, k=0.5, distribution="signed_constant", **fields_)
     return paired(found, dense(cells), TO_DENSE)
 
@@ -90,7 +90,7 @@ def _wider(cells: Cells) -> Contrasts:
 
 
 def _meets_dense(widths: Mapping[float, Sequence[Pair]]) -> str:
-    """The first width at which the mean over the finished pairs reaches dense, in words."""
+    """The first width whose mean over the finished pairs reaches dense, as text."""
     for width in sorted(widths):
         found = [value for pair in widths[width] if (value := pair.difference) is not None]
         if found and fmean(found) >= 0:
@@ -122,7 +122,7 @@ def _sampled(cells: Cells) -> Contrasts:
     ours, theirs = pick(cells), pick(cells, method="sampled")
     if ours and theirs:
         measured = [cell.kept for cell in theirs if cell.kept is not None]
-        kept = fmean(measured) if measured else 0.5  # until it is measured
+        kept = fmean(measured) if measured else 0.5  # until it has been measured
         k = min((cell["model.k"] for cell in ours), key=lambda k: abs(k - kept))
         yield from compare(pick(ours, k=k), theirs, TO_SAMPLED, "minus sampled")
 
@@ -152,7 +152,7 @@ def _random(cells: Cells) -> Contrasts:
 
 
 def _level(cells: Cells, above: float, below: float | None = None) -> Contrasts:
-    """The accuracy itself, above one level and below another, in each condition."""
+    """The accuracy itself, above one level and below another, per condition."""
     yield from per_condition((Pair(cell, (cell,)) for cell in cells), f"accuracy, above {above:g}", above)
     if below is not None:
         pairs = (Pair(cell, (), (cell,)) for cell in cells)

@@ -1,23 +1,24 @@
-"""Whether differences decide a claim: tests of every comparison against its margin. Pure numbers.
+"""The tests that decide a claim: every comparison against its margin. Pure numbers.
 
-A claim says that all of its m comparisons lie above their margins. Two kinds of test decide it:
+A claim says that all of its m comparisons are above their margins. Two kinds of test decide it:
 
 - *contradicted*: some comparison lies below its margin, each by a one-sided t test at level
   ``CONTRADICT / m**power(n)``, in which no standard deviation counts as less than `FLOOR` times the root
   mean square of all of the claim's (one-sided moderation: Tusher, Tibshirani and Chu 2001; Smyth 2004).
-- *supported*: every comparison lies above its margin, each by a one-sided t test at the level that is left:
-  `ERROR` less that of the other test. All of them must agree, which needs no correction for their number
-  (intersection-union: Berger 1982).
+- *supported*: every comparison is above its margin, each by a one-sided t test at the remaining level:
+  `ERROR` minus that of the other test. This needs no correction for the number of comparisons, because all
+  tests must agree (intersection-union: Berger 1982).
 
-A t test at a small level looks far into the tail of t. At small n that tail is made by values which lie close
-together by chance, and it is there that skewed differences do the most harm. The floor cuts it off, so that m
-need not be paid for in full (Bonferroni is ``power = 1``). The exponents lie a little above the least with
-which the worst case of benchmarks/claims.py stays at `CONTRADICT`. The two levels add up to less than 5%.
+A t test at a small level depends on the far tail of t. At small n this tail comes from values that are
+close together by chance, and skewed differences do the most harm there. The floor cuts it off, so a
+correction smaller than Bonferroni's (``power = 1``) suffices. The exponents are a little above the smallest
+ones for which the worst case of benchmarks/claims.py stays at `CONTRADICT`. The two levels add up to less
+than 5%.
 
-`anytime` verdicts may be looked at after every seed, without end: look n (at the first n seeds) has the
-share ``SPENT / (n (n - 1))`` of both levels, and what a look has decided stays decided (alpha spending: Lan
-and DeMets 1983). The shares add up to 1.6. All looks share their first seeds, so that together they err less
-often than the sum says; the benchmark measures how often.
+`anytime` verdicts may be looked at after every seed, without limit. Look n (at the first n seeds) uses the
+share ``SPENT / (n (n - 1))`` of both levels, and a decision stays (alpha spending: Lan and DeMets 1983).
+The shares add up to 1.6. All looks share their first seeds, so together they err less often than the sum
+suggests; the benchmark measures how often.
 """
 
 from collections.abc import Sequence
@@ -27,14 +28,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-ERROR = 0.047  # of a comparison at its margin, both tests together
-CONTRADICT = 0.012  # of a claim with all comparisons at their margins
+ERROR = 0.047  # for a comparison at its margin, both tests together
+CONTRADICT = 0.012  # for a claim with all comparisons at their margins
 FLOOR = 0.5
 SPENT = 3.2
 MIN_PAIRS = 3
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
-# The same outcomes in a setting that is not the paper's, which say nothing about the paper.
+# The same outcomes for cells that are not like the paper's. They say nothing about the paper.
 HERE = {SUPPORTED: "holds here", CONTRADICTED: "does not hold here", OPEN: "open here"}
 
 Array = NDArray[np.float64]
@@ -42,10 +43,10 @@ Flags = NDArray[np.bool_]
 
 
 def outcomes(distances: Array, *, anytime: bool) -> tuple[Flags, Flags]:
-    """For each comparison, whether its tests put it above and below its margin: two arrays of shape (..., m).
+    """Whether the tests put each comparison above and below its margin: two arrays of shape (..., m).
 
-    `distances` has shape (..., m, n): differences minus margin, the pairs in the order of their seeds, NaN
-    after a comparison's last pair. With `anytime` every look at 3, 4, ... n seeds counts, else only the last.
+    `distances` has shape (..., m, n): differences minus margin, with pairs in the order of their seeds and
+    NaN after the last pair. With `anytime` every look at 3, 4, ... n seeds counts, else only the last one.
     """
     looks, mean, sd, rms = _running(distances)
     m, n = distances.shape[-2:]
@@ -53,7 +54,7 @@ def outcomes(distances: Array, *, anytime: bool) -> tuple[Flags, Flags]:
     if not anytime:
         last = (~np.isnan(distances)).sum(-1, keepdims=True)
         counted &= looks == last
-        rms = rms[..., -1:]  # of all values that there are
+        rms = rms[..., -1:]  # over all values
     share = SPENT / (looks * np.maximum(looks - 1, 1)) if anytime else np.ones(n)
     freedom = np.maximum(looks - 1, 1)
     with np.errstate(invalid="ignore"):
@@ -65,7 +66,7 @@ def outcomes(distances: Array, *, anytime: bool) -> tuple[Flags, Flags]:
 
 
 def power(n: Array) -> Array:
-    """The part of m comparisons that "some of them" pays for at n seeds, as an exponent of m."""
+    """The exponent of m in the correction of the test for "contradicted" at n seeds."""
     return np.minimum(1.0, 0.17 * n - 0.09)
 
 
@@ -76,7 +77,7 @@ def _running(distances: Array) -> tuple[Array, Array, Array, Array]:
     centred = distances - origin
     first = centred.cumsum(-1) / looks
     spread = np.maximum((centred**2).cumsum(-1) - looks * first**2, 0.0) / np.maximum(looks - 1, 1)
-    # A comparison without further seeds counts with the spread of those it has.
+    # A comparison without further seeds keeps the spread of its last seeds.
     have = (~np.isnan(distances)).sum(-1, keepdims=True)
     latest = np.minimum(looks, np.maximum(have, 1)).astype(int) - 1
     filled = np.take_along_axis(spread, np.broadcast_to(latest, spread.shape), -1)
@@ -87,7 +88,7 @@ def _running(distances: Array) -> tuple[Array, Array, Array, Array]:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdict on a claim, and for each comparison whether it is decided."""
+    """The verdict on a claim, and whether each comparison is decided."""
 
     verdict: str
     above: tuple[bool, ...]
@@ -95,12 +96,12 @@ class Judgement:
 
     @property
     def open(self) -> tuple[bool, ...]:
-        """For each comparison, whether it is undecided."""
+        """Whether each comparison is undecided."""
         return tuple(not (above or below) for above, below in zip(self.above, self.below, strict=True))
 
 
 def judge(values: Sequence[Sequence[float]], margins: Sequence[float], *, anytime: bool = False) -> Judgement:
-    """The verdict on a claim whose comparisons have these values (points), in the order of their seeds."""
+    """The verdict on a claim, from the values of its comparisons (points, in the order of their seeds)."""
     if not values:
         return Judgement(OPEN, (), ())
     above, below = outcomes(padded(values, margins), anytime=anytime)
@@ -109,7 +110,7 @@ def judge(values: Sequence[Sequence[float]], margins: Sequence[float], *, anytim
 
 
 def padded(values: Sequence[Sequence[float]], margins: Sequence[float]) -> Array:
-    """Values minus margins as one array of shape (m, n), NaN after a comparison's last value."""
+    """Values minus margins as one array of shape (m, n), with NaN after the last value of a comparison."""
     distances = np.full((len(values), max([1, *map(len, values)])), np.nan)
     for row, own, margin in zip(distances, values, margins, strict=True):
         row[: len(own)] = np.asarray(own, float) - margin
@@ -117,5 +118,5 @@ def padded(values: Sequence[Sequence[float]], margins: Sequence[float]) -> Array
 
 
 def share(look: int) -> float:
-    """The part of an anytime verdict's levels that its look at the first `look` seeds may use."""
+    """The share of the levels that an anytime verdict may use at the look at the first `look` seeds."""
     return SPENT / (look * (look - 1))
