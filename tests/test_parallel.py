@@ -20,7 +20,7 @@ from hiddenweights.errors import RankDied, UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.images.dataset import epoch_order, shares
-from hiddenweights.sweeps import ray_executor
+from hiddenweights.sweeps import capacity
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
 from hiddenweights.training.ranks import Ranks
@@ -201,8 +201,8 @@ def test_what_a_cell_asks_of_ray() -> None:
 
     def asked(config: CellConfig, node: dict[str, float], **options: Any) -> tuple[float, float, int]:
         chosen = Options(**options)
-        wanted = ray_executor.wanted_by(config, chosen, Measured(), node)
-        return wanted["CPU"], wanted["GPU"], ray_executor.loaders(config, chosen, wanted)
+        wanted = capacity.wanted_by(config, chosen, Measured(), node)
+        return wanted["CPU"], wanted["GPU"], capacity.loaders(config, chosen, wanted)
 
     assert asked(images, node, gpus=8) == (128, 8, 15)
     assert asked(images, node) == (16, 1, 15)

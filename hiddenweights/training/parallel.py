@@ -110,7 +110,7 @@ class _Others:
         loaders: int | None,
         meeting: Path,
     ) -> None:
-        self._meeting, self._ending = meeting, False
+        self._meeting, self._ending = meeting, threading.Event()
         self._failures: list[Exception] = []
         self._failed = threading.Event()
         environment = os.environ | LOOPBACK | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
@@ -128,7 +128,7 @@ class _Others:
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         code = process.wait()
-        if self._ending or code == 0:
+        if self._ending.is_set() or code == 0:
             return
         try:
             error: Exception = pickle.loads((self._meeting / f"error.{rank}").read_bytes())
@@ -138,8 +138,7 @@ class _Others:
             error = RankDied(f"process {rank} of this cell died: {how}")
         self._failures.append(error)
         self._failed.set()
-        time.sleep(NOTICE)
-        if not self._ending:  # stuck waiting for a GPU; the store has all that is needed to resume
+        if not self._ending.wait(NOTICE):  # stuck in a wait for a GPU; the store has what a resume needs
             sys.stderr.write(f"{error}; ending this process, too\n")
             sys.stderr.flush()
             os._exit(1)
@@ -152,7 +151,7 @@ class _Others:
         """End the processes. Those that are still alive after `patience` seconds are killed."""
         if not patience:  # one may have died; its watcher reports it
             self._failed.wait(0.5)
-        self._ending = True
+        self._ending.set()
         deadline = time.monotonic() + patience
         for process in self._processes:
             with contextlib.suppress(subprocess.TimeoutExpired):
