@@ -78,7 +78,7 @@ def claims_(source: Options = Source(), plan: bool = False) -> None:
     """Give a verdict on each claim of the paper.
 
     Args:
-        plan: Say which cells to train next for each open claim, how likely they settle it, and their cost.
+        plan: Show, per open claim, the cells to train next, their chance to decide it, and their cost.
     """
     table = _table(source)
     measured = claims.measure(table)
@@ -109,11 +109,11 @@ def report_(
 
     Args:
         mixed: Let cells with different epochs or protocols share a curve.
-        price: Dollars per hour of training, to show what it cost.
+        price: Dollars per hour of training, to show the cost.
         wandb: Also save it in this W&B project (ENTITY/PROJECT), as a draft of a W&B Report.
         watch: Keep the page current while cells finish, and serve it on this machine until interrupted.
-        port: The port to serve it on. 0: any free one.
-        parent: Stop watching when the parent process with this id has ended (`sweeps launch --page` sets it).
+        port: The port of the server. 0: any free port.
+        parent: Stop when the parent process with this id has ended (set by `sweeps launch --page`).
     """
     if watch:
         _keep_current(source, mixed, price, port, parent)

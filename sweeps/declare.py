@@ -1,4 +1,4 @@
-"""How a sweep is declared: a function that returns its arms, with what it claims, costs and should give."""
+"""Declare a sweep: a function that returns its arms, with claim, cost and expectation."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from hiddenweights.sweeps.grid import Arm, Sweep
 
 @dataclass(frozen=True)
 class Declared:
-    """A declared sweep. Called, it gives its arms."""
+    """A declared sweep. Calling it returns its arms."""
 
     arms: Callable[..., list[Arm]]
     claim: str
@@ -28,10 +28,10 @@ def declare(
     """Declare the decorated function as a sweep; the first line of its docstring is the title.
 
     Args:
-        claim: what it shows, or what it asks.
-        expect: the numbers that should come out.
-        gpu_hours: estimated cost of all its cells but those of `beyond`, on one mid-range GPU.
-        beyond: name of the sweep whose cells `gpu_hours` leaves out.
+        claim: the statement or question of the sweep.
+        expect: the expected numbers.
+        gpu_hours: estimated cost on one mid-range GPU, without the cells of `beyond`.
+        beyond: name of the sweep whose cells are not part of `gpu_hours`.
         options: further options of the command, for example ``--gpus 8``.
     """
 
@@ -42,7 +42,7 @@ def declare(
 
 
 def as_sweep(name: str, function: Callable[..., list[Arm]]) -> Sweep:
-    """The sweep that `function` declares. A plain function has a title and arms alone."""
+    """The sweep that `function` declares. A plain function only has a title and arms."""
     if not isinstance(function, Declared):
         return Sweep(name=name, title=_title(function), arms=tuple(function()))
     return Sweep(

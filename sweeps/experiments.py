@@ -1,4 +1,4 @@
-"""All sweeps by name, and those that belong to no paper.
+"""All sweeps by name, and the sweeps that do not belong to a paper.
 
 To add a sweep, write its function, declare it, and add it to `SWEEPS`.
 """
@@ -45,17 +45,17 @@ def quickstart() -> list[Arm]:
 
 
 @declare(
-    claim="none; it asks whether they hide good subnetworks, too.",
+    claim="none; it asks whether they contain good subnetworks, too.",
     expect=(
-        "unknown. The recipe is ours, not the paper's, and nobody has run it: the paper's ResNet "
-        "recipe for all but the trained ViT-B/16, which has Adam at 1e-3, batch 1024, and the "
+        "unknown. The recipe is ours, not the paper's, and has never been run: the paper's ResNet "
+        "recipe for all but the trained ViT-B/16, which uses Adam at 1e-3, batch 1024, and the "
         "same warm-up and cosine."
     ),
     gpu_hours=2_500,
     options="--gpus 8",
 )
 def imagenet_modern() -> list[Arm]:
-    """Networks of after the paper on ImageNet: EfficientNet-B0 and ViT-B/16."""
+    """Networks newer than the paper on ImageNet: EfficientNet-B0 and ViT-B/16."""
     efficientnet, vit = "torchvision/efficientnet_b0", "torchvision/vit_b_16"
     names = ("signed_constant", "kaiming_normal")
     adam: Mapping[str, Scalar] = {
