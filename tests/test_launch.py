@@ -60,9 +60,9 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     configs: list[Any] = []
     real = Trainer.__init__
 
-    def spy(self: Trainer, config: Any, *rest: Any) -> None:
+    def spy(self: Trainer, config: Any, *rest: Any, **more: Any) -> None:
         configs.append(config)
-        real(self, config, *rest)
+        real(self, config, *rest, **more)
 
     monkeypatch.setattr(Trainer, "__init__", spy)
     return configs
