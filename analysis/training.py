@@ -1,17 +1,17 @@
-"""Epochs of a figure's cells -> one line per curve and place: how training went, averaged over seeds."""
+"""Training curves and layers of a figure's cells, averaged over seeds."""
 
 import pandas as pd
 
 from hiddenweights.analysis.table import Table
 
-# What is shown of an epoch, by its column: the label, and the factor to the label's unit.
+# The columns of an epoch that are shown: label, and factor to the unit of the label.
 METRICS = {
     "test_accuracy": ("test accuracy (%)", 100.0),
     "train_loss": ("training loss", 1.0),
     "churn": ("mask bits changed in the epoch (%)", 100.0),
     "kept": ("weights kept (%)", 100.0),
 }
-MOST_EPOCHS = 60  # epochs shown per line: more make a page slow, and no line clearer
+MOST_EPOCHS = 60  # epochs per line; more make the page slow without making a line clearer
 
 
 def epoch_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
@@ -37,7 +37,7 @@ def epoch_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
 def layer_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
     """One row per panel, curve, x and layer after the last epoch: means of `kept` and `churn` in per cent.
 
-    Layers are in the network's order. Empty when no record has values per layer.
+    Layers are in the order of the network. Empty if no record has values per layer.
     """
     columns = [name for name in map(str, table.epochs) if name.startswith(("kept/", "churn/"))]
     if not columns:

@@ -1,1 +1,1 @@
-"""The report as an HTML page: charts that answer to the mouse and the keyboard, and a table of all cells."""
+"""The report as an HTML page, with interactive charts and a table of all cells."""

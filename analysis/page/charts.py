@@ -1,8 +1,8 @@
-"""Numbers -> Vega-Lite specifications, one per panel, as plain dicts. Nothing here computes a statistic.
+"""From numbers to Vega-Lite specifications (plain dicts), one per panel. No statistics are computed here.
 
-The page draws them with the Vega libraries that it carries. Colours, markers and dashes are those of the
-static figures. Two parameters are set from outside: `hidden`, the curves that the legend has switched off,
-and `metric`, the column that a chart of epochs or layers shows.
+The page contains the Vega libraries that draw them. Colours, markers and dashes are those of the static
+figures. The page sets two parameters: `hidden`, the curves that the legend has switched off, and `metric`,
+the column that a chart of epochs or layers shows.
 """
 
 import math
@@ -105,7 +105,7 @@ def accuracy_chart(
 
 
 def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
-    """Training curves of one panel (see `training.epoch_means`): a line per curve and place."""
+    """Training curves of one panel (see `training.epoch_means`): one line per curve and x."""
     metrics = [name for name in METRICS if name in rows]
     values = [
         {
@@ -145,7 +145,7 @@ def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
 
 
 def layer_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
-    """What each layer of one panel's network keeps: `rows` are those of `training.layer_means`."""
+    """The fraction that each layer of a panel's network keeps. `rows` are those of `training.layer_means`."""
     metrics = [name for name in ("kept", "churn") if name in rows]
     values = [
         {
@@ -211,7 +211,7 @@ def _place(x: float, spec: Spec) -> str:
 
 
 def _number(value: float) -> float | None:
-    """Five significant digits; None for a missing number, which JSON has no word for."""
+    """Five significant digits; None for a missing number, because JSON has no NaN."""
     return None if pd.isna(value) or math.isinf(value) else float(f"{value:.5g}")
 
 

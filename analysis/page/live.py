@@ -1,4 +1,4 @@
-"""A page that stays current: written again and again, and served to browsers on this machine."""
+"""Keep a page up to date and serve it to browsers on this machine."""
 
 import http.server
 import os
@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable
 from http import HTTPStatus
 
-LEAST_PAUSE = 5.0  # seconds between two looks at the source
-SHARE = 4.0  # a look may take one part in this many of the time, since cells train on the same processor
+LEAST_PAUSE = 5.0  # seconds between reads of the source
+SHARE = 4.0  # reading may take 1 / this of the time, because cells train on the same processor
 LOCAL = ("127.0.0.1", "localhost")
 
-# Added to the page when it is served. The browser keeps the place on the page over a reload.
+# Added to the served page. The browser keeps its position on the page when it reloads.
 RELOAD = b"""<script>
 setInterval(async () => {
   try {
@@ -26,10 +26,10 @@ setInterval(async () => {
 
 
 class PageServer:
-    """Serves one page on a free port of the loopback address (or on `port`) from a thread of its own.
+    """Serves one page on a free port of the loopback address (or on `port`) from a separate thread.
 
-    Raises OSError when the port is taken. There are no other files, and a request that names another
-    host is refused, so that no web site can read the page through a name of its own.
+    Raises OSError if the port is in use. There are no other files. Requests for another host name are
+    refused, so that no web site can read the page (DNS rebinding).
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -37,7 +37,7 @@ class PageServer:
         page = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # the name that the library calls
+            def do_GET(self) -> None:  # the name that the library requires
                 self._answer(page._page)
 
             def do_HEAD(self) -> None:
@@ -57,14 +57,14 @@ class PageServer:
                 self.wfile.write(body)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Nothing: requests are no news."""
+                """Log nothing."""
 
         self._server = http.server.ThreadingHTTPServer((LOCAL[0], port), Handler)
         self.url = f"http://{LOCAL[0]}:{self._server.server_address[1]}/"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def show(self, page: str) -> None:
-        """Serve `page` from now on; open browsers load it if it differs."""
+        """Serve `page` from now on. Open browsers reload it if it has changed."""
         before, end, after = page.encode().rpartition(b"</body>")
         content = before + RELOAD + after if end else page.encode()
         if content != self._page:
@@ -72,15 +72,15 @@ class PageServer:
             self._version += 1
 
     def close(self) -> None:
-        """End the thread and free the port."""
+        """Stop the thread and release the port."""
         self._server.shutdown()
         self._server.server_close()
 
 
 def keep_current(look: Callable[[], str], server: PageServer, parent: int | None = None) -> None:
-    """Call `look` for the page and show it, until interrupted, or until the process `parent` has ended.
+    """Call `look` for the page and serve it, until interrupted or until the process `parent` has ended.
 
-    `parent`: the process id of the parent for whose time the page is kept; None: for ever.
+    `parent`: a process id; None: until interrupted.
     """
     while True:
         began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A row of the table -> the command that trains that cell again."""
+"""From a row of the table to the command that trains this cell again."""
 
 import shlex
 from typing import Any
@@ -9,9 +9,9 @@ from hiddenweights.config import CellConfig
 from hiddenweights.flat import flatten
 
 _DEFAULTS = flatten(CellConfig())
-# Where a cell ran is the reader's own affair.
+# Fields about where a cell ran are left to the reader.
 _RUNTIME = ("data.root", "train.device", "train.threads")
-# Whole numbers that may be unset: a column of the table holds them as floats.
+# Optional integer fields: a column of the table stores them as floats.
 _WHOLE = (
     "data.subset", "data.image_size", "optim.batch_size", "optim.warmup_epochs",
     "seeds.weights", "seeds.scores", "seeds.data",
@@ -19,13 +19,13 @@ _WHOLE = (
 
 
 def command(row: "pd.Series[Any]") -> str:
-    """``hiddenweights train --model.k 0.3 ...`` for a row with the resolved config's columns."""
+    """``hiddenweights train --model.k 0.3 ...`` for a row with the columns of the resolved config."""
     words = ["hiddenweights", "train"]
     for name, default in _DEFAULTS.items():
         value: Any = row.get(name)
         if name in _RUNTIME or pd.isna(value) or value == default:
             continue
         words.append("--" + name.replace("_", "-"))
-        if not isinstance(default, bool):  # a flag stands alone
+        if not isinstance(default, bool):  # a flag has no value
             words.append(str(int(value) if name in _WHOLE else value))
     return shlex.join(words)
