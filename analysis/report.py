@@ -18,6 +18,9 @@ from hiddenweights.claims.contrasts import SETTING
 from hiddenweights.errors import UserError
 
 TITLE = "Hidden weights: what random networks already contain"
+CLAIM_COLUMNS = [
+    "verdict", "says", "setting", "lacks", "effect", "mean", "low", "high", "margin", "n", "rule",
+]  # fmt: skip
 SHOWN = {
     "cell": "cell",
     "name": "name",
@@ -189,7 +192,7 @@ def as_markdown(report: Report) -> str:
             "\n".join(f"- {line}" for line in drawing.lines),
             f"{drawing.note}. Data: [{drawing.spec.name}.csv]({drawing.spec.name}.csv)",
         ]
-    shown = report.verdicts[["verdict", "says", "setting", "effect", "mean", "low", "high", "n", "rule"]]
+    shown = report.verdicts[CLAIM_COLUMNS]
     parts += ["## Claims", markdown_table(shown), "## How it was run", markdown_table(report.facts)]
     left_out = report.left_out[["cell", "name", "sweeps", "reason"]]
     parts += ["## What was left out", markdown_table(left_out) if len(left_out) else "Nothing."]

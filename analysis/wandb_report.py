@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.report import TITLE, Report, markdown_table
+from hiddenweights.analysis.report import CLAIM_COLUMNS, TITLE, Report, markdown_table
 from hiddenweights.errors import UserError
 
 
@@ -52,7 +52,7 @@ def _blocks(report: Report, entity: str, project: str, reports: Any) -> list[Any
             reports.PanelGrid(runsets=[runs], panels=panels),
             reports.MarkdownBlock(text=markdown_table(points)),
         ]
-    shown = report.verdicts[["verdict", "says", "setting", "effect", "mean", "low", "high", "n", "rule"]]
+    shown = report.verdicts[CLAIM_COLUMNS]
     parts: dict[str, pd.DataFrame] = {
         "Claims": shown,
         "How it was run": report.facts,

@@ -1,6 +1,6 @@
 """How often a claim gets a wrong verdict, how often a right one, and what it costs: simulated differences.
 
-    python -m benchmarks.claims [wrong] [methods] [anytime] [cells]
+    python -m benchmarks.claims [wrong] [methods] [floor] [anytime] [cells]
 
 At the margin every verdict but "not enough data" is wrong. Standard deviations of the m comparisons are
 equal, spread tenfold, or ten times as large in a quarter of them; seeds are shared (correlation 0, 0.5, 0.9);
@@ -97,9 +97,10 @@ def _tests(distances: Array, variance: Array, freedom: Any) -> tuple[Flags, Flag
     return t > -stdtrit(freedom, ERROR - CONTRADICT / m), -t > -stdtrit(freedom, CONTRADICT / m)
 
 
+OURS, BONFERRONI = "ours", "own t, Bonferroni"
 RULES: dict[str, Rule] = {
-    "ours": fixed,
-    "own t, Bonferroni": bonferroni,
+    OURS: fixed,
+    BONFERRONI: bonferroni,
     "moderated (limma)": moderated,
     "pooled variance": pooled,
 }
@@ -263,6 +264,21 @@ def power(
     return float(supported), float(rule(drawn)[1].any(-1).mean())
 
 
+def floor(rng: np.random.Generator) -> Any:
+    """What the floor costs and gains: claims false in one of comparisons whose sd is spread tenfold."""
+    found: list[Any] = []
+    head("seeds", "m", "sd of the false one", "ours", "own t, Bonferroni")
+    for n, m in itertools.product((3, 5), (4, 16)):
+        sd = np.geomspace(0.1, 1, m)
+        for false in (0, m // 2, m - 1):
+            drawn = 1 + sd[:, None] * rng.normal(size=(4_000, m, n))
+            drawn[:, false] -= 2
+            right = {name: float(RULES[name](drawn)[1].any(-1).mean()) for name in (OURS, BONFERRONI)}
+            line(n, m, f"{sd[false]:.2f}", *(f"{100 * part:.0f}%" for part in right.values()))
+            found.append({"seeds": n, "m": m, "sd": float(sd[false]), "contradicted": right})
+    return found
+
+
 def again(rng: np.random.Generator) -> Any:
     """Looking after every seed from 3 to `LOOKS`: wrong verdicts by any of the looks."""
     found: list[Any] = []
@@ -368,7 +384,7 @@ def _settled(truth: bool, m: int, rng: np.random.Generator) -> tuple[float, bool
     )  # fmt: skip
 
 
-PARTS = {"wrong": wrong, "methods": methods, "anytime": again, "cells": cells}
+PARTS = {"wrong": wrong, "methods": methods, "floor": floor, "anytime": again, "cells": cells}
 
 
 def main() -> None:

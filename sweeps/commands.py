@@ -11,12 +11,11 @@ from rich.console import Console
 
 from hiddenweights import cli
 from hiddenweights.cells.store import PATIENCE, Store, StoreAway, default_store
-from hiddenweights.claims.ramanujan2020 import find as claim
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import from_dict, unflatten
 from hiddenweights.identity import short_name
-from hiddenweights.sweeps import cost, experiments, launch, settle
+from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.doctor import doctor
 from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Executor, Options
@@ -271,6 +270,10 @@ def settle_(
         patience: Seconds to wait for a store that is away, read-only or full.
     """
     console = _console()
+    # Here, because scipy takes half a second, which no other command needs.
+    from hiddenweights.claims.ramanujan2020 import find
+    from hiddenweights.sweeps import settle
+
     _check_numbers(gpus=gpus, time_limit=time_limit, retries=retries, patience=patience)
     allowed = settle.parse_budget(budget)
     if not claims:
@@ -279,7 +282,7 @@ def settle_(
         raise UserError("seed: cannot be set, because the seeds are what is planned")
     results = Store(store or default_store())
     results.check()
-    sweeps = {name: sweep or claim(name).sweep for name in claims}
+    sweeps = {name: sweep or find(name).sweep for name in claims}
     asked = settle.ask({name: [*_sweep(of, set, axis)[1].values()] for name, of in sweeps.items()})
     now = settle.look(asked, results)
     try:
@@ -304,7 +307,8 @@ def settle_(
         patience=patience,
     )
     try:
-        return settle.settle(asked, results, options, allowed, console)
+        with launch.stoppable():
+            return settle.settle(asked, results, options, allowed, console)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from there")
         return 130

@@ -81,6 +81,11 @@ def test_planning_needs_no_torch(statement):
     assert not loaded_by(statement) & {"torch", "torchvision", "numpy", "ray", "wandb", "pandas", "sklearn"}
 
 
+def test_settling_claims_needs_no_pandas():
+    assert not loaded_by("import hiddenweights.sweeps.settle") & {"pandas", "matplotlib", "torch", "ray"}
+    assert not loaded_by("import hiddenweights.sweeps.commands") & {"scipy", "pandas", "torch", "ray"}
+
+
 def test_the_method_loads_neither_ray_nor_wandb():
     loaded = loaded_by("from hiddenweights import supermask, Trainer")
     assert "torch" in loaded

@@ -14,11 +14,10 @@ import vl_convert
 from hiddenweights.analysis import claims, forest
 from hiddenweights.analysis.figures import looks
 from hiddenweights.analysis.page import charts
-from hiddenweights.analysis.report import TITLE, Drawing, Report, as_svg, duration, svg
+from hiddenweights.analysis.report import CLAIM_COLUMNS, TITLE, Drawing, Report, as_svg, duration, svg
 from hiddenweights.analysis.training import METRICS
 
 VEGA_LITE = "6.4"
-CLAIM_COLUMNS = ["verdict", "says", "setting", "effect", "mean", "low", "high", "n", "rule"]
 
 
 def as_html(report: Report) -> str:
