@@ -14,7 +14,7 @@ from benchmarks.measure import Row
 from benchmarks.roofline import shapes_of
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from hiddenweights.images.dataset import Batches, Dataset
-from hiddenweights.masking.masks import Together
+from hiddenweights.masking.masks import IteRand, Together
 from hiddenweights.masking.supermask import current_masks, masks_of
 from hiddenweights.masking.topk import Memory, keep_largest, keep_largest_each
 from hiddenweights.training.train import Trainer
@@ -23,6 +23,7 @@ from hiddenweights.training.train import Trainer
 ARMS: tuple[dict[str, Any], ...] = (
     {},
     {"method": "sampled"},
+    {"method": "iterand"},
     {"method": "biprop"},
     {"selection": "global"},
     {"method": "dense", "optimizer": "adam"},
@@ -104,7 +105,8 @@ def graph_and_eager(
         if eager:
             trainer.run_step = trainer.eager_step
         torch.manual_seed(0)  # of CPU and GPU: for what draws
-        networks.append(_trained(trainer, steps))
+        with mock.patch.object(IteRand, "period", 5):
+            networks.append(_trained(trainer, steps))
     states = [network.state_dict().values() for network in networks]
     differing = sum(not torch.equal(a, b) for a, b in zip(*states, strict=True))
     title = " ".join([arch, *map(str, arm.values())])

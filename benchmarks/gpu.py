@@ -175,25 +175,30 @@ def _wait(device: str) -> None:
 # --- Figure 3 ----------------------------------------------------------------------------------------------
 
 
-def figure_3(seconds: float, configs: Iterable[CellConfig] | None = None) -> list[str]:
-    """Train cells of the sweep `depth` for `seconds`; a line on each that is finished.
+def figure_3_cells(root: str) -> list[CellConfig]:
+    """The cells of the sweep `depth`: one seed of everything first, and the middle of the curves."""
+    from hiddenweights.sweeps.papers.ramanujan2020 import depth
+
+    cells = [cell for arm in depth() for cell in arm.cells()]
+    cells.sort(key=lambda cell: (cell.seed, abs((cell.model.k or 0.5) - 0.5)))
+    return [replace(cell, data=replace(cell.data, root=root)) for cell in cells]
+
+
+def figure_3(seconds: float, cells: Iterable[CellConfig] | None = None) -> list[str]:
+    """Train Figure 3's cells for `seconds`; a line on each that is finished.
 
     One that is cut off goes on in the next call. Raises `LookupError` where no folder with CIFAR-10 is named.
     """
     from hiddenweights.cells.cell import cell_epochs
     from hiddenweights.cells.store import Store, default_store
-    from hiddenweights.sweeps.experiments import depth
 
     ends, store, finished = time.monotonic() + seconds, Store(default_store()), []
-    if configs is None:
+    if cells is None:
         root = os.environ.get("HIDDENWEIGHTS_DATA")
         if root is None:
             raise LookupError("HIDDENWEIGHTS_DATA names no folder with CIFAR-10")
-        cells = [cell for arm in depth() for cell in arm.cells()]
-        # One seed of everything, the middle of the curves first.
-        cells.sort(key=lambda cell: (cell.seed, abs((cell.model.k or 0.5) - 0.5)))
-        configs = [replace(cell, data=replace(cell.data, root=root)) for cell in cells]
-    for config in configs:
+        cells = figure_3_cells(root)
+    for config in cells:
         if store.result(cell_id(config)):
             continue
         with contextlib.closing(cell_epochs(config, store)) as epochs:

@@ -55,7 +55,7 @@ def test_what_is_computed_is_compared():
         *(correct.graph_and_eager(images, "cpu", arm, "conv2", 0.1, 3) for arm in correct.ARMS),
         correct.predictions_elsewhere("conv2", images, "cpu", 0.1),
     ]
-    assert [row.ratio for row in rows] == [0] * 9  # here the other device is this one
+    assert [row.ratio for row in rows] == [0] * (4 + len(correct.ARMS))  # here the other device is this one
 
 
 def test_a_selection_that_is_wrong_is_counted(monkeypatch):
@@ -72,6 +72,9 @@ def test_figure_3_goes_on_where_it_was(tmp_path, monkeypatch):
     assert len(gpu.figure_3(60.0, cells)) == 2
     assert all(Store(tmp_path / "runs").result(cell_id(cell)) for cell in cells)
     assert gpu.figure_3(60.0, cells) == []
+    whole = gpu.figure_3_cells("somewhere")
+    assert len(whole) == 240
+    assert all(cell.seed == 0 and cell.data.root == "somewhere" for cell in whole[:48])
 
 
 def test_parts_are_run_by_name_and_a_failed_one_stops_no_other(monkeypatch, capsys):
