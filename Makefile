@@ -6,7 +6,7 @@ READY := .venv/.ready
 DATA ?= data
 PRECISION ?= bfloat16
 
-.PHONY: demo test check docs study-small clean
+.PHONY: demo test test-processors check docs study-small clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -15,6 +15,16 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# The tests that rest on the processor's arithmetic, as on older processors and with the other precision and
+# number of threads: each value of each at least once. Bfloat16 without its instructions takes minutes.
+PROCESSOR = env ATEN_CPU_CAPABILITY=$(1) ONEDNN_MAX_CPU_ISA=$(2) HIDDENWEIGHTS_TEST_PRECISION=$(3) \
+	HIDDENWEIGHTS_TEST_THREADS=$(4) $(BIN)/python -m pytest -m arithmetic --timeout 1200
+test-processors: $(READY)
+	$(call PROCESSOR,default,SSE41,float32,1)
+	$(call PROCESSOR,avx2,AVX2,bfloat16,1)
+	$(call PROCESSOR,avx512,AVX512_CORE,float32,2)
+	$(call PROCESSOR,avx512,AVX512_CORE_BF16,bfloat16,2)
 
 # The smallest part of the published study (docs/results): CIFAR-10, which torchvision downloads to DATA. On a
 # processor without bfloat16 arithmetic take PRECISION=float32.

@@ -15,6 +15,8 @@ from hiddenweights.masking.supermask import masks_of, select_together, supermask
 from hiddenweights.masking.topk import keep_largest, keep_largest_each
 from hiddenweights.training.build import build_cell_network
 
+pytestmark = pytest.mark.arithmetic
+
 
 def network(method: str | type[Mask] = "edge_popup", **options) -> nn.Module:
     torch.manual_seed(0)

@@ -23,6 +23,8 @@ from hiddenweights.sweeps.progress import Curves, Progress
 from hiddenweights.tickets.ticket import Ticket
 from hiddenweights.training.train import Trainer
 
+pytestmark = pytest.mark.arithmetic
+
 SMALL = {"model.arch": "fc", "model.k": 0.3, "data.subset": 200, "optim.batch_size": 50, "train.epochs": 2}
 
 

@@ -14,6 +14,8 @@ from hiddenweights.masking.rng import stream
 from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of, supermask
 from hiddenweights.masking.weights import draw_weights
 
+pytestmark = pytest.mark.arithmetic
+
 
 def small_network(**options) -> nn.Module:
     network = nn.Sequential(

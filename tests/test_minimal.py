@@ -11,6 +11,8 @@ from hiddenweights import CellConfig, Trainer
 from hiddenweights.flat import unflatten
 from hiddenweights.images.dataset import load_dataset, normalise
 
+pytestmark = pytest.mark.arithmetic
+
 FILE = Path(__file__).parents[1] / "examples" / "minimal.py"
 
 

@@ -140,6 +140,7 @@ def train_anew(root) -> tuple[dict, dict, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.arithmetic
 def test_ten_steps_of_conv4_on_cifar10_are_those_written_anew(data_root, monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *_: (0.0, 0.0))  # 10,000 images, not in question here
     trainer = Trainer(
@@ -158,7 +159,12 @@ def test_ten_steps_of_conv4_on_cifar10_are_those_written_anew(data_root, monkeyp
     for name, mask in masks_of(trainer.network).items():
         assert torch.equal(frozen_weights(trainer.network)[name], weights[name])
         difference = (mask.scores.detach() - scores[name]).abs().max().item()
-        differing = int((current_masks(trainer.network)[name] != top_k(scores[name]).bool()).sum())
+        magnitude = scores[name].abs()
+        kept = top_k(scores[name]).bool()
+        # Where the two sum in another order, scores closer to the cut than they differ may change sides.
+        near = (magnitude - magnitude[kept].min()).abs() <= 2 * difference
+        differing = (current_masks(trainer.network)[name] != kept) & ~near
         moved = (uniform_scores(name, SHAPES[name]) - scores[name]).abs().max().item()
         assert difference < 1e-6 < moved / 100, name
-        assert differing == 0, name
+        assert not differing.any(), name
+        assert near.float().mean() < 1e-3, name

@@ -33,6 +33,8 @@ from hiddenweights.tickets.ticket import MAGIC, Ticket, load_ticket, read_ticket
 from hiddenweights.training.loop import evaluate
 from hiddenweights.training.train import Trainer
 
+pytestmark = pytest.mark.arithmetic
+
 HEADER = len(MAGIC) + 32
 SMALL = {"model.arch": "fc", "data.subset": 300, "train.epochs": 2}
 OWN = "tests.ticket_networks:Attention"

@@ -17,6 +17,8 @@ from hiddenweights.training import train
 from hiddenweights.training.build import arithmetic
 from hiddenweights.training.train import Diverged, Trainer
 
+pytestmark = pytest.mark.arithmetic
+
 METHODS = ["edge_popup", "sampled", "random", "iterand", "biprop", "dense"]
 CLOCK = {"seconds", "images_per_second"}
 
