@@ -53,7 +53,7 @@ def test_the_curve_over_five_seeds_is_the_plain_trainers_within_its_noise():
         values = [[curve[epoch] for curve in curves] for curves in (ours, plain)]
         noise = (sum(statistics.variance(found) for found in values) / len(SEEDS)) ** 0.5
         difference = statistics.mean(values[0]) - statistics.mean(values[1])
-        # Six standard errors: on a processor that rounds otherwise these are other draws, which differ by more
+        # Six standard errors: a processor that rounds differently makes other draws, and these differ by more
         # than three in one case of fifty.
         assert abs(difference) < 6 * noise, epoch + 1
     last = [curve[-1] for curve in ours]

@@ -467,3 +467,73 @@ def test_layers_that_keep_one_weight_are_named_in_one_warning():
     assert "3.weight" not in str(caught[0].message)
     assert caught[0].filename == __file__
     assert [int(mask.sum()) for mask in current_masks(network).values()] == [1, 2, 1, 1]
+
+
+# --- recurrent layers, and what has no mask ----------------------------------------------------------------
+
+
+class Recurrent(nn.Module):
+    """A recurrent layer over the rows of images, then a linear one."""
+
+    def __init__(self, kind: type[nn.RNNBase], **options):
+        super().__init__()
+        self.rows = kind(8, 16, batch_first=True, **options)
+        self.head = nn.LazyLinear(10)
+        self(torch.zeros(1, 8, 8))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.rows(images)[0].mean(1))
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (nn.RNN, {}),
+        (nn.GRU, {"num_layers": 2}),
+        (nn.LSTM, {"bidirectional": True}),
+    ],
+    ids=["rnn", "gru", "lstm"],
+)
+@pytest.mark.parametrize("method", ["edge_popup", "sampled", "biprop"])
+def test_recurrent_layers_are_masked_and_learn(kind, options, method):
+    network = supermask(Recurrent(kind, **options), method=method, distribution="kaiming_normal", k=0.3)
+    recurrent = {name for name, _ in kind(8, 16, **options).named_parameters() if "weight" in name}
+    assert {*masks_of(network)} == {*(f"rows.{name}" for name in recurrent), "head.weight"}
+    images = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(0))
+    for training in (True, False):
+        network.train(training)
+        torch.manual_seed(1)
+        output = network(images)
+        output.square().sum().backward()
+    for mask in masks_of(network).values():
+        assert mask.scores.grad is not None
+        assert mask.scores.grad.any()
+    if method == "sampled":
+        return
+    with torch.no_grad():
+        plain = Recurrent(kind, **options)
+        effective = {
+            name: dict(network.named_modules())[name.rpartition(".")[0]] for name in masks_of(network)
+        }
+        state = {name: getattr(owner, name.rpartition(".")[2]) for name, owner in effective.items()}
+        plain.load_state_dict({**{n: torch.zeros_like(p) for n, p in plain.named_parameters()}, **state})
+        torch.testing.assert_close(plain(images), output)
+        copied = copy.deepcopy(network)
+        masks_of(copied)["rows.weight_hh_l0"].scores.neg_().sub_(1)
+        assert not torch.equal(copied(images), network(images))
+        torch.testing.assert_close(network(images), output)
+
+
+@pytest.mark.parametrize("cell", [nn.RNNCell, nn.GRUCell, nn.LSTMCell])
+def test_recurrent_cells_are_masked(cell):
+    assert {*masks_of(supermask(cell(8, 16)))} == {"weight_ih", "weight_hh"}
+
+
+def test_a_network_of_which_a_tenth_has_no_mask_says_so_once():
+    large = nn.Sequential(nn.Embedding(1000, 8), nn.Flatten(), nn.Linear(8, 10))
+    with pytest.warns(UserWarning, match=r"only 1\.0%.*0 \(Embedding\)") as caught:
+        supermask(large)
+    assert len(caught) == 1
+    supermask(
+        nn.Sequential(nn.Embedding(10, 8), nn.Flatten(), nn.Linear(8, 1000))
+    )  # no warning, which would raise

@@ -40,11 +40,11 @@ def supermask(
 ) -> nn.Module:
     """Freeze `model`'s weights at random values and give each layer a mask to learn; returns `model`.
 
-    The masks cover the weights of every Linear and convolution layer, including the first and the last, and
-    the input projections of `nn.MultiheadAttention`. The scores become the only trainable parameters.
-    `model` remains the same module; its `weight` attributes now return the effective (masked) weights.
-    Paper: Ramanujan et al. 2020, section 3. Any other parameter (an embedding, a class token) is frozen at
-    its present value.
+    The masks cover the weights of every Linear, convolution and recurrent (RNN, GRU, LSTM) layer, including
+    the first and the last, and the input projections of `nn.MultiheadAttention`. The scores become the only
+    trainable parameters. `model` remains the same module; its `weight` attributes now return the effective
+    (masked) weights. Paper: Ramanujan et al. 2020, section 3. Any other parameter (an embedding, a class
+    token) is frozen at its present value.
 
     Args:
         model: the module, changed in place.
@@ -65,7 +65,8 @@ def supermask(
             is unknown; a combination has no meaning.
 
     Warns:
-        UserWarning: k is so small that some layers keep a single weight. The warning names them.
+        UserWarning: k is so small that some layers keep a single weight, or less than 90% of the parameters
+            have a mask (an embedding, say, has none). The warning names the layers.
     """
     # Check the arguments before the model is changed.
     mask_type = _mask_type(method)
@@ -85,6 +86,7 @@ def supermask(
         raise UserError(f"distribution: None, but method {method!r} draws new weights and needs one")
     # Freeze all parameters; then draw weights and scores and attach a mask to each weight.
     layers = weight_layers(model)
+    _warn_of_the_unmasked(model, layers)
     _freeze(model, {id(owner) for owner, _, _ in layers}, biases, norms)
 
     scaled_for_k = k if scaled else None
@@ -96,6 +98,10 @@ def supermask(
         layer = Layer(name, weight_seed, distribution, scaled_for_k)
         # unsafe=True skips torch's trial run of the mask, which takes time and, for `sampled`, random numbers
         parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer), unsafe=True)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            _forget_flat_weights(module)
+            module.register_forward_hook(_forget_flat_weights, always_call=True)
     _warn_of_single_weights(model, selection)
     # Under global selection the masks share one selection per forward pass.
     if selection == "global":
@@ -198,6 +204,8 @@ def _maskable(module: nn.Module) -> list[str]:
     if isinstance(module, nn.MultiheadAttention):
         names = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
         return [name for name in names if getattr(module, name) is not None]
+    if isinstance(module, nn.RNNBase | nn.RNNCellBase):
+        return [name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight")]
     return []
 
 
@@ -217,6 +225,40 @@ def _freeze(model: nn.Module, masked: set[int], biases: Biases, norms: Norms) ->
                     if biases == "zero":
                         parameter.zero_()
                     parameter.requires_grad_(biases == "trained")
+
+
+def _forget_flat_weights(module: nn.RNNBase, *_: Any) -> None:
+    """A hook after each forward pass: the next one reads the masked weights anew.
+
+    torch keeps a list of a recurrent layer's weights. Here they are results of a computation: while the list
+    holds them, the network cannot be copied, and their memory is not freed.
+    """
+    module._flat_weights = [None for _ in module._flat_weights_names]
+
+
+def _warn_of_the_unmasked(model: nn.Module, layers: list[tuple[nn.Module, str, str]]) -> None:
+    """Warn if a tenth or more of the parameters is frozen without a mask.
+
+    Biases of masked layers and parameters of normalisation layers do not count: `biases` and `norms` say what
+    becomes of them.
+    """
+    owners = {id(owner) for owner, _, _ in layers}
+    masked = sum(getattr(owner, attribute).numel() for owner, attribute, _ in layers)
+    frozen: dict[str, int] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, _NORMS) and id(module) not in owners:
+            count = sum(parameter.numel() for parameter in module.parameters(recurse=False))
+            if count:
+                frozen[f"{path or 'the model itself'} ({type(module).__name__})"] = count
+    if sum(frozen.values()) * 9 > masked:
+        share = masked / (masked + sum(frozen.values()))
+        largest = sorted(frozen, key=lambda name: -frozen[name])[:5]
+        more = f" and {len(frozen) - 5} more" if len(frozen) > 5 else ""
+        warnings.warn(
+            f"only {share:.1%} of the parameters have a mask; these stay as they are, without one:"
+            f" {', '.join(largest)}{more}",
+            stacklevel=3,
+        )
 
 
 def _warn_of_single_weights(model: nn.Module, selection: Selection) -> None:
