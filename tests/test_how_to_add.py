@@ -138,6 +138,39 @@ def add_claim(code: Path) -> None:
     )
 
 
+def add_paper(code: Path) -> None:
+    (code / "sweeps/papers/other2099.py").write_text(
+        '''"""Another paper, for this test."""
+
+from hiddenweights.sweeps.declare import declare
+from hiddenweights.sweeps.grid import Arm, arm
+
+
+@declare(claim="none.", expect="something.")
+def other() -> list[Arm]:
+    """Its figure, with cells that `mine` has, too."""
+    base = {"model.arch": "tiny", "model.method": "positive", "optim.nesterov": True, "train.epochs": 2}
+    return [arm(base, {"model.k": (0.3, 0.6)})]
+
+
+SWEEPS = {"other": other}
+'''
+    )
+    experiments = code / "sweeps/experiments.py"
+    text = experiments.read_text()
+    line = "from hiddenweights.sweeps.papers import ramanujan2020\n"
+    assert text.count(line) == 1
+    experiments.write_text(text.replace(line, line.replace("ramanujan2020", "other2099, ramanujan2020")))
+    insert(experiments, "    **ramanujan2020.SWEEPS,\n", "    **other2099.SWEEPS,\n")
+    insert(
+        code / "analysis/specs.py", '        _kept("quickstart"', '        _kept("other", "Their figure"),\n'
+    )
+    header = (code / "analysis/paper/depth.csv").read_text().partition("\n")[0]
+    row = {"panel": "tiny", "curve": "theirs", "x": "50", "y": "90", "relation": "=", "data": "digits"}
+    values = ",".join(row.get(name, "made up") for name in header.split(","))
+    (code / "analysis/paper/other.csv").write_text(f"{header}\n{values}\n")
+
+
 # The checks of each addition, run in the copy. Each prints what the test below expects.
 CHECKS = """
 import json, os, struct, sys
@@ -178,6 +211,11 @@ data = load_dataset(DataConfig(name="kmnist"))
 found["data set"] = [len(data.train), len(data.test), data.image_size]
 found["launch"] = main(["sweeps", "launch", "mine", "--executor", "inline"])
 found["figure"] = main(["analysis", "figure", "mine", "--no-cache"])
+found["other"] = [
+    main(["sweeps", "launch", "other", "--executor", "inline"]),
+    main(["analysis", "figure", "other", "--no-cache"]),
+]
+found["other csv"] = Path("figures/other.csv").read_text()
 found["claims"] = main(["analysis", "claims", "--no-cache"])
 found["verdicts"] = Path("figures/claims.csv").read_text()
 found["csv"] = Path("figures/mine.csv").read_text()
@@ -193,7 +231,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     for folder in ("hiddenweights", "sweeps", "analysis"):
         shutil.copytree(ROOT / folder, code / folder, symlinks=True, ignore=ignore)
     steps: list[Callable[[Path], None]] = [
-        add_network, add_axis, add_mask_method, add_data_set, add_figure, add_claim
+        add_network, add_axis, add_mask_method, add_data_set, add_figure, add_claim, add_paper,
     ]  # fmt: skip
     for step in steps:
         step(code)
@@ -236,3 +274,12 @@ def test_a_claim(found: dict[str, Any]) -> None:
     (mine,) = [row for row in csv.DictReader(found["verdicts"].splitlines()) if row["claim"] == "mine"]
     assert mine["verdict"] == "open here"  # one seed, and not the paper's cells
     assert (mine["n"], mine["comparisons"]) == ("1", "1")
+
+
+def test_a_paper_shares_cells_with_other_sweeps_and_has_published_numbers(found: dict[str, Any]) -> None:
+    assert found["other"] == [0, 0]
+    assert "/runs, 0 to train" in found["output"]  # the cells of `mine`
+    rows = list(csv.DictReader(found["other csv"].splitlines()))
+    assert [(row["kind"], row["x"]) for row in rows] == [
+        ("subnetwork", "30.0"), ("subnetwork", "60.0"), ("published", "50.0")
+    ]  # fmt: skip
