@@ -12,10 +12,11 @@ import tyro
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
-from hiddenweights import cli
+from hiddenweights import cli, own
 from hiddenweights.analysis import aggregate, claims, planning, specs, summary
 from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.paper import published
 from hiddenweights.analysis.table import Table, combine
 from hiddenweights.cells.store import default_store
@@ -50,15 +51,29 @@ Options = Annotated[Source, tyro.conf.arg(name="")]
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 
 
-def figure(name: Name, source: Options = Source(), mixed: bool = False) -> None:
+def figure(
+    name: Name,
+    source: Options = Source(),
+    mixed: bool = False,
+    x: str | None = None,
+    curve: str | None = None,
+    panel: str | None = None,
+) -> None:
     """Draw a figure: PNG, PDF, and the numbers as CSV.
 
     Args:
-        name: The figure, named like its sweep.
+        name: The figure, named like its sweep; for a sweep of your own FILE.py:FUNCTION, as in its launch.
         mixed: Let cells with different epochs or protocols share a curve.
+        x: Field on the x axis. Unset: as the figure is described, else the first number that varies.
+        curve: Field with one curve per value. Unset: as described, else all fields that vary and are left.
+        panel: Field with one panel per value. Unset: as described, else the network.
     """
-    spec = specs.find_spec(name)
+    name = own.slug(name)
     table = _table(source)
+    if name in specs.FIGURES and not any((x, curve, panel)):
+        spec = specs.FIGURES[name]
+    else:
+        spec = layout(name, table, x, curve, panel)
     points = specs.points(table, spec)
     ours = aggregate.curves(points, mixed=mixed)
     drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from hiddenweights import cli
+from hiddenweights import cli, own
 from hiddenweights.cells.store import PATIENCE, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
@@ -32,7 +32,7 @@ def list_() -> None:
     console = _console()
     members = experiments.memberships()
     total = 0
-    for name in experiments.SWEEPS:
+    for name in experiments.registered():
         sweep = experiments.sweep(name)
         cells = sweep.cells()
         shared = sum(len(members[cell]) > 1 for cell in cells)
@@ -45,7 +45,7 @@ def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
     """What a sweep claims, costs and consists of.
 
     Args:
-        name: The sweep.
+        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
         set: Set a field in all cells; it takes the place of an axis.
         axis: Give an axis other values.
     """
@@ -61,7 +61,7 @@ def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
     methods = Counter[str](config.model.method for config in cells.values())
     console.print(f"{len(cells)} cells ({_counts(methods)}){_repeated(cells)}")
     members = experiments.memberships()
-    others = Counter(other for cell in cells for other in members.get(cell, ()) if other != name)
+    others = Counter(other for cell in cells for other in members.get(cell, ()) if other != sweep.name)
     if others:
         console.print(f"shared with other sweeps: {_counts(others)}")
 
@@ -112,7 +112,7 @@ def launch_(
     Exit status: 0 when every cell is in the store, 1 when some failed, 130 when stopped.
 
     Args:
-        name: The sweep.
+        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
         set: Set a field in all cells; it takes the place of an axis.
         axis: Give an axis other values, or add one; FIELD=loguniform(LOW,HIGH), uniform, choice: search it.
         samples: Points drawn for every combination, where an axis is searched.
@@ -160,8 +160,10 @@ def launch_(
         search=sweep.searched(),
     )
     options.processes()  # they must agree
+    name = sweep.name  # of a sweep of the user's own, one that can name a file
     planned = launch.plan(name, cells, results, rerun=rerun)
-    console.print(_headline(planned, cells, results) + _cost(planned, gpus, price))
+    headline = _headline(planned, cells, results) + _cost(planned, sweep, gpus, price)
+    console.print(headline)
     for cell, why in planned.damaged.items():
         console.print(f"damaged: {cell}: {why}", markup=False)
     if dry_run:
@@ -176,6 +178,7 @@ def launch_(
                 else "finished"
             )
             console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
+        console.print(headline)  # again, since the list may have scrolled it away
         return 0
     for line in launch.preflight(planned.todo.values(), address):
         console.print(line, markup=False)
@@ -232,6 +235,7 @@ def _conclude(progress: Progress, curves: Curves, store: Store, console: Console
         again = "; `--rerun damaged` trains those with a damaged result" if damaged else ""
         console.print(f"`--rerun failed` tries them again{again}")
         return 1
+    console.print(f"next: hiddenweights analysis figure {progress.name} --from {store.uri}")
     return 0
 
 
@@ -321,7 +325,7 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
     """How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.
 
     Args:
-        name: The sweep.
+        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
         set: As given to `launch`. Without --set and --axis: the sweep as it was last launched.
         axis: As given to `launch`.
         store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
@@ -329,7 +333,7 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
     console = _console()
     results = Store(store or default_store())
     results.check()
-    saved = None if set or axis else results.plan(name)
+    saved = None if set or axis else results.plan(own.slug(name))
     cells = saved["cells"] if saved else list(_sweep(name, set, axis)[1])
     states = results.states(cells)
     configs, accuracies = {}, {}
@@ -339,7 +343,9 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
         configs[cell], accuracies[cell] = from_dict(result["config"]), result["summary"]["test_accuracy"]
     counts = Counter("damaged" if cell in damaged else state for cell, state in states.items())
     kinds = ("finished", "running", "failed", "stopped", "missing", *(["damaged"] if damaged else []))
-    console.print(f"{name}: {len(cells)} cells: {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}")
+    console.print(
+        f"{own.slug(name)}: {len(cells)} cells: {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}"
+    )
     if configs:
         curves = Curves(configs, saved.get("axes", {}) if saved else parse_axes(axis))
         console.print(curves.table(accuracies))
@@ -391,12 +397,11 @@ def _repeated(cells: Cells) -> str:
     return f" ({cells.repeated} more that the axes name twice, kept once)" if cells.repeated else ""
 
 
-def _cost(planned: launch.Plan, gpus: float | None, price: float | None) -> str:
+def _cost(planned: launch.Plan, sweep: Sweep, gpus: float | None, price: float | None) -> str:
     """What is left to train will cost: measured on finished cells of the same kind, or else estimated."""
     hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
     words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
     if unknown:
-        sweep = experiments.sweep(planned.name)
         words.append(f"{unknown} of a kind not measured yet")
         if sweep.gpu_hours:
             whole = cost.describe({"GPU": sweep.gpu_hours}, price)

@@ -1,13 +1,16 @@
 """All sweeps by name, and the sweeps that do not belong to a paper.
 
-To add a sweep, write its function, declare it, and add it to `SWEEPS`.
+To add a sweep, write its function, declare it, and add it to `SWEEPS`. A sweep of your own needs no
+place here: name its file (``my_sweeps.py:k_of_fc``), or register it as an entry point of the group
+``hiddenweights.sweeps``.
 """
 
 import functools
 from collections.abc import Callable, Mapping
 
+from hiddenweights import own
 from hiddenweights.config import Scalar
-from hiddenweights.errors import choices_error
+from hiddenweights.errors import UserError, choices_error
 from hiddenweights.sweeps import study
 from hiddenweights.sweeps.declare import as_sweep, declare
 from hiddenweights.sweeps.grid import Arm, Draw, Sweep, arm
@@ -117,18 +120,42 @@ SWEEPS: Mapping[str, Callable[..., list[Arm]]] = {
 }
 
 
+def registered() -> Mapping[str, Callable[..., list[Arm]]]:
+    """The sweeps of this package and those that installed packages add, by name."""
+    return {**own.registered("sweeps"), **SWEEPS}
+
+
 def sweep(name: str) -> Sweep:
-    """The registered sweep `name`; `UserError` with the choices when there is none."""
-    if name not in SWEEPS:
-        raise choices_error("sweep", name, SWEEPS)
-    return as_sweep(name, SWEEPS[name])
+    """The sweep `name`: a registered one, or ``FILE.py:FUNCTION`` or ``module:FUNCTION`` of the user's.
+
+    Raises `UserError` with the choices when there is none, or when the function does not return arms.
+    """
+    if own.is_own(name):
+        return _own_sweep(name)
+    known = registered()
+    if name not in known:
+        raise choices_error("sweep", name, (*known, "FILE.py:FUNCTION"))
+    return as_sweep(name, known[name])
+
+
+def _own_sweep(name: str) -> Sweep:
+    function = own.load(name, "sweep")
+    try:
+        found = as_sweep(own.slug(name), function)
+        if not all(isinstance(found_arm, Arm) for found_arm in found.arms):
+            raise TypeError("it must return a list of arm(...)")
+    except UserError:
+        raise
+    except Exception as error:  # the user's function
+        raise UserError(f"sweep: {name} gives no sweep: {type(error).__name__}: {error}") from error
+    return found
 
 
 @functools.cache
 def memberships() -> Mapping[str, tuple[str, ...]]:
     """For each cell of any registered sweep, the names of the sweeps it belongs to."""
     found: dict[str, tuple[str, ...]] = {}
-    for name in SWEEPS:
+    for name in registered():
         for cell in sweep(name).cells():
             found[cell] = (*found.get(cell, ()), name)
     return found

@@ -124,7 +124,7 @@ class Progress:
     """Counts and shows. Use it as a context manager around the work."""
 
     def __init__(self, name: str, cells: Mapping[str, CellConfig], curves: Curves, console: Console) -> None:
-        self._name, self._cells, self._curves, self._console = name, cells, curves, console
+        self.name, self._cells, self._curves, self._console = name, cells, curves, console
         self.accuracies: dict[str, float] = {}
         self.failures: dict[str, str] = {}
         self.early: set[str] = set()
@@ -239,7 +239,7 @@ class Progress:
     def _picture(self) -> Group:
         head = Table.grid(padding=(0, 1))
         head.add_row(
-            Text(self._name, style="bold"),
+            Text(self.name, style="bold"),
             ProgressBar(total=max(1, len(self._cells)), completed=len(self.accuracies), width=30),
             Text(self.counts(), style="red" if self.failures else ""),
         )
@@ -264,7 +264,7 @@ class Progress:
             means = self._curves.means(self.accuracies)
             top = max((max(points.values()), curve) for curve, points in means.items() if points)[1]
             top = next(line for line in self._curves.best(self.accuracies) if line.startswith(f"{top}:"))
-        self._console.print(f"{self._name}: {self.counts()}" + (f" · best {top}" if top else ""))
+        self._console.print(f"{self.name}: {self.counts()}" + (f" · best {top}" if top else ""))
 
 
 def clock(seconds: float) -> str:

@@ -1,0 +1,87 @@
+"""The layout of a figure that nobody has described: from the fields in which a sweep's cells differ."""
+
+from typing import Any
+
+import pandas as pd
+
+from hiddenweights.analysis.specs import FIGURES, Spec, label, network
+from hiddenweights.analysis.table import Table
+from hiddenweights.config import CellConfig
+from hiddenweights.errors import UserError, choices_error
+from hiddenweights.flat import flatten
+
+# Where and how fast a cell was trained, and the repetitions, are no axis of a figure.
+_NO_AXIS = (
+    "data.root",
+    "train.device",
+    "train.threads",
+    "seed",
+    "seeds.weights",
+    "seeds.scores",
+    "seeds.data",
+)
+FIELDS = tuple(name for name in flatten(CellConfig()) if name not in _NO_AXIS)
+# An x axis, if it varies: the first of these, else the first number that varies.
+_FIRST = ("model.k", "model.width")
+
+
+def layout(
+    name: str, table: Table, x: str | None = None, curve: str | None = None, panel: str | None = None
+) -> Spec:
+    """A figure of the sweep `name` over `x`, one curve per value of `curve`, one panel per value of `panel`.
+
+    Unset axes come from the fields that vary: x is `model.k`, `model.width` or the first number; panels are
+    networks; curves are named by the fields that are left. Dense networks are lines across the panel.
+
+    Raises `UserError` for an axis that is no field, for a sweep that the table does not have, and when no
+    number varies that could be x.
+    """
+    for option, field in (("--x", x), ("--curve", curve), ("--panel", panel)):
+        if field is not None and field not in FIELDS:
+            raise choices_error(option, field, FIELDS)
+    cells = table.sweep(name)
+    if cells.empty:
+        known = {sweep for names in table.cells["sweeps"] for sweep in names.split()}
+        raise choices_error("figure", name, [*FIGURES, *sorted(known - FIGURES.keys())])
+    masked = cells[cells["model.method"] != "dense"]
+    varying = [field for field in FIELDS if masked[field].nunique(dropna=False) > 1]
+    x = x or _x(name, masked, varying)
+    left = [field for field in varying if field not in (x, panel, "model.arch")]
+    kept = x == "model.k"
+    return Spec(
+        name=name,
+        title=name.replace("_", " ").replace("-", ": "),
+        x=x,
+        x_label="weights kept (%)" if kept else x,
+        x_words="{:g}% of the weights kept" if kept else f"{x} = {{:g}}",
+        scale=100 if kept else 1,
+        reverse=kept,
+        curve=(lambda rows: _values(rows, [curve])) if curve else (lambda rows: _values(rows, left)),
+        panel=(lambda rows: _values(rows, [panel])) if panel else network,
+    )
+
+
+def _x(name: str, cells: pd.DataFrame, varying: list[str]) -> str:
+    for field in (*_FIRST, *(field for field in varying if _is_number(cells[field]))):
+        if field in varying:
+            return field
+    raise UserError(f"--x: no number varies over the cells of {name}; name a field to draw over")
+
+
+def _is_number(values: "pd.Series[Any]") -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.dropna())
+
+
+def _values(rows: pd.DataFrame, fields: list[str]) -> "pd.Series[str]":
+    """A label per row from the values of the fields; dense networks are told apart by their optimiser."""
+    dense = rows["model.method"] == "dense"
+    if not fields:
+        return label(rows)
+    words = rows[fields].apply(lambda row: ", ".join(_word(field, row[field]) for field in fields), axis=1)
+    return words.where(~dense, label(rows))
+
+
+def _word(field: str, value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{field.rpartition('.')[2]} = {'unset' if pd.isna(value) else format(value, 'g')}"
