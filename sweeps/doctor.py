@@ -20,7 +20,11 @@ SKEW = 5.0  # seconds that clocks may differ; a lease expires after 90
 
 
 def doctor(
-    address: str | None = None, store: str | None = None, data: str = "digits", root: str = "data"
+    address: str | None = None,
+    store: str | None = None,
+    data: str = "digits",
+    root: str = "data",
+    patience: float = 40.0,
 ) -> int:
     """Check this machine, or each node of a cluster, for a sweep: a table and a list of problems.
 
@@ -31,6 +35,7 @@ def doctor(
         store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         data: Data set that the sweep needs.
         root: Folder of the data set on every node.
+        patience: Seconds that all nodes together have to answer.
     """
     from hiddenweights.sweeps import ray_executor
 
@@ -40,11 +45,11 @@ def doctor(
     if address:
         with ray_executor.cluster(address):
             logging.getLogger("ray").setLevel(logging.CRITICAL)  # the table shows it
-            found = look_at_cluster(results.uri, wanted)
+            found = look_at_cluster(results.uri, wanted, patience)
     else:
         found = {"this machine": host.facts(results.uri, wanted)}
-    console = Console(highlight=False, soft_wrap=True)
-    console.width = max(console.width, WIDTH)
+    # With a height, too, or rich takes a dumb terminal for one of 80 columns, whatever the width.
+    console = Console(highlight=False, soft_wrap=True, width=WIDTH, height=len(found) + 10)
     console.print(_table(found))
     for note, hosts in _notes(found).items():
         console.print(f"{note}  ({', '.join(hosts)})", markup=False)
@@ -63,10 +68,10 @@ class Probe:
         return time.time()
 
 
-def look_at_cluster(store: str, data: DataConfig) -> dict[str, Facts]:
+def look_at_cluster(store: str, data: DataConfig, patience: float) -> dict[str, Facts]:
     """The facts (`host.facts`) and the clock offset of each live node, the head first.
 
-    A node that does not answer in `PATIENCE` seconds only has the fact ``answers``. Ray must be connected.
+    A node that does not answer in `patience` seconds only has the fact ``answers``. Ray must be connected.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -81,7 +86,7 @@ def look_at_cluster(store: str, data: DataConfig) -> dict[str, Facts]:
         for node in nodes
     ]
     answers = [probe.facts.remote(store, data) for probe in probes]
-    ray.wait(answers, num_returns=len(answers), timeout=PATIENCE)
+    ray.wait(answers, num_returns=len(answers), timeout=patience)
     found: dict[str, Facts] = {}
     for node, probe, answer in zip(nodes, probes, answers, strict=True):
         name = f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})"

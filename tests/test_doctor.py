@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from hiddenweights import cli
 from hiddenweights.cells.store import Store
@@ -45,6 +46,18 @@ def test_a_store_that_the_host_does_not_share(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     store.prepare()
     assert host.store_trouble(store) is None
+
+
+def test_a_bucket_that_may_be_read_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store("memory://a-bucket/runs")
+    store.prepare()
+    assert host.store_trouble(store) is None
+
+    def denied(*args: Any, **kwargs: Any) -> None:
+        raise PermissionError("AccessDenied")
+
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", denied)
+    assert "AccessDenied" in str(host.store_trouble(store))
 
 
 def worker(folder: Path, gpu: float) -> Any:
