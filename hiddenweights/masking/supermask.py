@@ -228,10 +228,10 @@ def _freeze(model: nn.Module, masked: set[int], biases: Biases, norms: Norms) ->
 
 
 def _forget_flat_weights(module: nn.RNNBase, *_: Any) -> None:
-    """A hook after each forward pass: the next one reads the masked weights anew.
+    """A hook after each forward pass, so that the next one reads the masked weights again.
 
-    torch keeps a list of a recurrent layer's weights. Here they are results of a computation: while the list
-    holds them, the network cannot be copied, and their memory is not freed.
+    Torch keeps a list of the weights of a recurrent layer. With masks they are computed tensors. As long as the
+    list holds them, the network cannot be copied and their memory is not freed.
     """
     module._flat_weights = [None for _ in module._flat_weights_names]
 
@@ -239,8 +239,8 @@ def _forget_flat_weights(module: nn.RNNBase, *_: Any) -> None:
 def _warn_of_the_unmasked(model: nn.Module, layers: list[tuple[nn.Module, str, str]]) -> None:
     """Warn if a tenth or more of the parameters is frozen without a mask.
 
-    Biases of masked layers and parameters of normalisation layers do not count: `biases` and `norms` say what
-    becomes of them.
+    Biases of masked layers and parameters of normalisation layers do not count, because `biases` and `norms`
+    determine them.
     """
     owners = {id(owner) for owner, _, _ in layers}
     masked = sum(getattr(owner, attribute).numel() for owner, attribute, _ in layers)
@@ -255,7 +255,7 @@ def _warn_of_the_unmasked(model: nn.Module, layers: list[tuple[nn.Module, str, s
         largest = sorted(frozen, key=lambda name: -frozen[name])[:5]
         more = f" and {len(frozen) - 5} more" if len(frozen) > 5 else ""
         warnings.warn(
-            f"only {share:.1%} of the parameters have a mask; these stay as they are, without one:"
+            f"only {share:.1%} of the parameters have a mask; these are frozen without a mask:"
             f" {', '.join(largest)}{more}",
             stacklevel=3,
         )
