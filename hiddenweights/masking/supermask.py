@@ -230,8 +230,8 @@ def _freeze(model: nn.Module, masked: set[int], biases: Biases, norms: Norms) ->
 def _forget_flat_weights(module: nn.RNNBase, *_: Any) -> None:
     """A hook after each forward pass, so that the next one reads the masked weights again.
 
-    Torch keeps a list of the weights of a recurrent layer. With masks they are computed tensors. As long as the
-    list holds them, the network cannot be copied and their memory is not freed.
+    Torch keeps a list of the weights of a recurrent layer. With masks they are computed tensors. As long as
+    the list holds them, the network cannot be copied and their memory is not freed.
     """
     module._flat_weights = [None for _ in module._flat_weights_names]
 
