@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hiddenweights.analysis.aggregate import SAME
-from hiddenweights.analysis.table import METRIC, Table
+from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
@@ -199,6 +199,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             "x": x.round(6),
             "y": 100 * cells[METRIC],
             "validation": 100 * cells["validation_accuracy"],
+            "processor": processors(cells),
             **{
                 name: cells[name] for name in ("cell", "seed", "model.arch", "model.method", "model.k", *SAME)
             },

@@ -32,12 +32,26 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
 
 
 def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
-    """One line per panel (the best subnetwork and dense), and one about kept and unchanged weights."""
+    """One line per panel (the best subnetwork and dense), one about kept and unchanged weights, and one per
+    curve whose cells were computed by several kinds of processor."""
     found = [
         _best(points[points["panel"] == panel], group, spec)
         for panel, group in drawn.groupby("panel", sort=False)
     ]
-    return [line for line in found if line] + [unchanged(points, table)]
+    return [line for line in found if line] + [unchanged(points, table), *mixed_processors(points)]
+
+
+def mixed_processors(points: pd.DataFrame) -> list[str]:
+    """A line for each curve whose cells come from several kinds of processor: last digits may differ."""
+    known = points[points["processor"] != ""]
+    found = []
+    for (panel, curve), group in known.groupby(["panel", "curve"], sort=False, observed=True):
+        counts = group["processor"].value_counts()
+        if len(counts) > 1:
+            where_ = f"{panel}, {curve}" if panel else str(curve)
+            kinds = "; ".join(f"{count} on {kind}" for kind, count in counts.items())
+            found.append(f"processors: {where_}: cells of {len(counts)} kinds of processor: {kinds}")
+    return found
 
 
 def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:

@@ -10,6 +10,8 @@
 ``test_accuracy`` ...     the record of the last epoch, `best_validation_accuracy`, `best_epoch`,
                           `initial_weights_checksum`, total training `seconds`, `device`,
                           `weights` of the masked layers and `weights_kept` of them
+``processor.model`` ...   what computed it: also ``.instructions``, ``.precision`` and
+                          ``.threads``; empty for results that do not say
 ``source``, ``key``       the source, and the name of the run there
 ``version``, ``started``  changes whenever the run does; ISO time
 ========================  ==================================================================
@@ -35,8 +37,9 @@ FINISHED = "finished"
 METRIC = "test_accuracy"
 FROZEN = ("edge_popup", "sampled", "random", "biprop")  # not iterand, which redraws weights by design
 # Summary columns that the analysis uses. Every table has them, empty if the source lacks them.
-NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds")
-TEXTS = ("weights_checksum", "initial_weights_checksum", "device")
+NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds", "processor.threads")
+PROCESSOR = ("processor.model", "processor.instructions", "processor.precision")
+TEXTS = ("weights_checksum", "initial_weights_checksum", "device", *PROCESSOR)
 LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
 
 
@@ -105,6 +108,17 @@ class Table:
             return last
         logged = self.epochs[["cell", "weights_checksum"]].dropna().drop_duplicates()
         return last & (self.cells["cell"].map(logged.groupby("cell").size()).fillna(1) == 1)
+
+
+def processors(cells: pd.DataFrame) -> "pd.Series[str]":
+    """The kind of processor behind each cell, in words; empty for a cell whose result does not say.
+
+    Results of two kinds may differ in their last digits.
+    """
+    model, instructions, precision = (cells[name].fillna("").astype("str") for name in PROCESSOR)
+    threads = cells["processor.threads"].map(lambda n: f"{n:g} thread" + ("s" if n > 1 else ""))
+    words = model + ", " + instructions + ", " + precision + ", " + threads
+    return words.where(model != "", "")
 
 
 def frame(runs: Iterable[Run], source: str) -> Raw:

@@ -135,3 +135,24 @@ def test_published_numbers_stand_beside_ours_on_the_same_data_only(tmp_path: Pat
     assert set(rows["panel"]) == {"Conv8"}
     assert published("depth", points.assign(**{"data.name": "digits"})).empty
     assert published("quickstart", points).empty
+
+
+def test_a_curve_of_several_kinds_of_processor_says_so(tmp_path: Path) -> None:
+    cells = [config(seed=seed, model__k=k) for k in (0.3, 0.5) for seed in range(3)]
+    results = [result(cell) for cell in cells]
+    kind = {"model": "EPYC", "instructions": "AVX2", "precision": "float32", "threads": 1}
+    for found in results[:5]:
+        found["processor"] = kind
+    store = write_store(tmp_path / "same", results, {"depth": [cell_id(cell) for cell in cells]})
+    table = fetch(str(store))
+    assert table.cells["processor.instructions"].value_counts().to_dict() == {"AVX2": 5}
+    assert table.cells["processor.threads"].count() == 5
+    points = specs.points(table, specs.find_spec("depth"))
+    assert summary.mixed_processors(points) == []  # one cell does not say
+
+    results[4]["processor"] = kind | {"threads": 2}
+    store = write_store(tmp_path / "mixed", results, {"depth": [cell_id(cell) for cell in cells]})
+    points = specs.points(fetch(str(store)), specs.find_spec("depth"))
+    (line,) = summary.mixed_processors(points)
+    assert "4 on EPYC, AVX2, float32, 1 thread;" in line
+    assert "1 on EPYC, AVX2, float32, 2 threads" in line
