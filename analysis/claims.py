@@ -163,7 +163,7 @@ def verdicts(table: Table, which: Sequence[Claim] = CLAIMS) -> pd.DataFrame:
 
 def rows(measured: Sequence[Measured]) -> pd.DataFrame:
     """One row per claim and setting: `claim`, `says`, `setting`, `verdict`, `effect` (in words), `mean`,
-    `low`, `high`, `margin` (points), `n`, `comparisons`, `lacks`, `rule`, `sweep` and `cells`."""
+    `low`, `high`, `margin` (points), `n`, `comparisons`, `lacks`, `anytime`, `rule`, `sweep` and `cells`."""
     return pd.DataFrame([_row(one) for one in measured])
 
 
@@ -183,6 +183,7 @@ def _row(one: Measured) -> dict[str, Any]:
         "n": shown.n,
         "comparisons": len(one.effects),
         "lacks": "; ".join(one.lacks),
+        "anytime": one.anytime,
         "rule": one.claim.rule,
         "sweep": one.claim.sweep,
         "cells": " ".join(used),

@@ -128,7 +128,8 @@ def _comparison(row: Mapping[Hashable, Any]) -> str:
     which = f"worst of {row['comparisons']}: " if row["comparisons"] > 1 else ""
     interval = "" if pd.isna(row["low"]) else f"{row['low']:+.1f} to {row['high']:+.1f}, "
     numbers = f"{row['mean']:+.1f} ({interval}n = {row['n']}; must be above {row['margin']:+g})"
-    return f"{which}{row['effect']}: {numbers}"
+    again = "; anytime-valid, since it was looked at again and again" if row["anytime"] else ""
+    return f"{which}{row['effect']}: {numbers}{again}"
 
 
 def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:

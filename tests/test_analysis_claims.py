@@ -169,12 +169,12 @@ def test_cells_unlike_the_papers_say_nothing_about_the_paper() -> None:
             assert found.loc["signed_above", "verdict"] == word
 
 
-@pytest.mark.parametrize("m", [1, 16])
+@pytest.mark.parametrize(("m", "seeds", "spread"), [(1, 3, 1.0), (16, 3, 10.0), (40, 3, 1.0), (40, 10, 1.0)])
 @pytest.mark.parametrize("anytime", [False, True])
-def test_a_wrong_verdict_is_rare_at_the_margin(m: int, anytime: bool) -> None:
+def test_a_wrong_verdict_is_rare_at_the_margin(m: int, seeds: int, spread: float, anytime: bool) -> None:
     rng = np.random.default_rng(0)
-    spread = np.geomspace(0.1, 1, m)[:, None]
-    above, below = outcomes(spread * rng.normal(size=(4000, m, 8 if anytime else 3)), anytime=anytime)
+    sd = np.geomspace(1 / spread, 1, m)[:, None]
+    above, below = outcomes(sd * rng.normal(size=(4000, m, seeds)), anytime=anytime)
     wrong = np.mean(below.any(-1) | above.all(-1))
     assert wrong < 0.05 + 4 * np.sqrt(0.05 * 0.95 / 4000)
 

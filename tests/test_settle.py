@@ -9,7 +9,7 @@ import pytest
 from analysis_stores import result, write_store
 
 from hiddenweights import cli
-from hiddenweights.analysis import claims
+from hiddenweights.analysis import claims, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.cells.cell import check_inputs, failure_record
 from hiddenweights.cells.store import Store
@@ -112,6 +112,7 @@ def test_it_trains_until_the_claim_is_decided_and_a_kill_changes_nothing(
     # The analysis comes to the same verdict, by the same rule.
     (found,) = claims.measure(fetch("runs"), [one for one in claims.CLAIMS if one.name == "above_random"])
     assert (found.verdict, found.anytime) == ("holds here", True)
+    assert any("anytime-valid" in line for line in summary.claim_lines(claims.rows([found])))
     plan = Store("runs").plan("settle-above_random")
     assert plan is not None
     assert {*plan["trained"]} == killed
