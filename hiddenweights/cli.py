@@ -16,12 +16,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Union
 
-from hiddenweights.errors import UserError, choices_error, escaped
+from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped
 
 Command = Callable[..., int | None]
 
 # The optional packages, each with the extra of this package that installs it.
 EXTRAS = {
+    "psutil": "sweeps",
     "ray": "sweeps",
     "wandb": "sweeps",
     "matplotlib": "analysis",
@@ -56,7 +57,8 @@ def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int
     """Call the command that `args` (default: the process's own) name and return its exit status.
 
     A command returns its status, or None for 0. A `UserError` of the parser or of the command becomes one
-    line on stderr and status 2, and so does a missing package of an extra.
+    line on stderr and status 2, and so does a missing package of an extra; a store that cannot be reached
+    becomes one and status 1.
     """
     try:
         status = parse(commands, prog, sys.argv[1:] if args is None else args)() or 0
@@ -72,6 +74,10 @@ def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int
         if package not in EXTRAS:
             raise
         sys.stderr.write(f"error: this needs {package}: pip install 'hiddenweights[{EXTRAS[package]}]'\n")
+    except (StoreAway, Unreachable) as error:
+        text = escaped(str(error))
+        sys.stderr.write(f"error: the store: {text}; the same command goes on when it is there again\n")
+        return 1
     return 2
 
 

@@ -15,6 +15,14 @@ class RankDied(ConnectionError):
     """One of the processes that train a cell together has died. The cell can be resumed."""
 
 
+class StoreAway(OSError):
+    """The store cannot be written and was waited for in vain; what is finished is in it."""
+
+
+class Unreachable(OSError):
+    """The store did not do what it was asked, and may do so in a moment."""
+
+
 def choices_error(field: str, value: object, choices: Iterable[object]) -> UserError:
     """The error for a `value` that is not among `choices`. It suggests the nearest choice."""
     names = [str(choice) for choice in choices]

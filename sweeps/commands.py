@@ -20,6 +20,7 @@ from hiddenweights.sweeps.doctor import doctor
 from hiddenweights.sweeps.grid import Arm, Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Executor, Options
 from hiddenweights.sweeps.progress import Curves, Progress, clock
+from hiddenweights.sweeps.supervise import RayLost
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLAIM")]
@@ -214,7 +215,7 @@ def launch_(
     except KeyboardInterrupt:
         console.print(f"stopped: {progress.counts()}; the same command goes on from there")
         return 130
-    except StoreAway as error:
+    except (StoreAway, RayLost) as error:
         console.print(f"{error}: {progress.counts()}; the same command goes on from there")
         return 1
     if sweep.searched():

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
+from functools import partial
 from itertools import islice
 from statistics import fmean
 
@@ -20,7 +21,7 @@ class Measured:
     """Finished cells by kind."""
 
     def __init__(self) -> None:
-        self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(partial(defaultdict, list))
         self._gpu_memory: dict[Kind, float] = defaultdict(float)
 
     def add(self, config: CellConfig, result: Json) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -16,28 +15,16 @@ from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, installed_trac
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.config import NETWORKS, CellConfig, Scalar
 from hiddenweights.errors import UserError
-from hiddenweights.flat import flatten, to_dict
+from hiddenweights.flat import flatten
 from hiddenweights.identity import resolve
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
 from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Progress, outcome
+from hiddenweights.sweeps.ray_work import Work
+from hiddenweights.sweeps.supervise import Supervisor
 
 POLL = 2.0  # seconds between looks at cells that another launch trains
-
-# What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
-# cannot be silenced, a SIGINT handler that returns as if all were done, snapshots for a restore that is
-# not used, usage statistics, changes of directory and of what a worker sees of the devices.
-RAY_ENVIRONMENT = {
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # into the live view; it is said there
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,27 +119,34 @@ def run(planned: Plan, store: Store, options: Options, progress: Progress) -> No
     too long; all but the last second of epochs and the unfinished one is in the store then.
     """
     todo = dict(planned.todo)
-    with _executor(planned, store, options, progress) as execute:
+    with _executor(planned, store, options) as execute:
         while todo:
             ready = _ready(todo)
             for group in _groups(ready, options.search):
                 execute(group, progress)
             store.wait(time.monotonic() + options.patience)
             failed = progress.failures.keys() & ready.keys()
-            if crowded := {cell: todo[cell] for cell in failed if _out_of_memory(store.failure(cell))}:
+            short = store.insist(
+                lambda failed=failed: {cell for cell in failed if _out_of_memory(store.failure(cell))},  # type: ignore[misc]
+                options.patience,
+            )
+            if crowded := {cell: todo[cell] for cell in short}:
                 progress.note(f"{len(crowded)} cells died or lacked memory beside others; now each alone")
                 execute(crowded, progress, alone=True)
                 progress.note("")
-            states = store.states(todo)
-            finished = {cell for cell, state in states.items() if state == "finished"}
-            for cell, result in store.results(finished - progress.accuracies.keys()):  # another launch's
-                progress.known(cell, *outcome(result))
-            for cell in finished:
-                del todo[cell]
-            for cell in (progress.failures.keys() | progress.early) & todo.keys():
-                del todo[cell]
+            store.insist(lambda: _strike_off(todo, store, progress), options.patience)
             if todo:
-                _wait_for_others(_ready(todo), store, progress)
+                store.insist(lambda: _wait_for_others(_ready(todo), store, progress), options.patience)
+
+
+def _strike_off(todo: dict[str, CellConfig], store: Store, progress: Progress) -> None:
+    """Remove from `todo` what is finished, also by other launches, or will not be tried again."""
+    states = store.states(todo)
+    finished = {cell for cell, state in states.items() if state == "finished"}
+    for cell, result in store.results(finished - progress.accuracies.keys()):  # another launch's
+        progress.known(cell, *outcome(result))
+    for cell in finished | ((progress.failures.keys() | progress.early) & todo.keys()):
+        del todo[cell]
 
 
 def _out_of_memory(failure: Json | None) -> bool:
@@ -194,56 +188,24 @@ def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Pro
 
 
 @contextlib.contextmanager
-def _executor(planned: Plan, store: Store, options: Options, progress: Progress) -> Iterator[Any]:
-    launched = datetime.now(UTC).isoformat()
+def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
     if options.executor == "inline" or not planned.todo:
         yield lambda cells, progress, alone=False: _inline(planned.name, store, options, cells, progress)
         return
-    os.environ.update({name: os.environ.get(name, value) for name, value in RAY_ENVIRONMENT.items()})
-    if not options.address:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
-        # Trials that wait for a place. Ray's 200 are for clusters that grow; each costs the driver time.
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
-    from hiddenweights.sweeps import capacity, ray_executor  # only now: Ray reads its environment then
-
-    with ray_executor.cluster(options.address):
-        nodes = capacity.survey(planned.todo.values(), options, progress.note)
-        wanted = {
-            cell: capacity.wanted_by(config, options, planned.measured, nodes.largest)
-            for cell, config in planned.todo.items()
-        }
-        capacity.check(wanted.values(), options.gpus, nodes)
-        jobs = {
-            cell: {
-                "cell": cell,
-                "config": to_dict(config),
-                "resources": wanted[cell],
-                "store": store.uri,
-                "sweep": planned.name,
-                "launched": launched,
-                "time_limit": options.time_limit,
-                "patience": options.patience,
-                "ranks": options.processes(),
-                "loaders": capacity.loaders(config, options, wanted[cell]),
-            }
-            for cell, config in planned.todo.items()
-        }
-
-        def execute(cells: Iterable[str], progress: Progress, alone: bool = False) -> None:
-            chosen = [
-                jobs[cell] | ({"resources": capacity.alone(wanted[cell], nodes.largest)} if alone else {})
-                for cell in cells
-            ]
-            ray_executor.run(
-                chosen,
-                store,
-                progress,
-                retries=options.retries,
-                patience=options.patience,
-                search=options.search,
-            )
-
-        yield execute
+    supervisor = Supervisor(
+        Work(
+            name=planned.name,
+            cells=planned.todo,
+            measured=planned.measured,
+            store=store.uri,
+            launched=datetime.now(UTC).isoformat(),
+            options=options,
+        )
+    )
+    try:
+        yield supervisor
+    finally:
+        supervisor.close()
 
 
 def _inline(

@@ -189,15 +189,20 @@ class Progress:
         """Nobody here trains the cell any more."""
         self._running.pop(cell, None)
 
-    def trains(self) -> bool:
-        """Whether any cell is being trained."""
-        return bool(self._running)
-
     def warn(self, text: str) -> None:
         """Print a line, once."""
         if text not in self._warned:
             self._warned.add(text)
             self._console.print(text, markup=False)
+
+    def lost(self, why: str) -> None:
+        """Ray was lost, and with it all workers."""
+        self._running.clear()
+        self.say(why)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        self._console.print(text, markup=False)
 
     def note(self, text: str) -> None:
         """What is being waited for, if anything."""

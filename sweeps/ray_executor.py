@@ -9,6 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Any
 
 import ray
@@ -52,6 +53,11 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
+def head() -> str:
+    """``host:port`` of the central service of the Ray that this process is connected to."""
+    return str(ray.get_runtime_context().gcs_address)
+
+
 def run(
     jobs: Sequence[Json],
     store: Store,
@@ -80,7 +86,7 @@ def run(
     def request(trial: Json) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([job_of(trial)["resources"]])
 
-    watch = _Watch(store, progress)
+    watch = _Watch(store, progress, patience)
     stopper = _Stopper(store, progress, patience, watch, _wait_words(jobs))
     # As text, because Tune makes a deep copy of all values of an axis for every trial.
     grid = tune.grid_search([json.dumps(job) for job in jobs])
@@ -102,7 +108,7 @@ def run(
     if watch.unfit:
         raise UserError(watch.unfit)
     if stopper.stop_all():
-        raise StoreAway(f"the store {store.uri} cannot be used, and was waited for in vain")
+        raise StoreAway(watch.away or f"the store {store.uri} cannot be used, and was waited for in vain")
 
 
 def _wait_words(jobs: Sequence[Json]) -> str:
@@ -113,9 +119,12 @@ def _wait_words(jobs: Sequence[Json]) -> str:
 class _Watch(tune.Callback):  # type: ignore[misc]
     """Tells the progress what the workers report."""
 
-    def __init__(self, store: Store, progress: Progress) -> None:
-        self._store, self._progress = store, progress
+    def __init__(self, store: Store, progress: Progress, patience: float) -> None:
+        self._store, self._progress, self._patience = store, progress, patience
         self._trained = False
+        self.running: set[str] = set()
+        self.away = ""
+        """Why a worker gave up waiting for the store, if one did."""
         self.unfit = ""
         """Why a worker can train nothing, if that was said before any other worker trained."""
 
@@ -123,13 +132,17 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         return tune.Callback, ()  # Tune pickles its callbacks for a restore, which is not used here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._progress.running(job_of(trial.config)["cell"], 0)
+        cell = job_of(trial.config)["cell"]
+        self.running.add(cell)
+        self._progress.running(cell, 0)
 
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: Json, **info: Any
     ) -> None:
         cell = result["cell"]
         self._trained |= result["state"] in ("running", "finished")
+        if result["state"] != "running":
+            self.running.discard(cell)
         match result["state"]:
             case "running":
                 self._progress.running(cell, result["epoch"])
@@ -145,6 +158,9 @@ class _Watch(tune.Callback):  # type: ignore[misc]
                     self._progress.warn(result["message"])
                 else:
                     self.unfit = result["message"]
+            case "away":
+                self._progress.left(cell)
+                self.away = result["message"]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         # Tune keeps statistics of every metric of every trial to the end: 30 KB a trial.
@@ -153,7 +169,9 @@ class _Watch(tune.Callback):  # type: ignore[misc]
             return
         cell, epoch = trial.last_result["cell"], trial.last_result["epoch"]
         message = f"behind the others of its side after epoch {epoch}"
-        self._store.fail(cell, failure_record(STOPPED_EARLY, message, epoch=epoch))
+        failure = failure_record(STOPPED_EARLY, message, epoch=epoch)
+        self.running.discard(cell)
+        self._store.insist(lambda: self._store.fail(cell, failure), self._patience)
         self._progress.stopped_early(cell)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -161,7 +179,8 @@ class _Watch(tune.Callback):  # type: ignore[misc]
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cell = job_of(trial.config)["cell"]
-        failure = self._store.failure(cell)
+        self.running.discard(cell)
+        failure = self._store.insist(lambda: self._store.failure(cell), self._patience)
         self._progress.failed(cell, failure["message"] if failure else "its worker died, again and again")
 
 
@@ -172,10 +191,12 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
     """
 
     LOOK = 2.0  # seconds between looks
+    MOST = 8  # running cells whose locks are looked at
 
     def __init__(self, store: Store, progress: Progress, patience: float, watch: _Watch, wanted: str) -> None:
         self._store, self._progress, self._patience = store, progress, patience
         self._watch, self._wanted = watch, wanted
+        self._cell_waits: str | None = None
         self._looked = self._well = self._busy = time.monotonic()
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -193,10 +214,14 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
             else:
                 self._progress.note(self._waiting(now))
                 self._well = now
-        return bool(self._watch.unfit) or now - self._well > self._patience + self.LOOK
+                waiting = self._store.waiting(islice(self._watch.running, self.MOST))
+                if waiting and waiting != self._cell_waits:
+                    self._progress.say(f"a cell waits for the store {self._store.uri}: {waiting}")
+                self._cell_waits = waiting
+        return bool(self._watch.away or self._watch.unfit) or now - self._well > self._patience + self.LOOK
 
     def _waiting(self, now: float) -> str:
-        if self._progress.trains():
+        if self._watch.running:
             self._busy = now
         if now - self._busy < QUIET:
             return ""

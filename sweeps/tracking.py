@@ -1,5 +1,6 @@
 """W&B as a tracker: one run a cell, found again by the cell's id; offline where there is no key."""
 
+import contextlib
 import logging
 import os
 import shutil
@@ -22,8 +23,8 @@ from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore
 
 from hiddenweights.cells.cell import Run
 from hiddenweights.cells.store import Json, Store
-from hiddenweights.errors import UserError
-from hiddenweights.flat import to_dict
+from hiddenweights.errors import UserError, shown
+from hiddenweights.flat import from_dict, to_dict
 from hiddenweights.identity import short_name
 from hiddenweights.records import Record
 from hiddenweights.sweeps.experiments import memberships
@@ -46,9 +47,9 @@ class WandbTracker:
         self._attempt, self._cell, self._store = run.attempt, run.cell, run.store
         self._of, self._records = run, list[Record]()
         mode = tracking_mode()
+        self._run: wandb.Run | None = None
         folder = wandb_folder(run.store)
         if mode == "disabled":
-            self._run = None
             return
         if trouble := run.store.trouble():  # W&B would make a folder in the place of a store that has gone
             raise OSError(f"the store {run.store.uri} cannot be used ({trouble})")
@@ -56,37 +57,69 @@ class WandbTracker:
         # The service of a process that started this one: others use it, too, and it would keep the run of
         # a killed worker open.
         os.environ.pop("WANDB_SERVICE", None)
-        if mode == "offline":
-            for earlier in folder.glob(f"wandb/offline-run-*-{run.cell}"):
-                shutil.rmtree(earlier, ignore_errors=True)
         try:
-            self._run = _start(run, mode, folder)
+            self._run = _start(run, mode, folder) if mode == "online" else self._start_offline()
         except Exception as error:  # of many types; none may cost a cell
-            # The server went away after the launch. The rest of this process's runs are offline too.
             wandb.teardown()  # which still holds the run that did not start
-            os.environ["WANDB_MODE"] = "offline"
-            tracking_mode.cache_clear()
-            logging.getLogger(__name__).warning("W&B: %s; going on offline", error)
-            self._run = _start(run, "offline", folder)
+            self._go_offline(error)
 
     def log(self, record: Record) -> None:
         """One record as one step."""
+        self._records.append(record)
         if self._run:
-            self._run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
-            self._records.append(record)
+            try:
+                self._log(self._run, record)
+            except Exception as error:
+                if self._run.offline:
+                    raise
+                self._go_offline(error)
 
     def finish(self, result: Json | None) -> None:
         """End the run, marked as finished when there is a `result`, and with the cell's ticket."""
         if not self._run:
             return
-        rows = self._end(self._run, result)
+        try:
+            rows = self._end(self._run, result)
+        except Exception as error:
+            if self._run.offline:
+                raise
+            rows = self._end(self._go_offline(error), result)
         if result and rows is not None and rows != len(self._records):
             # W&B loses without a word what it writes while the disk is full. Now there is room again.
-            again = WandbTracker(self._of)
-            for record in self._records:
-                again.log(record)
-            if again._run:
-                again._end(again._run, result)
+            self._end(self._start_offline(), result)
+
+    def _log(self, run: wandb.Run, record: Record) -> None:
+        run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
+
+    def _go_offline(self, error: Exception) -> wandb.Run:
+        """Keep the run, whole, as an offline one, and all later ones of this process; say so once."""
+        if tracking_mode() == "online":
+            os.environ["WANDB_MODE"] = "offline"
+            tracking_mode.cache_clear()
+            why = shown(str(error).partition("\n")[0], 200)
+            logging.getLogger(__name__).warning(
+                "W&B: %s: %s; runs go on offline, and `python -m sweeps sync` sends them later",
+                type(error).__name__, why,
+            )  # fmt: skip
+        if self._run:
+            with contextlib.suppress(Exception):  # or its id would still be in use
+                self._run.finish(exit_code=1)
+        return self._start_offline()
+
+    def _start_offline(self) -> wandb.Run:
+        """A new offline run with all records so far, in the place of the cell's other ones."""
+        folder = wandb_folder(self._store)
+        for earlier in folder.glob(f"wandb/*run-*-{self._cell}"):
+            shutil.rmtree(earlier, ignore_errors=True)
+        try:
+            self._run = _start(self._of, "offline", folder)
+        except Exception:  # W&B's service has died, say of what a server answered
+            wandb.teardown()
+            os.environ.pop("WANDB_SERVICE", None)
+            self._run = _start(self._of, "offline", folder)
+        for record in self._records:
+            self._log(self._run, record)
+        return self._run
 
     def _end(self, run: wandb.Run, result: Json | None) -> int | None:
         """Finish `run`; how many rows its offline file holds then, None where there is no such file."""
@@ -99,8 +132,13 @@ class WandbTracker:
                     "finished": True,
                 }
             )
-            self._log_ticket(run)
-        run.finish(exit_code=0 if result else 1)
+        try:
+            if result:
+                self._log_ticket(run)
+        finally:
+            run.finish(exit_code=0 if result else 1)
+        if result and not run.offline:
+            _check_arrival(run)
         return _written(Path(run.settings.sync_file)) if run.offline else None
 
     def _log_ticket(self, run: wandb.Run) -> None:
@@ -116,6 +154,8 @@ class WandbTracker:
         else:
             return
         run.log_artifact(artifact)
+        if not run.offline:
+            artifact.wait(PATIENCE)  # or nobody learns that the server did not take it
 
 
 def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
@@ -132,11 +172,13 @@ def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
         resume="allow" if mode == "online" else None,
         dir=folder,
         mode=mode,
-        reinit="finish_previous",
+        reinit="create_new",  # the previous one has ended, or cannot
         settings=wandb.Settings(
             console="off",
             silent=True,
             init_timeout=PATIENCE,
+            finish_timeout=PATIENCE,  # W&B itself would wait for a silent server for hours
+            finish_timeout_raises=True,
             x_disable_meta=True,
             x_save_requirements=False,
             x_disable_stats=mode == "offline",
@@ -147,6 +189,22 @@ def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
     started.define_metric("epoch")
     started.define_metric("*", step_metric="epoch")
     return started
+
+
+def _check_arrival(run: wandb.Run) -> None:
+    """Raise `RuntimeError` unless the server knows that the run is finished.
+
+    W&B's service drops a run's data without a word when the server refuses them.
+    """
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        path = f"{run.entity}/{run.project}"
+        found = wandb.Api(timeout=PATIENCE).runs(path, filters={"name": run.id}, lazy=False)
+        if any(one.id == run.id and one.summary.get("finished") for one in found):
+            return
+        if time.monotonic() > deadline:
+            raise RuntimeError("the server has not taken the data of a run")
+        time.sleep(0.5)
 
 
 def _written(file: Path) -> int:
@@ -244,19 +302,64 @@ def sync(store: Store, console: Console) -> int:
         raise UserError(f"sync: no offline W&B runs in {folder / 'wandb'}")
     os.environ.pop("WANDB_MODE", None)  # which is about trials; W&B itself reads it in many places
     wandb.teardown()
+    tracking_mode.cache_clear()
     mode, reason = choose_mode()
     waiting = _not_uploaded(runs)
     if waiting and mode != "online":
         raise UserError(f"sync: W&B cannot be reached: {reason}")
-    for i in range(0, len(waiting), AT_ONCE):
-        some = [str(run) for run in waiting[i : i + AT_ONCE]]
+    known = _known(waiting)
+    fresh = [run for run in waiting if _cell_of(run) not in known]
+    for i in range(0, len(fresh), AT_ONCE):
+        some = [str(run) for run in fresh[i : i + AT_ONCE]]
         # It leaves a log where it runs. Its status is 0 where nothing was uploaded, too.
         subprocess.run([sys.executable, "-m", "wandb", "sync", *some], cwd=folder, check=False)
+    for run in waiting:
+        if run not in fresh:
+            _resume(run, store)
     left = _not_uploaded(waiting)
     console.print(f"{len(waiting) - len(left)} runs uploaded, {len(runs) - len(waiting)} were before")
     if left:
         console.print(f"{len(left)} runs were not uploaded; the same command tries again")
     return 1 if left else 0
+
+
+def _known(runs: Sequence[Path]) -> set[str]:
+    """Cells of those of `runs` that the server has something of: `wandb sync` would double their rows."""
+    known: set[str] = set()
+    cells = sorted({_cell_of(run) for run in runs})
+    settings = wandb.setup().settings
+    for i in range(0, len(cells), AT_ONCE):
+        api = wandb.Api(timeout=PATIENCE)
+        path = f"{settings.entity or api.default_entity}/{os.environ.get('WANDB_PROJECT', PROJECT)}"
+        some = {"name": {"$in": cells[i : i + AT_ONCE]}}
+        try:
+            known |= {run.id for run in api.runs(path, filters=some)}
+        except wandb.errors.CommError as error:
+            raise UserError(f"sync: W&B does not say which runs it has: {shown(error)}") from None
+        except ValueError:  # no such project yet
+            break
+    return known
+
+
+def _resume(run: Path, store: Store) -> None:
+    """Send a cell's run from its result; the server drops the rows that it has."""
+    cell = _cell_of(run)
+    result = store.result(cell)
+    if not result or tracking_mode() != "online":  # not finished, or the server has gone again
+        return
+    plans = {name: store.plan(name) or {} for name in store.plans()}
+    sweep = next((name for name, plan in plans.items() if cell in plan["cells"]), "")
+    config = from_dict(result["config"])
+    again = WandbTracker(Run(cell=cell, config=config, store=store, sweep=sweep, attempt=result["attempts"]))
+    for record in result["history"]:
+        again.log(record)
+    again.finish(result)
+    if tracking_mode() == "online":  # it did not have to go offline
+        (run / f"run-{cell}.wandb.synced").touch()
+
+
+def _cell_of(run: Path) -> str:
+    return run.name.rpartition("-")[2]
 
 
 def _not_uploaded(runs: Sequence[Path]) -> list[Path]:

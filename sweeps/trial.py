@@ -11,7 +11,7 @@ from typing import Any
 from ray import tune
 
 from hiddenweights.cells.cell import TIME_LIMIT, cell_epochs, failure_record, installed_trackers
-from hiddenweights.cells.store import Busy, Json, LeaseLost, Store
+from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.errors import RankDied
 from hiddenweights.flat import from_dict
 from hiddenweights.records import Record
@@ -47,6 +47,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._store: Store | None = None
         self._fit: bool | None = None  # unknown
         self._job, self._report_every = job_of(config), config["report_every"]
+        threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def reset_config(self, new_config: Json) -> bool:
         self.cleanup()
@@ -73,6 +74,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         except RankDied:
             self.cleanup()
             raise
+        except StoreAway as error:  # for the other cells, too
+            return {"cell": cell, "state": "away", "message": str(error), tune.result.DONE: True}
         except Exception as error:
             message = f"{type(error).__name__}: {error}"
             return {"cell": cell, "state": "failed", "message": message, tune.result.DONE: True}
@@ -80,7 +83,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     def _advance(self) -> dict[str, Any]:
         if self._epochs is None:
             store = self._opened()
-            if failure := _failed_since(store, self._job["cell"], self._job["launched"]):
+            if failure := _failed_since(store, self._job):
                 return {"state": "failed", "message": failure["message"], tune.result.DONE: True}
             self._epochs = cell_epochs(
                 from_dict(self._job["config"]),
@@ -146,11 +149,19 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._watchdog.start()
 
 
-def _failed_since(store: Store, cell: str, launched: str) -> Json | None:
-    failure = store.failure(cell)
-    if failure and not failure["transient"] and failure["time"] >= launched:
+def _failed_since(store: Store, job: Json) -> Json | None:
+    """The cell's failure in this launch, where it has one: it is not tried again."""
+    failure = store.insist(lambda: store.failure(job["cell"]), job["patience"])
+    if failure and not failure["transient"] and failure["time"] >= job["launched"]:
         return failure
     return None
+
+
+def _end_with(parent: int) -> None:
+    """End this worker when the raylet that started it has gone: Ray itself lets it train on, for nobody."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _scalars(record: Record) -> dict[str, float | int | str]:

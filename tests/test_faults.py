@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -76,12 +77,12 @@ def hangs(num_classes: int) -> Any:
 SWEEPS = {"fragile": fragile, "faulty": faulty}
 DRIVER = f"""
 import sys
-sys.path.insert(0, {str(HERE)!r})
-from hiddenweights import cli
-from hiddenweights.sweeps import commands as main, experiments
-import test_faults
-experiments.SWEEPS = {{**experiments.SWEEPS, **test_faults.SWEEPS}}
-if __name__ == "__main__":
+if __name__ == "__main__":  # the process that runs Ray imports this, too
+    sys.path.insert(0, {str(HERE)!r})
+    from hiddenweights import cli
+    from hiddenweights.sweeps import commands as main, experiments
+    import test_faults
+    experiments.SWEEPS = {{**experiments.SWEEPS, **test_faults.SWEEPS}}
     sys.exit(cli.run(main.COMMANDS, "sweeps", sys.argv[1:]))
 """
 
@@ -248,6 +249,36 @@ def test_after_a_killed_driver_and_checkpoints_cut_in_half_the_same_command_goes
     assert_undisturbed(store, calm)
 
 
+def of_ray(launch: Launch, part: str) -> list[psutil.Process]:
+    """The launch's processes that `part` names: by name, or by a word of the command."""
+    found = []
+    for process in launch.process.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.name() == part or any(word.endswith(part) for word in process.cmdline()[:4]):
+                found.append(process)
+    return found
+
+
+def test_rays_own_processes_may_die_one_after_the_other(store: Path, calm: dict[str, list[str]]) -> None:
+    launch = Launch("fragile", store)
+    wait_for_training(store, launch)
+    for part in ("log_monitor.py", "monitor.py", "dashboard.py"):  # without which Ray goes on
+        for process in of_ray(launch, part):
+            process.kill()
+    # Ray's raylet ends with its agents.
+    for part in ("raylet", "gcs_server", "ray::DashboardAgent", "ray::RuntimeEnvAgent"):
+        wait_for_training(store, launch)
+        lost = [*launch.workers(), *of_ray(launch, "raylet")]
+        before, killed = launch.log.read_text().count("trying again"), time.monotonic()
+        for process in of_ray(launch, part):
+            process.kill()
+        wait_until(lambda before=before: launch.log.read_text().count("trying again") > before, launch)
+        assert time.monotonic() - killed < 30
+        assert [process for process in lost if lives(process)] == []
+    finish(launch)
+    assert_undisturbed(store, calm)
+
+
 # A cluster of a head that trains nothing and two nodes. It kills the nodes whose numbers it reads.
 CLUSTER = """
 import sys
@@ -268,6 +299,7 @@ cluster.shutdown()
 def cluster() -> Iterator[psutil.Popen]:
     """A process that runs `CLUSTER`."""
     fast = {"RAY_health_check_period_ms": "500", "RAY_health_check_failure_threshold": "3"}  # not 15 s
+    fast["RAY_gcs_rpc_server_reconnect_timeout_s"] = "2"  # not 60 s
     with psutil.Popen(
         [sys.executable, "-c", CLUSTER],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -291,6 +323,20 @@ def test_the_cells_of_a_lost_node_move_to_another(
     finish(launch)
     assert_undisturbed(store, calm)
     assert max(result["attempts"] for _, result in Store(store).results(calm)) == 2
+
+
+def test_a_cluster_that_has_gone_ends_the_launch(store: Path, cluster: psutil.Popen) -> None:
+    address, *_ = cluster.stdout.readline().split()
+    launch = Launch("fragile", store, "--address", address)
+    wait_until(lambda: trained_by(trainers(cluster), store), launch)
+    workers, everything = trainers(cluster), launch.process.children(recursive=True)
+    (gcs,) = (process for process in cluster.children() if process.name() == "gcs_server")
+    gcs.kill()
+    assert launch.end(60) == 1
+    printed = launch.log.read_text()
+    assert "same command" in printed.strip().splitlines()[-1]
+    assert "Traceback" not in printed
+    assert psutil.wait_procs([*everything, *workers], timeout=20)[1] == []
 
 
 def test_a_store_that_goes_away_is_waited_for_but_not_for_ever(
@@ -328,12 +374,16 @@ def test_a_full_disk_is_waited_for(store: Path, calm: dict[str, list[str]]) -> N
         pytest.skip("file systems cannot be mounted here: that takes root")
     try:
         launch = Launch("fragile", store)
-        wait_for_training(store, launch)
-        with open(store / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
-            while True:
-                filler.write(bytes(4096))
-        wait_until(lambda: "waiting for it" in launch.log.read_text(), launch)
-        (store / "filler").unlink()
+        for left, said in (
+            (0, "waiting for it"),
+            (2**17, "a cell waits for"),
+        ):  # for the second one, no checkpoint
+            wait_for_training(store, launch)
+            with open(store / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
+                while shutil.disk_usage(store).free > left:
+                    filler.write(bytes(4096))
+            wait_until(lambda said=said: said in launch.log.read_text(), launch)
+            (store / "filler").unlink()
         finish(launch)
         assert_undisturbed(store, calm)
     finally:

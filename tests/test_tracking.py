@@ -233,6 +233,58 @@ def test_what_was_trained_without_a_server_is_uploaded_later(
         assert server.asked.total() == asked
 
 
+# A fault at each request of a run's life. An @ says how many are answered before.
+TROUBLE = [
+    ("RunResumeStatus", "refused"),
+    ("UpsertBucket", "quota"),
+    ("UpsertBucket", "nonsense"),
+    ("UpsertBucket", "silence"),
+    ("file_stream", "error"),
+    ("file_stream", "quota"),
+    ("file_stream", "nonsense@1"),
+    ("file_stream", "cut@1"),
+    ("ArtifactType", "nonsense"),
+    ("CreateArtifact", "empty"),
+    ("CreateArtifact", "refused"),
+    ("ArtifactByID", "refused"),
+    ("CreateRunFiles", "nonsense"),
+    ("Runs", "refused"),
+    ("*", "cut@1"),
+]
+
+
+@pytest.mark.parametrize(("operation", "fault"), TROUBLE)
+def test_trouble_at_the_server_costs_no_cell_and_no_row(
+    operation: str,
+    fault: str,
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setattr(tracking, "PATIENCE", 1)
+    configs = [CONFIG, unflatten({"seed": 1}, CONFIG)]
+    with wandb_standin.serve() as server:
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        server.faults[operation] = fault
+        began = time.monotonic()
+        results = [run_cell(config, store, trackers=[WandbTracker]) for config in configs]
+        assert time.monotonic() - began < 60
+        assert store.failure(results[0]["cell"]) is None
+        said = [record.getMessage() for record in caplog.records if "W&B" in record.getMessage()]
+        if said or len(server.runs) < 2:
+            assert len(said) == 1
+            assert "sync" in said[0]
+            server.faults.clear()
+            assert COMMANDS["sync"](store=store.uri) == 0
+        assert server.runs.keys() == {result["cell"] for result in results}
+        for run in server.runs.values():
+            assert [row["epoch"] for row in run["rows"]] == [1, 2, 3]
+            assert run["summary"]["finished"]
+        assert server.artifacts == {f"ticket-{result['cell']}" for result in results}
+
+
 def refused(variables: object) -> NoReturn:
     raise wandb_standin.Unanswered
 

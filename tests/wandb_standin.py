@@ -17,6 +17,18 @@ from typing import Any
 PROJECT = "someone/hidden-weights"
 
 
+# Faults of a server. The status, and the body that is sent; a status of 0 cuts the connection.
+FAULTS = {
+    "error": (500, b'{"errors": [{"message": "internal error"}]}'),
+    "refused": (403, b'{"errors": [{"message": "permission denied"}]}'),
+    "quota": (402, b'{"error": "storage limit exceeded"}'),
+    "nonsense": (200, b"<html>under maintenance</html>"),
+    "empty": (200, b'{"data": null}'),
+    "cut": (0, b""),
+    "silence": (0, b""),  # the answer does not come, for a minute
+}
+
+
 class Unanswered(Exception):
     """The stand-in has no answer to this request of the real client."""
 
@@ -37,7 +49,12 @@ class Standin:
     """What was saved as W&B Reports."""
     artifacts: set[str] = field(default_factory=set)
     """Names of the artifacts that were uploaded."""
+    faults: dict[str, str] = field(default_factory=dict)
+    """How an operation is answered (`file_stream`, or one of GraphQL; "*": all): a name of `FAULTS`, and
+    behind an @ the number of requests that are answered well before."""
     url: str = ""
+    over: threading.Event = field(default_factory=threading.Event)
+    """Set when the server ends."""
 
     def add(self, result: Mapping[str, Any], **changed: Any) -> None:
         """A finished run as the sweeps log it; `changed` replaces parts of it."""
@@ -77,6 +94,8 @@ class Standin:
             return self._upsert(variables)
         if operation == "ServerFeaturesQuery":
             return {"serverInfo": {"features": []}}
+        if operation == "ArtifactType":  # whether a ticket's is another type: there is none yet
+            return {"project": {"artifact": None}}
         if operation == "CreateArtifact":  # whose content is said to be here already
             name = variables["input"]["artifactCollectionName"]
             self.artifacts.add(name)
@@ -86,6 +105,10 @@ class Standin:
                 "artifactSequence": {"latestArtifact": {"id": name}},
             }
             return {"createArtifact": {"artifact": artifact}}
+        if operation == "ArtifactByID":
+            return {"artifact": _artifact(variables["id"])}
+        if operation == "RunResumeStatus":
+            return {"model": self._resume_status(variables["name"])}
         if variables.get("entity") != "someone" or variables.get("project") != "hidden-weights":
             return {"project": None}
         if operation == "Runs":
@@ -95,6 +118,22 @@ class Standin:
         if run is None:
             return {"project": {"run": None}}
         return {"project": {"run": self._run(operation, run, variables)}}
+
+    def _resume_status(self, name: str) -> dict[str, Any]:
+        """What is there of a run that is begun once more: the client drops the rows up to the last one."""
+        bucket = None
+        if run := self.runs.get(name):
+            tail = [json.dumps(row) for row in run["rows"][-1:]]
+            bucket = {"id": name, "name": name, "displayName": name, "historyTail": json.dumps(tail)}
+            bucket |= {"historyLineCount": len(run["rows"]), "eventsTail": "[]", "eventsLineCount": 0}
+            bucket |= {"summaryMetrics": json.dumps(run["summary"]), "config": "{}", "logLineCount": 0}
+            bucket |= {"tags": run["tags"], "notes": None, "wandbConfig": '{"t": 1}'}
+        return {
+            "id": "1",
+            "name": "hidden-weights",
+            "entity": {"id": "1", "name": "someone"},
+            "bucket": bucket,
+        }
 
     def _upsert(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """A run is begun, or says more of itself."""
@@ -140,7 +179,9 @@ class Standin:
         return {"models": {"edges": [{"node": node, "cursor": "1"}], "pageInfo": page}}
 
     def _page(self, variables: Mapping[str, Any]) -> dict[str, Any]:
-        names = [*self.runs]
+        wanted = json.loads(variables.get("filters") or "{}").get("name")
+        some = wanted["$in"] if isinstance(wanted, dict) else [wanted] if wanted else self.runs
+        names = [name for name in self.runs if name in some]
         start = int(variables.get("cursor") or 0)
         stop = start + int(variables.get("perPage") or 50)
         edges = [
@@ -174,6 +215,18 @@ class Standin:
 def _operation(query: str) -> str:
     found = re.search(r"\b(?:query|mutation)\s+(\w+)", query)
     return found.group(1) if found else ""
+
+
+def _artifact(name: str) -> dict[str, Any]:
+    collection = {"__typename": "ArtifactSequence", "id": "1", "name": name}
+    project = {"id": "1", "internalId": "1", "name": "hidden-weights", "entity": {"name": "someone"}}
+    collection |= {"project": project}
+    return {
+        "id": name, "artifactSequence": collection, "versionIndex": 0, "artifactType": {"name": "ticket"},
+        "description": None, "metadata": None, "ttlDurationSeconds": -2, "ttlIsInherited": True, "tags": [],
+        "historyStep": None, "state": "COMMITTED", "size": 1, "digest": "1", "commitHash": "1",
+        "fileCount": 1, "createdAt": "2026-01-01T00:00:00", "updatedAt": None, "aliases": [],
+    }  # fmt: skip
 
 
 def _keys(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -217,11 +270,15 @@ def serve() -> Iterator[Standin]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked = json.loads(body or b"{}")
-            if stream := re.fullmatch(r"/files/.*/(\w+)/file_stream", self.path):
+            stream = re.fullmatch(r"/files/.*/(\w+)/file_stream", self.path)
+            operation = "file_stream" if stream else _operation(asked.get("query", ""))
+            standin.asked[operation] += 1
+            fault, _, first = (standin.faults.get(operation) or standin.faults.get("*") or "").partition("@")
+            if fault and standin.asked[operation] > int(first or 0):
+                return self._fail(fault)
+            if stream:
                 standin.stream(stream[1], asked)
                 return self._send(200, {})
-            operation = _operation(asked.get("query", ""))
-            standin.asked[operation] += 1
             time.sleep(standin.latency)
             if standin.refuse.get(operation, 0) > 0:
                 standin.refuse[operation] -= 1
@@ -231,8 +288,19 @@ def serve() -> Iterator[Standin]:
             except Unanswered as error:
                 return self._send(400, {"errors": [{"message": f"not in the stand-in: {error}"}]})
 
+        def _fail(self, fault: str) -> None:
+            status, body = FAULTS[fault]
+            if fault == "silence":
+                standin.over.wait(60)
+            if status:
+                return self._send_bytes(status, body)
+            self.close_connection = True
+            return None
+
         def _send(self, status: int, body: dict[str, Any]) -> None:
-            data = json.dumps(body).encode()
+            self._send_bytes(status, json.dumps(body).encode())
+
+        def _send_bytes(self, status: int, data: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
@@ -254,6 +322,7 @@ def serve() -> Iterator[Standin]:
     try:
         yield standin
     finally:
+        standin.over.set()
         server.shutdown()
         server.server_close()
         thread.join()

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from hiddenweights.cells.format import RESULT_FORMAT
-from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway
+from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway, Unreachable
 from hiddenweights.config import NETWORKS, CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import to_dict
@@ -100,8 +100,8 @@ class _Guarded:
         try:
             yield
         except Exception as error:
-            if self._run.store.trouble():  # the store is what failed, which the cell waits for
-                raise
+            if trouble := self._run.store.trouble():  # it is what failed, and the cell waits for it
+                raise Unreachable(trouble) from error
             self._tracker = None
             logging.getLogger(__name__).warning(
                 "cell %s is no longer tracked (%s: %s); its result goes to the store all the same",
@@ -138,10 +138,10 @@ def cell_epochs(
     config = resolve(config)
     cell = cell_id(config)
     store.wait(time.monotonic() + patience)
-    if result := store.result(cell):
+    if result := store.insist(lambda: store.result(cell), patience):
         return result
-    with store.lease(cell, launch) as lease:
-        if result := store.result(cell):  # finished by another while we came in
+    with store.lease(cell, launch, patience) as lease:
+        if result := store.insist(lambda: store.result(cell), patience):  # finished while we came in
             lease.finished()
             return result
         reached, deadline = -1, 0.0
@@ -155,20 +155,23 @@ def cell_epochs(
                 return (yield from _attempt(run, lease, trackers, history))
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                if not full and not store.trouble():
+                passing = full or isinstance(error, Unreachable)  # seen here, and maybe not by `trouble`
+                if not passing and not store.trouble():
                     if not isinstance(error, (Busy, LeaseLost)):
                         _record_failure(store, cell, error, history, lease.attempt)
                     raise
                 if len(history) > reached:  # it had gone on since the last time
                     reached, deadline = len(history), time.monotonic() + patience
                 try:
-                    if full:  # for a checkpoint, but maybe not for a small file
+                    if passing:  # the disk is full for a checkpoint, and not for a small file
+                        with contextlib.suppress(OSError):
+                            lease.renew(waiting=str(error))
                         store.pause(str(error), deadline)
-                    store.wait(deadline)
+                    store.wait(deadline, 2**16 + (store.checkpoint_bytes(cell) if full else 0))
                 except StoreAway:
                     _record_failure(store, cell, error, history, lease.attempt)  # if it can be
                     raise
-                lease.renew()
+                store.insist(lambda why=str(error): lease.renew(waiting=why), patience)  # type: ignore[misc]
 
 
 def _attempt(

@@ -27,10 +27,10 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import fsspec
 
@@ -45,7 +45,9 @@ from hiddenweights.cells.format import (
     seal,
 )
 from hiddenweights.cells.format import Json as Json  # every user of a store names it
-from hiddenweights.errors import UserError
+from hiddenweights.errors import StoreAway as StoreAway
+from hiddenweights.errors import Unreachable as Unreachable
+from hiddenweights.errors import UserError, shown
 
 # A lease is renewed every HEARTBEAT seconds and anybody's after STALE seconds of silence. Hosts that
 # share a store need clocks that agree to well within the difference.
@@ -55,6 +57,7 @@ STALE = 90.0
 PATIENCE = 300.0
 POLL = 1.0  # seconds between looks at it
 
+Answer = TypeVar("Answer")
 State = Literal["finished", "failed", "running", "stopped", "missing"]
 
 
@@ -69,10 +72,6 @@ class Busy(RuntimeError):
 
 class LeaseLost(RuntimeError):
     """This process was silent for so long that another one took the cell over."""
-
-
-class StoreAway(OSError):
-    """The store cannot be written and was waited for in vain; what is finished is in it."""
 
 
 class Store:
@@ -136,21 +135,24 @@ class Store:
         self.seen |= found
         return found
 
-    def trouble(self) -> str | None:
-        """Why a store that was there cannot be used now, in words; None when all is well."""
+    def trouble(self, room: int = 2**16) -> str | None:
+        """Why a store that was there cannot be used now, in words; None when all is well.
+
+        `room` is the number of bytes that must fit into it.
+        """
         try:
             if not self.present() and self.seen:
                 return "it is not there"
             if self.local and self.seen:
                 with tempfile.TemporaryFile(dir=self.local) as probe:
-                    probe.write(bytes(2**16))
+                    probe.write(bytes(room))
         except OSError as error:
             return _reason(error)
         return None
 
-    def wait(self, deadline: float) -> None:
+    def wait(self, deadline: float, room: int = 2**16) -> None:
         """Return once the store can be used. Raises `StoreAway` at `deadline` (of `time.monotonic`)."""
-        while trouble := self.trouble():
+        while trouble := self.trouble(room):
             self.pause(trouble, deadline)
 
     def pause(self, trouble: str, deadline: float) -> None:
@@ -162,6 +164,18 @@ class Store:
             logging.getLogger(__name__).warning("%s; waiting for it", trouble)
             self._said = trouble
         time.sleep(POLL)
+
+    def insist(self, ask: Callable[[], Answer], patience: float) -> Answer:
+        """What `ask` returns, asked again while the store is `Unreachable`, for `patience` seconds at most.
+
+        Raises `StoreAway` then, and whatever else `ask` raises.
+        """
+        deadline = time.monotonic() + patience
+        while True:
+            try:
+                return ask()
+            except Unreachable as error:
+                self.pause(str(error), deadline)
 
     # --- results -------------------------------------------------------------------------------------
 
@@ -214,7 +228,9 @@ class Store:
 
     def has_ticket(self, cell: str) -> bool:
         """Whether there is a ticket of the cell."""
-        return bool(self._fs.exists(self._path(self._of(cell, "ticket.ticket"))))
+        self._fs.invalidate_cache()
+        with _store_errors():
+            return bool(self._fs.exists(self._path(self._of(cell, "ticket.ticket"))))
 
     def add_ticket(self, cell: str, content: bytes) -> None:
         """Keep a ticket of a cell that was trained elsewhere."""
@@ -249,6 +265,15 @@ class Store:
         """The state of each of `cells`; ``stopped`` ones have begun, and nobody trains them now."""
         names = self._names()
         return {cell: self._state(cell, names.get(cell, set())) for cell in cells}
+
+    def waiting(self, cells: Iterable[str]) -> str | None:
+        """What the trainer of one of `cells` waits for: it knows of trouble that is not everybody's."""
+        for cell in cells:
+            with contextlib.suppress(OSError):
+                lock = self._read_lock(self._of(cell, "lock"))
+                if lock and lock.get("waiting") and _alive(lock):
+                    return shown(lock["waiting"])
+        return None
 
     def _state(self, cell: str, names: set[str]) -> State:
         if "result.json" in names:
@@ -288,7 +313,7 @@ class Store:
 
     def plans(self) -> list[str]:
         """The names of all sweeps launched into this store."""
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _store_errors():
             files = self._fs.ls(self._path("sweeps"), detail=False, refresh=True)
             return sorted(Path(file).stem for file in files if file.endswith(".json"))
         return []
@@ -296,39 +321,64 @@ class Store:
     # --- leases --------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lease(self, cell: str, launch: str = "") -> "Iterator[Lease]":
+    def lease(self, cell: str, launch: str = "", patience: float = 0.0) -> "Iterator[Lease]":
         """Hold the cell while the block runs; raises `Busy` when another live process holds it.
 
         What another host holds for the same `launch` is free: the launch knows that that host is lost.
+        A store that is `Unreachable` is asked again for `patience` seconds.
         """
-        lock = self._of(cell, "lock")
         owner = uuid.uuid4().hex
-        with self._guard():
-            held = self._read_lock(lock)
-            if _alive(held, launch):
-                raise Busy(f"cell {cell} is being trained by another process")
-            failure = self.failure(cell) or {}
-            attempt = 1 + max((held or {}).get("attempt", 0), failure.get("attempt", 0))
-            mine = {"owner": owner, **_this_process(), "launch": launch, "attempt": attempt}
-            if self.local:
-                self._write(lock, mine | {"heartbeat": time.time()}, durable=False)
-            else:
-                self._remove(lock)
-                if not self._create(lock, mine | {"heartbeat": time.time()}):
-                    raise Busy(f"cell {cell} is being trained by another process")
-        lease = Lease(self, lock, mine)
+        mine = self.insist(lambda: self._acquire(cell, launch, owner), patience)
+        lease = Lease(self, cell, mine)
         try:
             yield lease
         finally:
             lease.release()
 
+    def _acquire(self, cell: str, launch: str, owner: str) -> Json:
+        """Write the cell's lock, in the name of `owner`, and return what it says."""
+        lock = self._of(cell, "lock")
+        with self._guard():
+            held = self._read_lock(lock)
+            if held and held["owner"] == owner:  # written before, and only the answer was lost
+                return held
+            if _alive(held, launch):
+                raise Busy(f"cell {cell} is being trained by another process")
+            failure = self.failure(cell) or {}
+            attempt = 1 + max((held or {}).get("attempt", 0), failure.get("attempt", 0))
+            mine = {"owner": owner, **_this_process(), "launch": launch, "attempt": attempt}
+            if not self.local:
+                mine["attempt"] = self._claim(cell, mine)
+            self._write(lock, mine | {"heartbeat": time.time()}, durable=False)
+        return mine
+
+    def _claim(self, cell: str, mine: Json) -> int:
+        """On an object store, make `mine` the only one to write the cell's lock; returns its attempt.
+
+        Of all that find the cell free at once, one creates the claim of the next attempt. A claimant that
+        died before it wrote the lock is passed over when it has been silent for long. Raises `Busy`.
+        """
+        lock = self._of(cell, "lock")
+        attempt: int = mine["attempt"]
+        while not self._create(self._claim_of(cell, attempt), mine | {"heartbeat": time.time()}):
+            claim = self._read_lock(self._claim_of(cell, attempt))
+            if claim and claim["owner"] == mine["owner"]:  # only the answer was lost
+                break
+            if claim is None or _alive(claim, mine["launch"]):
+                raise Busy(f"cell {cell} is being claimed by another process")
+            attempt += 1
+        if _alive(self._read_lock(lock), mine["launch"]):  # by one that came, and whose claim has gone
+            raise Busy(f"cell {cell} is being trained by another process")
+        for earlier in range(mine["attempt"] - 1, attempt):
+            self._remove(self._claim_of(cell, earlier))
+        return attempt
+
+    def _claim_of(self, cell: str, attempt: int) -> str:
+        return self._of(cell, f"claim-{attempt}")
+
     @contextlib.contextmanager
     def _guard(self) -> Iterator[None]:
-        """Serialise changes of leases among the hosts that share a folder.
-
-        An object store has no such guard: there a lock is created only where none is, and a lease
-        that was overwritten notices at its next heartbeat.
-        """
+        """Serialise changes of leases among hosts that share a folder; an object store has `_claim`."""
         if not self.local:
             yield
             return
@@ -338,6 +388,14 @@ class Store:
             yield
 
     # --- checkpoints ---------------------------------------------------------------------------------
+
+    def checkpoint_bytes(self, cell: str) -> int:
+        """How much room the checkpoints of a local store's cell take; 0 where there are none."""
+        if not self.local:
+            return 0
+        with contextlib.suppress(FileNotFoundError):
+            return sum(path.stat().st_size for path in (self.local / self._of(cell, "checkpoint")).glob("*"))
+        return 0
 
     @contextlib.contextmanager
     def checkpoint(self, cell: str) -> "Iterator[Checkpoint]":
@@ -353,11 +411,11 @@ class Store:
             for path in self._find(folder):
                 target = here / path[len(remote) + 1 :]
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with _only_os_errors():
+                with _store_errors():
                     self._fs.get_file(path, str(target))
 
             def upload() -> None:
-                with _only_os_errors():
+                with _store_errors():
                     _mirror(self._fs, here, remote)
 
             try:
@@ -379,7 +437,7 @@ class Store:
 
     def _find(self, folder: str) -> list[str]:
         self._fs.invalidate_cache()  # others write here too
-        with _only_os_errors():
+        with _store_errors():
             return list(self._fs.find(self._path(folder)))
 
     def _make_folder(self, folder: Path) -> None:
@@ -390,7 +448,7 @@ class Store:
 
     def _read_bytes(self, name: str) -> bytes | None:
         try:
-            with _only_os_errors():
+            with _store_errors():
                 content: bytes = self._fs.cat_file(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
@@ -422,7 +480,7 @@ class Store:
 
     def _write_bytes(self, name: str, content: bytes, *, durable: bool = True) -> None:
         if not self.local:
-            with _only_os_errors():
+            with _store_errors():
                 self._fs.pipe_file(self._path(name), content)  # an object store's put is atomic
             return
         path = self.local / name
@@ -443,7 +501,7 @@ class Store:
     def _create(self, name: str, data: Mapping[str, Any]) -> bool:
         """Write a file to an object store unless it exists; whether it was written."""
         try:
-            with _only_os_errors():
+            with _store_errors():
                 self._fs.pipe_file(self._path(name), (json.dumps(data) + "\n").encode(), mode="create")
         except FileExistsError:
             return False
@@ -457,16 +515,17 @@ class Store:
             else:
                 path.unlink(missing_ok=True)
             return
-        with contextlib.suppress(FileNotFoundError), _only_os_errors():
+        with contextlib.suppress(FileNotFoundError), _store_errors():
             self._fs.rm(self._path(name), recursive=True)
 
 
 class Lease:
     """A held cell. A thread renews it; `check` tells whether it is still held."""
 
-    def __init__(self, store: Store, lock: str, mine: Json) -> None:
+    def __init__(self, store: Store, cell: str, mine: Json) -> None:
         self.attempt: int = mine["attempt"]
-        self._store, self._lock, self._mine = store, lock, mine
+        self._store, self._cell, self._mine = store, cell, mine
+        self._lock = store._of(cell, "lock")
         self._renewed = time.time()
         self._lost = self._finished = False
         self._stop = threading.Event()
@@ -478,8 +537,12 @@ class Lease:
         if self._lost or time.time() - self._renewed > STALE:
             raise LeaseLost("another process took this cell over")
 
-    def renew(self) -> None:
-        """Say now that the cell is held; raises `LeaseLost` when another process took it over."""
+    def renew(self, waiting: str = "") -> None:
+        """Say now that the cell is held, and what its trainer is `waiting` for, if for anything.
+
+        Raises `LeaseLost` when another process took it over.
+        """
+        self._mine["waiting"] = waiting
         with self._store._guard():
             if not self._held():
                 self._lost = True
@@ -499,6 +562,8 @@ class Lease:
         with contextlib.suppress(OSError), self._store._guard():
             if not self._held():
                 return
+            if not self._store.local:
+                self._store._remove(self._store._claim_of(self._cell, self.attempt))
             if self._finished:
                 self._store._remove(self._lock)
             else:
@@ -511,7 +576,7 @@ class Lease:
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT):
             try:
-                self.renew()
+                self.renew(self._mine.get("waiting", ""))
             except OSError:
                 pass  # a store may go away and return
             except LeaseLost:
@@ -519,14 +584,14 @@ class Lease:
 
 
 @contextlib.contextmanager
-def _only_os_errors() -> Iterator[None]:
-    """An object store's client has error types of its own for a server that does not answer."""
+def _store_errors() -> Iterator[None]:
+    """An object store's client has error types of its own for a server that does not answer as it should."""
     try:
         yield
-    except OSError:
+    except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError):
         raise
     except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        raise Unreachable(f"{type(error).__name__}: {shown(error)}") from error
 
 
 class Checkpoint:

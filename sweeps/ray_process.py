@@ -1,0 +1,159 @@
+"""The process that runs Ray for a launch: it starts or joins Ray, runs Tune and reports (see `supervise`).
+
+Messages to the launch: ``("ready", host:port of Ray's head)``; ``("pulse", number of live nodes, whether its
+own node lives)``; ``("event", name, *arguments)``, a call of `Progress`; ``("done",)`` per request;
+``("raised", error)`` and ``("lost", why)``, which end it. Requests: ``(cells, alone)``.
+"""
+
+import os
+import queue
+import sys
+import threading
+import time
+import traceback
+from functools import partial
+from multiprocessing.connection import Connection
+from typing import Any, cast
+
+from hiddenweights.cells.store import Json, Store, StoreAway
+from hiddenweights.errors import UserError
+from hiddenweights.flat import to_dict
+from hiddenweights.sweeps.progress import Progress
+from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_marked
+
+# What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
+# cannot be silenced, a SIGINT handler that returns as if all were done, snapshots for a restore that is
+# not used, usage statistics, changes of directory and of what a worker sees of the devices.
+ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "100000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # into the live view; it is said there
+}
+
+
+class _Launch:
+    """The launch at the other end of the pipe. When it has gone, so does this process, and all of its Ray."""
+
+    def __init__(self, pipe: Connection, mark: str) -> None:
+        self._pipe, self._mark = pipe, mark
+        self._sending = threading.Lock()
+        self.requests: queue.SimpleQueue[tuple[list[str], bool]] = queue.SimpleQueue()
+        threading.Thread(target=self._receive, daemon=True).start()
+
+    def send(self, *message: Any) -> None:
+        """One message, from any thread."""
+        with self._sending:
+            self._pipe.send(message)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self.requests.put(self._pipe.recv())
+        except (EOFError, OSError):
+            kill_marked(self._mark)
+            os._exit(1)
+
+
+class _Reports:
+    """A `Progress` whose calls are messages to the launch."""
+
+    def __init__(self, launch: _Launch) -> None:
+        self._launch = launch
+
+    def __getattr__(self, name: str) -> Any:
+        return partial(self._launch.send, "event", name)
+
+
+def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    """Serve the launch at the other end of `pipe` until it interrupts or leaves."""
+    os.setsid()  # Ctrl-C is for the launch, which passes it on
+    with open(messages, "w") as file:
+        for stream in (1, 2):  # of Ray, too, which writes pages when it dies
+            os.dup2(file.fileno(), stream)
+    os.environ[MARK] = mark
+    os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
+    if not work.options.address:
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
+        # Trials that wait for a place. Ray's 200 are for clusters that grow; each costs the driver time.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
+    launch = _Launch(pipe, mark)
+    try:
+        from hiddenweights.sweeps import ray_executor  # only now: Ray reads its environment when imported
+
+        with ray_executor.cluster(work.options.address):
+            _serve(work, launch)
+    except KeyboardInterrupt:
+        sys.exit(0)
+    except UserError as error:
+        launch.send("raised", error)
+
+
+def _serve(work: Work, launch: _Launch) -> None:
+    """Train the cells of one request after the other. Reports what ends it before Ray itself is ended."""
+    from hiddenweights.sweeps import capacity, ray_executor
+
+    threading.Thread(target=_pulse, args=(launch,), daemon=True).start()
+    try:
+        progress, options = cast(Progress, _Reports(launch)), work.options
+        nodes = capacity.survey(work.cells.values(), options, progress.note)
+        wanted = {
+            cell: capacity.wanted_by(config, options, work.measured, nodes.largest)
+            for cell, config in work.cells.items()
+        }
+        capacity.check(wanted.values(), options.gpus, nodes)
+        store = Store(work.store)
+        store.seen = True  # the launch has prepared it
+        launch.send("ready", ray_executor.head())
+        while True:
+            cells, alone = launch.requests.get()
+            jobs = [
+                _job(work, cell, capacity.alone(wanted[cell], nodes.largest) if alone else wanted[cell])
+                for cell in cells
+            ]
+            ray_executor.run(
+                jobs,
+                store,
+                progress,
+                retries=options.retries,
+                patience=options.patience,
+                search=options.search,
+            )
+            launch.send("done")
+    except (UserError, StoreAway) as error:
+        launch.send("raised", error)
+    except Exception as error:
+        traceback.print_exc()
+        launch.send("lost", f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.300}")
+
+
+def _job(work: Work, cell: str, resources: dict[str, float]) -> Json:
+    from hiddenweights.sweeps import capacity
+
+    return {
+        "cell": cell,
+        "config": to_dict(work.cells[cell]),
+        "resources": resources,
+        "store": work.store,
+        "sweep": work.name,
+        "launched": work.launched,
+        "time_limit": work.options.time_limit,
+        "patience": work.options.patience,
+        "ranks": work.options.processes(),
+        "loaders": capacity.loaders(work.cells[cell], work.options, resources),
+    }
+
+
+def _pulse(launch: _Launch) -> None:
+    """Tell the launch again and again how many nodes live; nothing where Ray does not answer."""
+    import ray
+
+    own = ray.get_runtime_context().get_node_id()
+    while ray.is_initialized():
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        launch.send("pulse", len(alive), own in alive)
+        time.sleep(PULSE)

@@ -1,0 +1,53 @@
+"""What a launch and the process that runs Ray for it agree on."""
+
+import contextlib
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from hiddenweights.config import CellConfig
+from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.options import Options
+
+MARK = "HIDDENWEIGHTS_LAUNCH"  # environment variable by which a launch finds all processes of its Ray
+PULSE = 2.0  # seconds between signs of life of the process that runs Ray
+STOP = 20.0  # seconds that processes may take to end
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the process that runs Ray is told."""
+
+    name: str
+    cells: Mapping[str, CellConfig]
+    measured: Measured
+    store: str
+    launched: str
+    options: Options
+
+
+def kill_marked(mark: str) -> None:
+    """Kill every process but this one whose environment has `MARK` set to `mark`, and wait for their end."""
+    deadline = time.monotonic() + STOP
+    while (found := [*_marked(mark)]) and time.monotonic() < deadline:
+        for process in found:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        psutil.wait_procs(found, timeout=1)
+
+
+def _marked(mark: str) -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid != os.getpid() and process.environ().get(MARK) == mark and lives(process):
+                yield process
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False

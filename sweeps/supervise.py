@@ -1,0 +1,182 @@
+"""Ray in a process of its own, which the launch watches and replaces.
+
+Ray's client does not notice when Ray dies: without its raylet `Tuner.fit` waits for ever and the workers
+train on. So the launch neither imports Ray nor calls it. It starts a process that does (`ray_process`),
+receives that process's reports, and ends it with everything it started when Ray is lost. The launch's loop
+then trains the cells that are still missing on a new Ray: the store knows which.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import socket
+import tempfile
+import time
+import uuid
+from collections.abc import Iterable
+from pathlib import Path
+
+import psutil
+
+from hiddenweights.errors import UserError
+from hiddenweights.sweeps import ray_process
+from hiddenweights.sweeps.progress import Progress
+from hiddenweights.sweeps.ray_work import STOP, Work, kill_marked, lives
+
+RAY_PROCESSES = ("raylet", "gcs_server")  # without either one nothing works; without the others all does
+SILENCE = 15.0  # seconds without a sign of life, or without a live node, after which Ray is lost
+START = 180.0  # seconds that Ray may take to start
+STILL = 300.0  # seconds without a report of any cell, after which the launch says so
+LOSSES = 5  # how often in a row Ray may be lost without a cell finished in between
+
+
+class RayLost(RuntimeError):
+    """Ray has died or does not answer. The message is one line."""
+
+
+class Supervisor:
+    """Trains groups of cells on Ray, starting Ray when it is needed and again when it is lost."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._ray: _RayProcess | None = None
+        self._losses = 0
+
+    def __call__(self, cells: Iterable[str], progress: Progress, alone: bool = False) -> None:
+        """Train `cells`, beside others unless `alone`; return when each has ended, or Ray is lost.
+
+        Raises `RayLost` when Ray was lost too often or cannot be reached again, `UserError` when Ray cannot
+        do what is asked, and `StoreAway`.
+        """
+        before = len(progress.accuracies)
+        try:
+            if not self._ray:
+                self._ray = _RayProcess(self._work)
+                self._ray.wait_until_ready(progress)
+            self._ray.train([*cells], alone, progress)
+        except RayLost as lost:
+            if self._ray:
+                self._ray.close()
+            self._losses = 1 if len(progress.accuracies) > before else self._losses + 1
+            if self._losses > LOSSES:
+                raise RayLost(f"{lost}, {self._losses} times in a row") from None
+            if self._work.options.address and self._ray and not _answers(self._ray.head):
+                raise RayLost(f"{lost}, and the cluster's head {self._ray.head} does not answer") from None
+            self._ray = None
+            progress.lost(f"{lost}; trying again with the cells that are not finished")
+        except UserError as error:
+            if not self._losses:
+                raise
+            raise RayLost(f"Ray was lost, and the next one failed: {error}") from None
+
+    def close(self) -> None:
+        """End Ray, if it runs, and every process that it has started here."""
+        if self._ray:
+            self._ray.close()
+            self._ray = None
+
+
+class _RayProcess:
+    """The process that runs Ray, from the launch's side."""
+
+    def __init__(self, work: Work) -> None:
+        self._local = work.options.address is None
+        self._mark = uuid.uuid4().hex
+        self.messages = Path(tempfile.gettempdir()) / f"hiddenweights-ray-{self._mark}.log"
+        spawn = multiprocessing.get_context("spawn")
+        self._pipe, theirs = spawn.Pipe()
+        arguments = (theirs, work, self._mark, str(self.messages))
+        self._process = spawn.Process(target=ray_process.main, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+        self._own: list[psutil.Process] = []
+        self._alive = self._reported = time.monotonic()
+        self._nodes = 0
+        self.head = ""
+        """``host:port`` of Ray's central service, once Ray has started."""
+        self._still = False
+
+    def wait_until_ready(self, progress: Progress) -> None:
+        """Return when Ray has started. Raises `RayLost`, `UserError`."""
+        self._receive_until("ready", progress)
+        if self._local:
+            children = psutil.Process(self._process.pid).children()
+            self._own = [child for child in children if _name(child) in RAY_PROCESSES]
+
+    def train(self, cells: list[str], alone: bool, progress: Progress) -> None:
+        """Train `cells`. Raises `RayLost`, `StoreAway`."""
+        self._reported = time.monotonic()
+        with contextlib.suppress(OSError):  # it has died: said below
+            self._pipe.send((cells, alone))
+        self._receive_until("done", progress)
+
+    def _receive_until(self, end: str, progress: Progress) -> None:
+        while True:
+            try:
+                message = self._pipe.recv() if self._pipe.poll(1.0) else ("nothing",)
+            except (EOFError, OSError):
+                self._process.join(STOP)
+                why = f"the process that runs Ray ended with status {self._process.exitcode}"
+                raise RayLost(f"{why} (its messages: {self.messages})") from None
+            match message:
+                case ("event", name, *arguments):
+                    if name != "note":
+                        self._reported, self._still = time.monotonic(), False
+                    getattr(progress, name)(*arguments)
+                case ("pulse", nodes, own):
+                    self._nodes = nodes
+                    if nodes and own:
+                        self._alive = time.monotonic()
+                case ("raised", error):
+                    raise error
+                case ("lost", why):
+                    raise RayLost(f"Ray failed: {why} (its messages: {self.messages})")
+                case ("ready", head):
+                    self.head = head
+            if message[0] == end:
+                return
+            self._check(progress, SILENCE if self._own or end == "done" else START)
+
+    def _check(self, progress: Progress, silence: float) -> None:
+        """Raise `RayLost` when Ray is lost; say so when nothing has been reported for long."""
+        for process in self._own:
+            if not lives(process):
+                raise RayLost(f"Ray's {_name(process)} died")
+        now = time.monotonic()
+        if now - self._alive > silence:
+            raise RayLost(f"Ray has not answered for {silence:.0f} s")
+        if now - self._reported > STILL and not self._still:
+            self._still = True
+            nodes = f"Ray has {self._nodes} live node{'s' * (self._nodes != 1)}"
+            progress.say(f"no cell has reported for {STILL / 60:.0f} minutes; {nodes}; {progress.counts()}")
+
+    def close(self) -> None:
+        """End the process, Ray's processes and the workers: politely for some seconds, then by force."""
+        healthy = all(map(lives, self._own))
+        if self._process.is_alive() and healthy:
+            os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it wherever it is
+            self._process.join(STOP)
+        clean = self._process.exitcode == 0
+        self._process.kill()
+        kill_marked(self._mark)
+        self._process.join()
+        self._pipe.close()
+        if clean:
+            self.messages.unlink(missing_ok=True)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        return str(process.name())
+    except psutil.NoSuchProcess:
+        return "process"
