@@ -143,6 +143,8 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self._trained |= result["state"] in ("running", "finished")
         if result["state"] != "running":
             self.running.discard(cell)
+        for line in result["said"].splitlines():
+            self._progress.warn(line)
         match result["state"]:
             case "running":
                 self._progress.running(cell, result["epoch"])

@@ -21,7 +21,7 @@ import wandb.apis.public  # now, as a run's start imports it, too: after torch i
 from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
-from hiddenweights.cells.cell import Run
+from hiddenweights.cells.cell import TRACKING, Run
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import from_dict, to_dict
@@ -97,7 +97,7 @@ class WandbTracker:
             os.environ["WANDB_MODE"] = "offline"
             tracking_mode.cache_clear()
             why = shown(str(error).partition("\n")[0], 200)
-            logging.getLogger(__name__).warning(
+            logging.getLogger(TRACKING).warning(
                 "W&B: %s: %s; runs go on offline, and `python -m sweeps sync` sends them later",
                 type(error).__name__, why,
             )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import threading
 import time
@@ -10,7 +11,7 @@ from typing import Any
 
 from ray import tune
 
-from hiddenweights.cells.cell import TIME_LIMIT, cell_epochs, failure_record, installed_trackers
+from hiddenweights.cells.cell import TIME_LIMIT, TRACKING, cell_epochs, failure_record, installed_trackers
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.errors import RankDied
 from hiddenweights.flat import from_dict
@@ -34,8 +35,8 @@ def job_of(config: Json) -> Json:
 class CellTrial(tune.Trainable):  # type: ignore[misc]
     """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
 
-    A report holds the cell's id, its `state` and a few scalars. The state is running, finished, failed,
-    busy (another launch trains the cell), or unfit (this worker lacks what any cell needs: the store, or
+    A report holds the cell's id, its `state`, a few scalars, and lines `said` for people. The state is
+    running, finished, failed, away (the store was waited for in vain), busy (another launch trains the cell), or unfit (this worker lacks what any cell needs: the store, or
     the GPU that Ray gave it). An exception of the cell is a report and no crash, so that Tune tries again
     only where a worker died, or one of the processes that train the cell with it.
     """
@@ -47,6 +48,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._store: Store | None = None
         self._fit: bool | None = None  # unknown
         self._job, self._report_every = job_of(config), config["report_every"]
+        self._said = _Said()
+        logging.getLogger(TRACKING).addHandler(self._said)
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
     def reset_config(self, new_config: Json) -> bool:
@@ -64,6 +67,9 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
             self._epochs = None
 
     def step(self) -> dict[str, Any]:
+        return self._step() | {"said": self._said.take()}
+
+    def _step(self) -> dict[str, Any]:
         cell = self._job["cell"]
         try:
             if not self._fit and (trouble := self._trouble()):
@@ -155,6 +161,22 @@ def _failed_since(store: Store, job: Json) -> Json | None:
     if failure and not failure["transient"] and failure["time"] >= job["launched"]:
         return failure
     return None
+
+
+class _Said(logging.Handler):
+    """Collects what is logged, for the launch to print: nobody reads a worker's own output."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._lines.append(record.getMessage())
+
+    def take(self) -> str:
+        """The lines since the last time."""
+        lines, self._lines = self._lines, []
+        return "\n".join(lines)
 
 
 def _end_with(parent: int) -> None:

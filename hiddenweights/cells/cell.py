@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 from hiddenweights.cells.format import RESULT_FORMAT
 from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway, Unreachable
 from hiddenweights.config import NETWORKS, CellConfig
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
 from hiddenweights.identity import cell_id, resolve, short_name
 from hiddenweights.records import Record
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 # The errors of a failure that are no exception of its cell: a search gave the cell up, or it took too long.
 STOPPED_EARLY, TIME_LIMIT = "StoppedEarly", "TimeLimit"
 
+TRACKING = "hiddenweights.tracking"  # logger of what trackers have to say; a launch prints each line once
 # The fields of a subnetwork that its ticket has settled.
 SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
 
@@ -103,9 +104,9 @@ class _Guarded:
             if trouble := self._run.store.trouble():  # it is what failed, and the cell waits for it
                 raise Unreachable(trouble) from error
             self._tracker = None
-            logging.getLogger(__name__).warning(
-                "cell %s is no longer tracked (%s: %s); its result goes to the store all the same",
-                self._run.cell, type(error).__name__, error,
+            logging.getLogger(TRACKING).warning(
+                "a tracker failed (%s: %s): the attempt is no longer tracked, its result goes to the store",
+                type(error).__name__, shown(error),
             )  # fmt: skip
 
 
