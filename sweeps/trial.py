@@ -36,9 +36,10 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
 
     A report holds the cell's id, its `state`, a few scalars, and lines `said` for people. The state is
-    running, finished, failed, away (the store was waited for in vain), busy (another launch trains the cell), or unfit (this worker lacks what any cell needs: the store, or
-    the GPU that Ray gave it). An exception of the cell is a report and no crash, so that Tune tries again
-    only where a worker died, or one of the processes that train the cell with it.
+    running, finished, failed, busy (another launch trains the cell), away (the store was waited for in
+    vain), or unfit (this worker lacks what any cell needs: the store, or the GPU that Ray gave it). An
+    exception of the cell is a report and no crash, so that Tune tries again only where a worker died, or
+    one of the processes that train the cell with it.
     """
 
     def setup(self, config: Json) -> None:
