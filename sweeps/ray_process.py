@@ -19,7 +19,7 @@ from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.errors import UserError
 from hiddenweights.flat import to_dict
 from hiddenweights.sweeps.progress import Progress
-from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_marked
+from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
 
 # What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
 # cannot be silenced, a SIGINT handler that returns as if all were done, snapshots for a restore that is
@@ -55,7 +55,7 @@ class _Launch:
             while True:
                 self.requests.put(self._pipe.recv())
         except (EOFError, OSError):
-            kill_marked(self._mark)
+            kill_all(os.getpid(), self._mark)
             os._exit(1)
 
 

@@ -29,20 +29,25 @@ class Work:
     options: Options
 
 
-def kill_marked(mark: str) -> None:
-    """Kill every process but this one whose environment has `MARK` set to `mark`, and wait for their end."""
+def kill_all(session: int, mark: str) -> None:
+    """Kill every process but this one of the `session`, or whose environment has `MARK` set to `mark`.
+
+    Both, because W&B's service has a session of its own, and Ray's workers write over their environment.
+    Returns when all have ended, or after `STOP` seconds.
+    """
     deadline = time.monotonic() + STOP
-    while (found := [*_marked(mark)]) and time.monotonic() < deadline:
+    while (found := [*_started(session, mark)]) and time.monotonic() < deadline:
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(found, timeout=1)
 
 
-def _marked(mark: str) -> Iterator[psutil.Process]:
+def _started(session: int, mark: str) -> Iterator[psutil.Process]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid != os.getpid() and process.environ().get(MARK) == mark and lives(process):
+            ours = os.getsid(process.pid) == session or process.environ().get(MARK) == mark
+            if ours and process.pid != os.getpid() and lives(process):
                 yield process
 
 

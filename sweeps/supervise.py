@@ -22,7 +22,7 @@ import psutil
 from hiddenweights.errors import UserError
 from hiddenweights.sweeps import ray_process
 from hiddenweights.sweeps.progress import Progress
-from hiddenweights.sweeps.ray_work import STOP, Work, kill_marked, lives
+from hiddenweights.sweeps.ray_work import STOP, Work, kill_all, lives
 
 RAY_PROCESSES = ("raylet", "gcs_server")  # without either one nothing works; without the others all does
 SILENCE = 15.0  # seconds without a sign of life, or without a live node, after which Ray is lost
@@ -159,7 +159,7 @@ class _RayProcess:
             self._process.join(STOP)
         clean = self._process.exitcode == 0
         self._process.kill()
-        kill_marked(self._mark)
+        kill_all(self._process.pid or 0, self._mark)
         self._process.join()
         self._pipe.close()
         if clean:

@@ -56,6 +56,7 @@ STALE = 90.0
 # Seconds that a cell or a launch waits for a store that is away, read-only or full.
 PATIENCE = 300.0
 POLL = 1.0  # seconds between looks at it
+TIDY = 10.0  # seconds to try to remove what a finished cell needs no more
 
 Answer = TypeVar("Answer")
 State = Literal["finished", "failed", "running", "stopped", "missing"]
@@ -246,8 +247,9 @@ class Store:
         if ticket is not None:
             self.add_ticket(cell, ticket)
         self._write_bytes(self._of(cell, "result.json"), seal(result))
-        self._remove(self._of(cell, "failure.json"))
-        self._remove(self._of(cell, "checkpoint"))
+        with contextlib.suppress(StoreAway):  # the cell is finished whether or not this can be cleared away
+            for name in ("failure.json", "checkpoint"):
+                self.insist(lambda name=name: self._remove(self._of(cell, name)), TIDY)  # type: ignore[misc]
         if self.local:
             for torn in (self.local / "cells" / cell).glob(".*.tmp"):  # left by a killed writer
                 torn.unlink(missing_ok=True)
