@@ -62,11 +62,11 @@ def figure(
     """Draw a figure: PNG, PDF, and the numbers as CSV.
 
     Args:
-        name: The figure, named like its sweep; for a sweep of your own FILE.py:FUNCTION, as in its launch.
+        name: The figure, named like its sweep. For your own sweep: FILE.py:FUNCTION, as for its launch.
         mixed: Let cells with different epochs or protocols share a curve.
-        x: Field on the x axis. Unset: as the figure is described, else the first number that varies.
-        curve: Field with one curve per value. Unset: as described, else all fields that vary and are left.
-        panel: Field with one panel per value. Unset: as described, else the network.
+        x: Field on the x axis. If not given: from the figure's description, or the first number that varies.
+        curve: Field with one curve per value. If not given: as described, or all remaining fields that vary.
+        panel: Field with one panel per value. If not given: as described, or the network.
     """
     name = own.slug(name)
     table = _table(source)

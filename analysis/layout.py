@@ -1,4 +1,4 @@
-"""The layout of a figure that nobody has described: from the fields in which a sweep's cells differ."""
+"""The layout of a figure without a description, from the fields in which the cells of its sweep differ."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import flatten
 
-# Where and how fast a cell was trained, and the repetitions, are no axis of a figure.
+# Fields about where and how fast a cell was trained, and the seeds, are not axes of a figure.
 _NO_AXIS = (
     "data.root",
     "train.device",
@@ -21,7 +21,7 @@ _NO_AXIS = (
     "seeds.data",
 )
 FIELDS = tuple(name for name in flatten(CellConfig()) if name not in _NO_AXIS)
-# An x axis, if it varies: the first of these, else the first number that varies.
+# The x axis: the first of these that varies, else the first number that varies.
 _FIRST = ("model.k", "model.width")
 
 
@@ -30,11 +30,11 @@ def layout(
 ) -> Spec:
     """A figure of the sweep `name` over `x`, one curve per value of `curve`, one panel per value of `panel`.
 
-    Unset axes come from the fields that vary: x is `model.k`, `model.width` or the first number; panels are
-    networks; curves are named by the fields that are left. Dense networks are lines across the panel.
+    Axes that are not given come from the fields that vary: x is `model.k`, `model.width` or the first number,
+    panels are networks, and curves are named by the remaining fields. Dense networks are horizontal lines.
 
-    Raises `UserError` for an axis that is no field, for a sweep that the table does not have, and when no
-    number varies that could be x.
+    Raises `UserError` for an axis that is not a field, for a sweep that the table does not have, and if no
+    number varies.
     """
     for option, field in (("--x", x), ("--curve", curve), ("--panel", panel)):
         if field is not None and field not in FIELDS:
@@ -73,7 +73,7 @@ def _is_number(values: "pd.Series[Any]") -> bool:
 
 
 def _values(rows: pd.DataFrame, fields: list[str]) -> "pd.Series[str]":
-    """A label per row from the values of the fields; dense networks are told apart by their optimiser."""
+    """A label per row from the values of the fields. Dense networks are distinguished by their optimiser."""
     dense = rows["model.method"] == "dense"
     if not fields:
         return label(rows)

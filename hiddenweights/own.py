@@ -1,6 +1,6 @@
-"""Users' own code, named on a command line: ``my_sweeps.py:k_of_fc`` or ``my_package.sweeps:k_of_fc``.
+"""User code that is named on a command line: ``my_sweeps.py:k_of_fc`` or ``my_package.sweeps:k_of_fc``.
 
-It is imported only where its name was typed, never because a file that was read names it.
+It is imported only if the user typed its name, never because a file names it.
 """
 
 import hashlib
@@ -17,19 +17,19 @@ from hiddenweights.errors import UserError
 
 
 def is_own(text: str) -> bool:
-    """Whether `text` names code of the user's, and not something that this package has."""
+    """Whether `text` names user code instead of something in this package."""
     return ":" in text
 
 
 def load(text: str, field: str) -> Any:
     """The object that `text` (``FILE.py:NAME`` or ``module:NAME``) names.
 
-    Raises `UserError` that starts with `field` when the file or module does not import, or has no such name.
+    Raises `UserError` that starts with `field` if the import fails or the name does not exist.
     """
     place, _, name = text.rpartition(":")
     try:
         module = _from_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # whatever the user's code raises
+    except Exception as error:  # user code may raise anything
         raise UserError(f"{field}: {place} cannot be imported: {type(error).__name__}: {error}") from error
     try:
         return getattr(module, name)
@@ -39,7 +39,7 @@ def load(text: str, field: str) -> Any:
 
 
 def slug(text: str) -> str:
-    """A name for files and plots: ``my_sweeps.py:k_of_fc`` is ``my_sweeps-k_of_fc``; other names stay."""
+    """A name for files and plots: ``my_sweeps.py:k_of_fc`` becomes ``my_sweeps-k_of_fc``."""
     if not is_own(text):
         return text
     place, _, name = text.rpartition(":")
@@ -48,9 +48,9 @@ def slug(text: str) -> str:
 
 
 def registered(group: str) -> dict[str, Any]:
-    """What installed packages add under the entry points ``hiddenweights.GROUP``, by name.
+    """The objects that installed packages register under the entry points ``hiddenweights.GROUP``, by name.
 
-    Raises `UserError` naming the package of one that does not import.
+    Raises `UserError` that names the package if one cannot be imported.
     """
     found = {}
     for point in entry_points(group=f"hiddenweights.{group}"):
@@ -65,7 +65,7 @@ def registered(group: str) -> dict[str, Any]:
 
 
 def _from_file(file: Path) -> ModuleType:
-    """The module in `file`, imported once. Its own folder is on the path, as for a script."""
+    """The module in `file`, imported once. Its folder is on the path, as for a script."""
     file = file.resolve(strict=True)
     name = f"hiddenweights_own_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:

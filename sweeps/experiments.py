@@ -1,7 +1,7 @@
 """All sweeps by name, and the sweeps that do not belong to a paper.
 
-To add a sweep, write its function, declare it, and add it to `SWEEPS`. A sweep of your own needs no
-place here: name its file (``my_sweeps.py:k_of_fc``), or register it as an entry point of the group
+To add a sweep, write its function, declare it, and add it to `SWEEPS`. Your own sweeps do not
+have to be here: name the file (``my_sweeps.py:k_of_fc``), or register an entry point in the group
 ``hiddenweights.sweeps``.
 """
 
@@ -126,9 +126,9 @@ def registered() -> Mapping[str, Callable[..., list[Arm]]]:
 
 
 def sweep(name: str) -> Sweep:
-    """The sweep `name`: a registered one, or ``FILE.py:FUNCTION`` or ``module:FUNCTION`` of the user's.
+    """The sweep `name`: a registered one, or ``FILE.py:FUNCTION`` or ``module:FUNCTION`` of the user.
 
-    Raises `UserError` with the choices when there is none, or when the function does not return arms.
+    Raises `UserError` with the choices if there is none, or if the function does not return arms.
     """
     if own.is_own(name):
         return _own_sweep(name)
@@ -146,7 +146,7 @@ def _own_sweep(name: str) -> Sweep:
             raise TypeError("it must return a list of arm(...)")
     except UserError:
         raise
-    except Exception as error:  # the user's function
+    except Exception as error:  # user code may raise anything
         raise UserError(f"sweep: {name} gives no sweep: {type(error).__name__}: {error}") from error
     return found
 
