@@ -1,9 +1,9 @@
 """Several processes that train one cell together: the scores of one alone, and what becomes of deaths."""
 
+import gc
 import multiprocessing
-import os
 import signal
-import threading
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def _rank(rank: int, count: int, config: CellConfig, folder: Path) -> tuple[list
 
 def together(count: int, config: CellConfig, folder: Path) -> tuple[list[Any], list[dict[str, Any]]]:
     """Records of the first of `count` processes, and what each has learnt. They are forks of this one."""
+    gc.collect()  # or a fork might, and end what has threads in this process alone
     context = multiprocessing.get_context("fork")
     others = [context.Process(target=_rank, args=(rank, count, config, folder)) for rank in range(1, count)]
     for other in others:
@@ -110,6 +111,7 @@ def _disagree(rank: int, folder: Path) -> str:
 
 
 def test_masks_that_differ_are_noticed_and_buffers_are_the_firsts(tmp_path: Path) -> None:
+    gc.collect()  # as in `together`
     other = multiprocessing.get_context("fork").Process(target=_disagree, args=(1, tmp_path))
     other.start()
     assert "masks differ" in _disagree(0, tmp_path)
@@ -117,8 +119,9 @@ def test_masks_that_differ_are_noticed_and_buffers_are_the_firsts(tmp_path: Path
     assert other.exitcode == 0
 
 
-def others() -> list[psutil.Process]:
-    children = psutil.Process().children()
+def others(first: psutil.Process) -> list[psutil.Process]:
+    """The processes that `first` has started to train with it."""
+    children = first.children()
     return [child for child in children if "hiddenweights.training.parallel" in child.cmdline()]
 
 
@@ -129,7 +132,7 @@ def test_a_killed_process_ends_the_attempt_and_the_cell_is_resumed(tmp_path: Pat
 
     def kill(record: Any) -> None:
         if record["epoch"] == 3:
-            (other,) = others()
+            (other,) = others(psutil.Process())
             other.send_signal(signal.SIGKILL)
             died_at.append(time.monotonic())
 
@@ -140,7 +143,7 @@ def test_a_killed_process_ends_the_attempt_and_the_cell_is_resumed(tmp_path: Pat
     assert failure is not None
     assert failure["transient"]
 
-    assert not others()
+    assert not others(psutil.Process())
 
     result = run_cell(config, store)
     assert (result["attempts"], result["ranks"]) == (2, 1)
@@ -150,28 +153,21 @@ def test_a_killed_process_ends_the_attempt_and_the_cell_is_resumed(tmp_path: Pat
 
 
 def test_processes_do_not_outlive_the_first(tmp_path: Path) -> None:
-    first = os.fork()
-    if not first:
-        try:
-            run_cell(cell(train__epochs=500), Store(tmp_path / "runs"), ranks=2, on_record=_tell(tmp_path))
-        finally:
-            os._exit(1)
-    while not (told := [*tmp_path.glob("process-*")]):
+    arguments = [
+        word for name, value in FIELDS.items() for word in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    arguments += ["--train.epochs", "500", "--store", str(tmp_path / "runs"), "--no-track", "--ranks", "2"]
+    first = psutil.Popen([sys.executable, "-m", "hiddenweights", "train", *arguments])
+    while not [*tmp_path.glob("runs/cells/*/checkpoint/checkpoint.pt")]:  # until both train
+        assert first.poll() is None
         time.sleep(0.05)
-    other = psutil.Process(int(told[0].name.removeprefix("process-")))
-    os.kill(first, signal.SIGKILL)
-    os.waitpid(first, 0)
-    gone = threading.Event()
+    (other,) = others(first)
+    first.kill()
+    first.wait()
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and not gone.is_set():
-        if not other.is_running() or other.status() == psutil.STATUS_ZOMBIE:
-            gone.set()
+    while other.is_running() and other.status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert gone.is_set()
-
-
-def _tell(folder: Path) -> Any:
-    return lambda record: (folder / f"process-{others()[0].pid}").touch()
 
 
 @pytest.mark.parametrize(

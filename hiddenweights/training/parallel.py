@@ -70,8 +70,8 @@ def trainer_of(
     except BaseException as error:
         others.end(0.0)
         _abandon()
-        if isinstance(error, RankDied) and others.failure() is not None:
-            raise others.failure() from error  # type: ignore[misc]  # it says which, and why
+        if isinstance(error, RankDied) and others.failed():
+            raise others.failure() from error  # it says which process died, and why
         raise
     finally:
         shutil.rmtree(meeting, ignore_errors=True)
@@ -143,9 +143,14 @@ class _Others:
             sys.stderr.flush()
             os._exit(1)
 
-    def failure(self) -> Exception | None:
-        """The error of the process that failed first."""
-        return self._failures[0] if self._failures else None
+    def failed(self) -> bool:
+        """Whether a process has failed."""
+        return bool(self._failures)
+
+    def failure(self) -> Exception:
+        """The error of the process that failed first, once. (Kept here, it would keep all that its traceback
+        sees, such as the process group, until the next garbage collection: perhaps in a fork.)"""
+        return self._failures.pop(0)
 
     def end(self, patience: float) -> None:
         """End the processes. Those that are still alive after `patience` seconds are killed."""
