@@ -1,4 +1,4 @@
-"""What a cell takes of time and of a card, from finished cells of the same kind."""
+"""The time and the GPU memory that a cell needs, from finished cells of the same kind."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -11,42 +11,43 @@ from hiddenweights.cells.store import Json, Store
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import from_dict
 
-SAMPLE = 2000  # cells of other sweeps that are looked at: reading one takes 0.1 ms, or 5 ms from afar
+SAMPLE = 2000  # cells of other sweeps that are read: 0.1 ms each, or 5 ms in a remote store
 SHARES = (0.25, 0.5, 1.0)
-# Of a measured peak. A process holds half a gigabyte of a card besides what it allocates.
+# Factor on a measured peak. A process uses half a gigabyte of GPU memory beyond its allocations.
 HEADROOM = 1.2
 
 
 class Measured:
-    """Finished cells by kind."""
+    """Measurements of finished cells, by kind."""
 
     def __init__(self) -> None:
         self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(partial(defaultdict, list))
         self._gpu_memory: dict[Kind, float] = defaultdict(float)
 
     def add(self, config: CellConfig, result: Json) -> None:
-        """Count a finished cell."""
+        """Add a finished cell."""
         what = kind(config)
         self._seconds[what]["CPU" if result["device"] == "cpu" else "GPU"].append(result["seconds"])
         self._gpu_memory[what] = max(self._gpu_memory[what], result.get("gpu_memory") or 0.0)
 
     def add_others(self, store: Store, todo: Iterable[CellConfig], seen: Iterable[str]) -> None:
-        """Look through the rest of the store if it takes that to know all kinds of `todo`."""
+        """Read other cells of the store if a kind in `todo` is still unknown."""
         if {kind(config) for config in todo} - self._seconds.keys():
             others = islice(store.finished() - set(seen), SAMPLE)
             for _, result in store.results(others):
                 self.add(from_dict(result["config"]), result)
 
     def seconds(self) -> dict[Kind, tuple[float, str]]:
-        """For each kind the mean seconds, and of what: ``GPU`` where any was trained on one, else ``CPU``."""
+        """The mean seconds per kind, and their unit: ``GPU`` if any cell was trained on one, else ``CPU``."""
         chosen = {what: "GPU" if "GPU" in taken else "CPU" for what, taken in self._seconds.items()}
         return {what: (fmean(self._seconds[what][unit]), unit) for what, unit in chosen.items()}
 
     def gpu_share(self, config: CellConfig) -> float:
-        """The part of a card for the cell: small networks leave most of one idle.
+        """The fraction of a GPU for the cell. Small networks leave most of a GPU idle.
 
-        By the network's size, and more where cells of the kind took more. Ray keeps the books and nobody
-        keeps the peace: what shares a card must fit on it together.
+        It follows from the size of the network, and is larger if cells of this kind used more memory. Ray
+        only does bookkeeping: it does not limit GPU memory, so cells that share a GPU must fit in it
+        together.
         """
         wanted = max(_guess(config), HEADROOM * self._gpu_memory.get(kind(config), 0.0))
         return next((share for share in SHARES if share >= wanted), 1.0)
@@ -62,9 +63,9 @@ def _guess(config: CellConfig) -> float:
 
 
 def costs(todo: Iterable[CellConfig], measured: Measured, gpus: float | None) -> tuple[dict[str, float], int]:
-    """Hours of a ``GPU`` and of a ``CPU`` that `todo` will take, and how many cells nothing is known of.
+    """The GPU hours and CPU hours that `todo` will take, and the number of cells of unknown kind.
 
-    `gpus`: GPUs a cell; None for what `Measured.gpu_share` says.
+    `gpus`: GPUs per cell; None for `Measured.gpu_share`.
     """
     hours: dict[str, float] = defaultdict(float)
     seconds, unknown = measured.seconds(), 0
@@ -79,7 +80,7 @@ def costs(todo: Iterable[CellConfig], measured: Measured, gpus: float | None) ->
 
 
 def describe(hours: Mapping[str, float], price: float | None) -> str:
-    """``12.5 GPU-hours, $25.00``: with the price of an hour, if there is one."""
+    """For example ``12.5 GPU-hours, $25.00``, if the price of an hour is given."""
     words = [
         f"{n:,.1f} {unit}-hours" if n >= 1 else f"{n * 60:.1f} {unit}-minutes" for unit, n in hours.items()
     ]

@@ -1,4 +1,4 @@
-"""A launch as people watch it: a live table on a terminal, plain lines elsewhere."""
+"""The progress of a launch: a live table on a terminal, plain lines elsewhere."""
 
 import time
 from collections import defaultdict
@@ -18,15 +18,15 @@ from hiddenweights.config import CellConfig
 from hiddenweights.flat import flatten
 from hiddenweights.identity import resolve, short_name
 
-MOST_COLUMNS = 12  # what fits beside the curves' names
+MOST_COLUMNS = 12  # as many as fit next to the names of the curves
 LINE_EVERY = 10.0  # seconds between plain lines
 
 
 class Curves:
-    """Where each cell stands in the figure: on which curve, at which x."""
+    """The place of each cell in the figure: its curve and its x."""
 
     def __init__(self, cells: Mapping[str, CellConfig], axes: Iterable[str] = ()) -> None:
-        # Cells that differ in the seed alone stand in one place, and to find it takes some time.
+        # Cells that differ only in the seed have the same place. It is stored, because finding it takes time.
         alike: dict[CellConfig, list[str]] = defaultdict(list)
         for cell, config in cells.items():
             alike[replace(config, seed=0)].append(cell)
@@ -42,11 +42,11 @@ class Curves:
             words += [f"{name.rpartition('.')[2]}={row[name]}" for name in more]
             x = row[self.x]
             found |= dict.fromkeys(members, (" ".join(words), None if x is None else float(x)))
-        self._places = {cell: found[cell] for cell in cells}  # in their order, which is that of the curves
+        self._places = {cell: found[cell] for cell in cells}  # in the order of the curves
         self._leave_out_what_all_share()
 
     def _leave_out_what_all_share(self) -> None:
-        """A word that stands in every curve's name tells none apart, and takes room."""
+        """Remove words that occur in the name of every curve."""
         names = {curve for curve, _ in self._places.values()}
         shared = set.intersection(*(set(name.split()) for name in names)) if len(names) > 1 else set()
         for cell, (curve, x) in self._places.items():
@@ -54,11 +54,11 @@ class Curves:
             self._places[cell] = " ".join(words), x
 
     def place(self, cell: str) -> tuple[str, float | None]:
-        """The curve's name and the cell's x; None where the method has none."""
+        """The name of the curve and the x of the cell; None if the method has no x."""
         return self._places[cell]
 
     def means(self, accuracies: Mapping[str, float]) -> dict[str, dict[float | None, float]]:
-        """For each curve, the mean accuracy at each x that has a cell, curves in the order of the cells."""
+        """The mean accuracy per curve and x. The curves are in the order of the cells."""
         points: dict[str, dict[float | None, list[float]]] = {
             curve: defaultdict(list) for curve, _ in self._places.values()
         }
@@ -68,7 +68,7 @@ class Curves:
         return {curve: {x: fmean(values) for x, values in xs.items()} for curve, xs in points.items()}
 
     def table(self, accuracies: Mapping[str, float]) -> Table | Text:
-        """Mean test accuracy in percent, a row a curve, a column an x; only the best of each if many."""
+        """Mean test accuracy in percent: a row per curve and a column per x. With many x only the best."""
         xs = sorted({x for _, x in self._places.values() if x is not None})
         if any(x is None for _, x in self._places.values()):
             xs.append(None)  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ class Curves:
         return table
 
     def best(self, accuracies: Mapping[str, float]) -> list[str]:
-        """One line a curve: its best point."""
+        """One line per curve: its best point."""
         lines = []
         for curve, points in self.means(accuracies).items():
             if points:
@@ -102,7 +102,7 @@ class Curves:
         return lines
 
 
-# Axes that a cell's short name shows already.
+# Axes that the short name of a cell already shows.
 _NAMED = {
     "model.arch",
     "model.width",
@@ -121,7 +121,7 @@ def outcome(result: Json) -> tuple[float, float]:
 
 
 class Progress:
-    """Counts and shows. Use it as a context manager around the work."""
+    """Counts cells and shows the progress. Use it as a context manager around the work."""
 
     def __init__(self, name: str, cells: Mapping[str, CellConfig], curves: Curves, console: Console) -> None:
         self.name, self._cells, self._curves, self._console = name, cells, curves, console
@@ -152,7 +152,7 @@ class Progress:
     # --- what happened -------------------------------------------------------------------------------
 
     def known(self, cell: str, accuracy: float, seconds: float) -> None:
-        """The cell was finished before, or by others."""
+        """The cell was already finished."""
         self.accuracies[cell] = accuracy
         self._seconds[self._kinds[cell]].append(seconds)
 
@@ -170,23 +170,23 @@ class Progress:
         self._line()
 
     def failed(self, cell: str, message: str) -> None:
-        """The cell failed, for now or for good."""
+        """The cell failed."""
         self._running.pop(cell, None)
         self.failures[cell] = message
         self._console.print(f"failed: {short_name(self._cells[cell])} ({cell}): {message}")
 
     def interrupted(self, cell: str) -> None:
-        """The cell's worker died; another one will take the cell up."""
+        """The worker of the cell died. Another one will resume the cell."""
         self._running.pop(cell, None)
-        self._console.print(f"a worker died: {short_name(self._cells[cell])} ({cell}) goes on in another")
+        self._console.print(f"a worker died: {short_name(self._cells[cell])} ({cell}) resumes in another")
 
     def stopped_early(self, cell: str) -> None:
-        """A search gave the cell up."""
+        """A search stopped the cell."""
         self._running.pop(cell, None)
         self.early.add(cell)
 
     def left(self, cell: str) -> None:
-        """Nobody here trains the cell any more."""
+        """No process of this launch trains the cell any more."""
         self._running.pop(cell, None)
 
     def warn(self, text: str) -> None:
@@ -205,7 +205,7 @@ class Progress:
         self._console.print(text, markup=False)
 
     def note(self, text: str) -> None:
-        """What is being waited for, if anything."""
+        """The reason for waiting, if any."""
         if text and text != self._note and not self._live:
             self._console.print(text)
         self._note = text
@@ -213,7 +213,7 @@ class Progress:
     # --- what to show --------------------------------------------------------------------------------
 
     def eta(self) -> float | None:
-        """Seconds to go, from finished cells of the same kind; None before there are any."""
+        """Estimated seconds to the end, from finished cells of the same kind. None if there are none."""
         every = [seconds for kinds in self._seconds.values() for seconds in kinds]
         if not every:
             return None
@@ -225,7 +225,7 @@ class Progress:
         return total / self._slots
 
     def elapsed(self) -> float:
-        """Seconds since this began."""
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
     def counts(self) -> str:
@@ -252,7 +252,7 @@ class Progress:
         if self._note:
             parts.append(Text(self._note, style="dim"))
         rows = len({curve for curve, _ in map(self._curves.place, self._cells)})
-        if rows + 4 < self._console.height:  # a table taller than the screen would flicker
+        if rows + 4 < self._console.height:  # a table that is taller than the screen flickers
             parts.append(self._curves.table(self.accuracies))
         else:
             room = max(1, self._console.height - 4)

@@ -1,4 +1,4 @@
-"""Cells on Ray Tune: the only module of the driver that imports Ray."""
+"""Run cells on Ray Tune. This is the only module of the driver that imports Ray."""
 
 import contextlib
 import json
@@ -30,7 +30,7 @@ QUIET = 5.0  # seconds in which no cell is trained, until that is said
 @contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[None]:
     """Connect to the Ray cluster at `address`, or start one on this machine for the block."""
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a worker's death is said by `_Watch`
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # `_Watch` reports the death of a worker
     quiet: Json = {"log_to_driver": False, "logging_level": logging.ERROR}
     on_stop = signal.getsignal(signal.SIGTERM)
     try:
@@ -40,13 +40,13 @@ def cluster(address: str | None) -> Iterator[None]:
             ray.init(
                 address="local",
                 include_dashboard=False,
-                object_store_memory=80 * MIB,  # nothing of size travels through it
+                object_store_memory=80 * MIB,  # nothing large goes through it
                 **quiet,
             )
     except (ConnectionError, ValueError, RuntimeError) as error:
         hint = "" if os.environ.get("RAY_AUTH_MODE") else " (one that asks for a token: RAY_AUTH_MODE=token)"
         raise UserError(f"--address {address!r}: no Ray cluster answers: {error}{hint}") from None
-    signal.signal(signal.SIGTERM, on_stop)  # Ray has put its own in the place
+    signal.signal(signal.SIGTERM, on_stop)  # Ray has replaced the handler
     try:
         yield
     finally:
@@ -78,7 +78,7 @@ def run(
         time_attr="epoch",
         metric="validation_accuracy",
         mode="max",
-        max_t=epochs + 1,  # at its last epoch a cell has still to be written down
+        max_t=epochs + 1,  # after its last epoch a cell still has to be stored
         grace_period=max(1, epochs // 8),
         reduction_factor=3,
     )
@@ -96,11 +96,11 @@ def run(
             param_space={"job": grid, "report_every": 0.0 if search else REPORT_EVERY},
             tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
             run_config=tune.RunConfig(
-                storage_path=scratch,  # Tune's own notes, which nobody reads
+                storage_path=scratch,  # Tune's own notes, which are not used
                 verbose=0,
                 callbacks=[watch],
                 stop=stopper,
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # a cell has its own
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # cells have their own
                 failure_config=tune.FailureConfig(max_failures=retries),
             ),
         )
@@ -117,7 +117,7 @@ def _wait_words(jobs: Sequence[Json]) -> str:
 
 
 class _Watch(tune.Callback):  # type: ignore[misc]
-    """Tells the progress what the workers report."""
+    """Passes the reports of the workers on to the progress."""
 
     def __init__(self, store: Store, progress: Progress, patience: float) -> None:
         self._store, self._progress, self._patience = store, progress, patience
@@ -129,7 +129,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         """Why a worker can train nothing, if that was said before any other worker trained."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return tune.Callback, ()  # Tune pickles its callbacks for a restore, which is not used here
+        return tune.Callback, ()  # Tune pickles its callbacks for a restore that is not used here
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         cell = job_of(trial.config)["cell"]
@@ -165,7 +165,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
                 self.away = result["message"]
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        # Tune keeps statistics of every metric of every trial to the end: 30 KB a trial.
+        # Tune keeps statistics of every metric of every trial until the end: 30 KB per trial.
         trial.run_metadata.metric_analysis, trial.run_metadata.metric_n_steps = {}, {}
         if trial.last_result["state"] != "running":
             return
@@ -192,7 +192,7 @@ class _Stopper(tune.Stopper):  # type: ignore[misc]
     Says what the launch waits for: the store, or, while nothing is trained, a worker.
     """
 
-    LOOK = 2.0  # seconds between looks
+    LOOK = 2.0  # seconds between checks
     MOST = 8  # running cells whose locks are looked at
 
     def __init__(self, store: Store, progress: Progress, patience: float, watch: _Watch, wanted: str) -> None:

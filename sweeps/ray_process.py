@@ -21,9 +21,9 @@ from hiddenweights.flat import to_dict
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
 
-# What Ray would do and nobody needs: loggers that import torch into the driver, a report format that
-# cannot be silenced, a SIGINT handler that returns as if all were done, snapshots for a restore that is
-# not used, usage statistics, changes of directory and of what a worker sees of the devices.
+# Turn off parts of Ray that we do not need: loggers that import torch into the driver, a report format that
+# cannot be silenced, a SIGINT handler that returns as if the work were done, snapshots for a restore that we
+# do not use, usage statistics, changes of the directory and of the devices that a worker sees.
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -32,7 +32,7 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # into the live view; it is said there
+    "RAY_DEDUP_LOGS_SKIP_REGEX": "A worker died or was killed",  # the live view shows it
 }
 
 
@@ -78,12 +78,14 @@ def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
     os.environ[MARK] = mark
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})
     if not work.options.address:
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # on Linux, too: listen on loopback only
-        # Trials that wait for a place. Ray's 200 are for clusters that grow; each costs the driver time.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback only, also on Linux
+        # Waiting trials. Ray's default of 200 is for growing clusters; each one costs the driver time.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
     launch = _Launch(pipe, mark)
     try:
-        from hiddenweights.sweeps import ray_executor  # only now: Ray reads its environment when imported
+        from hiddenweights.sweeps import (
+            ray_executor,
+        )  # Ray reads its environment at import
 
         with ray_executor.cluster(work.options.address):
             _serve(work, launch)

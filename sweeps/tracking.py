@@ -1,4 +1,4 @@
-"""W&B as a tracker: one run a cell, found again by the cell's id; offline where there is no key."""
+"""W&B as a tracker: one run per cell with the id of the cell. Offline without a key."""
 
 import contextlib
 import logging
@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import wandb
-import wandb.apis.public  # now, as a run's start imports it, too: after torch it takes a second
+import wandb.apis.public  # before torch, because afterwards the import takes a second longer
 from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
@@ -30,17 +30,17 @@ from hiddenweights.records import Record
 from hiddenweights.sweeps.experiments import memberships
 
 PROJECT = "hidden-weights"
-# Seconds. W&B's own patience with an unreachable server is 90 s a run.
+# Seconds. W&B itself waits 90 s per run for an unreachable server.
 PATIENCE = 20
-BLOCK = 32 * 1024  # bytes, of W&B's files
-AT_ONCE = 100  # runs uploaded by one `wandb sync`, which takes a second to start
+BLOCK = 32 * 1024  # bytes per block of W&B's files
+AT_ONCE = 100  # runs per `wandb sync`, which takes a second to start
 
 
 class WandbTracker:
     """Follows one attempt at a cell as the W&B run whose id is the cell's.
 
-    A record is logged as step number `epoch`: what a resumed attempt repeats, the server already has and
-    drops. Offline, the run of the cell's earlier attempt is replaced, since this one repeats its records.
+    A record is logged as step number `epoch`, so the server drops the records that a resumed attempt repeats.
+    Offline, the run of an earlier attempt is replaced, because the new attempt repeats its records.
     """
 
     def __init__(self, run: Run) -> None:
@@ -51,20 +51,20 @@ class WandbTracker:
         folder = wandb_folder(run.store)
         if mode == "disabled":
             return
-        if trouble := run.store.trouble():  # W&B would make a folder in the place of a store that has gone
+        if trouble := run.store.trouble():  # W&B would create a folder in place of the missing store
             raise OSError(f"the store {run.store.uri} cannot be used ({trouble})")
         folder.mkdir(parents=True, exist_ok=True)
-        # The service of a process that started this one: others use it, too, and it would keep the run of
-        # a killed worker open.
+        # Don't use the W&B service of the parent process: if this worker is killed, it would keep the run
+        # open.
         os.environ.pop("WANDB_SERVICE", None)
         try:
             self._run = _start(run, mode, folder) if mode == "online" else self._start_offline()
-        except Exception as error:  # of many types; none may cost a cell
-            wandb.teardown()  # which still holds the run that did not start
+        except Exception as error:  # of any type; no error of W&B may fail a cell
+            wandb.teardown()  # it still has the run that did not start
             self._go_offline(error)
 
     def log(self, record: Record) -> None:
-        """One record as one step."""
+        """Log a record as one step."""
         self._records.append(record)
         if self._run:
             try:
@@ -75,7 +75,7 @@ class WandbTracker:
                 self._go_offline(error)
 
     def finish(self, result: Json | None) -> None:
-        """End the run, marked as finished when there is a `result`, and with the cell's ticket."""
+        """End the run. With a `result` it is marked as finished and gets the ticket of the cell."""
         if not self._run:
             return
         try:
@@ -85,7 +85,7 @@ class WandbTracker:
                 raise
             rows = self._end(self._go_offline(error), result)
         if result and rows is not None and rows != len(self._records):
-            # W&B loses without a word what it writes while the disk is full. Now there is room again.
+            # W&B silently loses rows while the disk is full. There is room again now, so log them again.
             self._end(self._start_offline(), result)
 
     def _log(self, run: wandb.Run, record: Record) -> None:
@@ -122,7 +122,7 @@ class WandbTracker:
         return self._run
 
     def _end(self, run: wandb.Run, result: Json | None) -> int | None:
-        """Finish `run`; how many rows its offline file holds then, None where there is no such file."""
+        """Finish `run`. Returns the number of rows in its offline file, or None without such a file."""
         if result:
             run.summary.update(
                 {
@@ -142,11 +142,11 @@ class WandbTracker:
         return _written(Path(run.settings.sync_file)) if run.offline else None
 
     def _log_ticket(self, run: wandb.Run) -> None:
-        """The cell's ticket as an artifact, where it has one."""
+        """Log the ticket of the cell, if it has one, as an artifact."""
         name = f"{self._cell}.ticket"
         artifact = wandb.Artifact(f"ticket-{self._cell}", type="ticket")
         if path := self._store.local_ticket(self._cell):
-            # As it lies there: W&B would keep a copy of its own in the home folder, offline for good.
+            # Used in place: offline, W&B would otherwise keep a copy in the home folder for good.
             artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
         elif content := self._store.ticket(self._cell):
             with artifact.new_file(name, "wb") as file:
@@ -182,7 +182,7 @@ def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
             x_disable_meta=True,
             x_save_requirements=False,
             x_disable_stats=mode == "offline",
-            # W&B's own 15 s would lose a killed cell's last epochs, or all of a short one's.
+            # With W&B's default of 15 s a killed cell would lose its last epochs, a short one all of them.
             x_transaction_log_flush_interval=1.0,
         ),
     )
@@ -208,9 +208,10 @@ def _check_arrival(run: wandb.Run) -> None:
 
 
 def _written(file: Path) -> int:
-    """How many rows an offline run's file holds at its end, which may come after `finish` has returned.
+    """The number of rows in the file of an offline run, once it is complete.
 
-    A worker that is done may be killed at once, and W&B's service, which writes the file, with it.
+    W&B's service writes the file and may finish after `finish` has returned. We wait for it, because Ray may
+    kill a worker, and the service with it, as soon as its cell is done.
     """
     deadline = time.monotonic() + 2
     while True:
@@ -221,13 +222,14 @@ def _written(file: Path) -> int:
 
 
 def _kinds(file: Path) -> list[str]:
-    """What the records of an offline run's file are, up to its first damage; none where there is no file.
+    """The types of the records in the file of an offline run, up to the first damage. Empty without a file.
 
-    A header of 7 bytes; blocks of 32 KiB of pieces: crc32, length, kind (1 whole, 2 first, 3 middle, 4 last).
+    The file has a header of 7 bytes, then blocks of 32 KiB of pieces: crc32, length, kind (1 whole, 2 first,
+    3 middle, 4 last).
     """
     try:
         data = file.read_bytes()
-    except FileNotFoundError:  # the store went away
+    except FileNotFoundError:  # the store is unreachable
         return []
     kinds, position, record = list[str](), 7, b""
     while position + 7 <= len(data):
@@ -246,18 +248,18 @@ def _kinds(file: Path) -> list[str]:
 
 
 def wandb_folder(store: Store) -> Path:
-    """Where W&B puts its ``wandb`` folder: $WANDB_DIR, else the local store, else the working directory."""
+    """The parent of W&B's folder ``wandb``: $WANDB_DIR, else a local store, else the working directory."""
     return Path(os.environ.get("WANDB_DIR") or store.local or ".").absolute()
 
 
 @cache
 def tracking_mode() -> str:
-    """``online``, ``offline`` or ``disabled``: as $WANDB_MODE says, else online where that is possible."""
+    """``online``, ``offline`` or ``disabled``: from $WANDB_MODE, else online if possible."""
     return choose_mode()[0]
 
 
 def announce() -> str:
-    """Choose the mode for this launch, its local workers included; returns a line for people."""
+    """Choose the mode for this launch and its local workers. Returns a line that explains it."""
     mode, reason = choose_mode()
     os.environ["WANDB_MODE"] = mode
     wandb.teardown()
@@ -265,7 +267,7 @@ def announce() -> str:
 
 
 def choose_mode() -> tuple[str, str]:
-    """W&B's mode and, for people, the reason for it."""
+    """The mode of W&B and the reason for it."""
     asked = os.environ.get("WANDB_MODE", "")
     if asked in ("offline", "disabled", "dryrun"):
         return ("offline" if asked == "dryrun" else asked), f"WANDB_MODE={asked}"
@@ -292,15 +294,15 @@ def choose_mode() -> tuple[str, str]:
 
 
 def sync(store: Store, console: Console) -> int:
-    """Upload the store's offline runs with W&B's own command; 0 when all are uploaded, else 1.
+    """Upload the offline runs of the store with W&B's own command. Returns 0 if all are uploaded, else 1.
 
-    Raises `UserError` where there is nothing to upload, or nowhere to upload it to.
+    Raises `UserError` if there are no runs, or if W&B cannot be reached.
     """
     folder = wandb_folder(store)
     runs = sorted(folder.glob("wandb/offline-run-*"))
     if not runs:
         raise UserError(f"sync: no offline W&B runs in {folder / 'wandb'}")
-    os.environ.pop("WANDB_MODE", None)  # which is about trials; W&B itself reads it in many places
+    os.environ.pop("WANDB_MODE", None)  # it is meant for training, and W&B reads it in many places
     wandb.teardown()
     tracking_mode.cache_clear()
     mode, reason = choose_mode()
@@ -311,7 +313,7 @@ def sync(store: Store, console: Console) -> int:
     fresh = [run for run in waiting if _cell_of(run) not in known]
     for i in range(0, len(fresh), AT_ONCE):
         some = [str(run) for run in fresh[i : i + AT_ONCE]]
-        # It leaves a log where it runs. Its status is 0 where nothing was uploaded, too.
+        # It writes a log to the working directory. Its status is 0 even if nothing was uploaded.
         subprocess.run([sys.executable, "-m", "wandb", "sync", *some], cwd=folder, check=False)
     for run in waiting:
         if run not in fresh:
@@ -363,5 +365,5 @@ def _cell_of(run: Path) -> str:
 
 
 def _not_uploaded(runs: Sequence[Path]) -> list[Path]:
-    """The runs without W&B's mark of an upload."""
+    """The runs that W&B has not marked as uploaded."""
     return [run for run in runs if not any(run.glob("*.synced"))]

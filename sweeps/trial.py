@@ -1,4 +1,4 @@
-"""What one Ray worker does: cell after cell, each from claim to result."""
+"""The Ray worker: it trains one cell after another."""
 
 import contextlib
 import json
@@ -18,16 +18,16 @@ from hiddenweights.flat import from_dict
 from hiddenweights.records import Record
 from hiddenweights.sweeps.host import gpu_trouble, store_trouble
 
-# Seconds between reports to the driver: each costs it 10 ms or so.
+# Seconds between reports to the driver, because each costs it about 10 ms.
 REPORT_EVERY = 2.0
-# Seconds that a worker waits for a store which it has never seen.
+# Seconds that a worker waits for a store that it has never seen.
 FIRST_LOOK = 30.0
 # Seconds that a worker which can train nothing keeps a cell from the others: not to take them all.
 UNFIT_PAUSE = 10.0
 
 
 def job_of(config: Json) -> Json:
-    """The job in a trial's config."""
+    """The job in the config of a trial."""
     job: Json = json.loads(config["job"])
     return job
 
@@ -43,7 +43,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     """
 
     def setup(self, config: Json) -> None:
-        # Nothing that can be seen from outside: Tune may give this cell to another, cached actor.
+        # No side effects here: Tune may give this cell to another, cached actor instead.
         self._epochs: Generator[Record, None, Json] | None = None
         self._watchdog: threading.Timer | None = None
         self._store: Store | None = None
@@ -59,7 +59,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         return True
 
     def cleanup(self) -> None:
-        """End the cell in hand: its lease is given back, its checkpoint stays."""
+        """Stop the current cell. Its lease is released, and its checkpoint remains."""
         if self._watchdog:
             self._watchdog.cancel()
             self._watchdog = None
@@ -120,7 +120,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
                 return {"state": "running", **_scalars(record)}
 
     def _opened(self) -> Store:
-        self._store = self._store or Store(self._job["store"])  # all jobs of a launch have one
+        self._store = self._store or Store(self._job["store"])  # all jobs of a launch share one
         return self._store
 
     def _trouble(self) -> str | None:
@@ -138,7 +138,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         return trouble
 
     def _watch(self, store: Store) -> None:
-        """Kill this worker when the cell has taken longer than it may: what hangs cannot be asked."""
+        """Kill this worker if the cell exceeds its time limit, because a hanging cell cannot be stopped."""
         limit = self._job["time_limit"]
         if limit is None:
             return

@@ -1,4 +1,4 @@
-"""One cell, from claim to result: the same for `train`, for the inline executor and for a Ray worker."""
+"""One cell from start to result, the same for `train`, the inline executor and a Ray worker."""
 
 import contextlib
 import errno
@@ -25,39 +25,39 @@ if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket
     from hiddenweights.training.train import Trainer
 
-# The errors of a failure that are no exception of its cell: a search gave the cell up, or it took too long.
+# Failures that are not exceptions of the cell: a search stopped it, or it took too long.
 STOPPED_EARLY, TIME_LIMIT = "StoppedEarly", "TimeLimit"
 
 TRACKING = "hiddenweights.tracking"  # logger of what trackers have to say; a launch prints each line once
-# The fields of a subnetwork that its ticket has settled.
+# The fields that the ticket of a subnetwork determines.
 SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """What a tracker is told of the attempt it follows."""
+    """The attempt at a cell that a tracker follows."""
 
     cell: str
     config: CellConfig
     store: Store
     sweep: str
-    """Name of the sweep on whose behalf the cell is trained; "" for none."""
+    """Name of the sweep that launched the cell; "" for none."""
     attempt: int
     """Counts from 1."""
     ranks: int = 1
-    """How many processes train it together."""
+    """Number of processes that train the cell together."""
     loaders: int | None = None
-    """Processes per rank that decode the images of a folder; None: what the machine's cores allow."""
+    """Processes per rank that decode the images of a folder; None: as many as the cores allow."""
 
 
 class Tracker(Protocol):
-    """Follows one attempt at one cell; entry points of ``hiddenweights.trackers`` make one from a `Run`."""
+    """Follows one attempt at a cell. An entry point of ``hiddenweights.trackers`` makes one from a `Run`."""
 
     def log(self, record: Record) -> None:
-        """A finished epoch. A resumed attempt begins with the records of the earlier ones."""
+        """Called after each epoch. A resumed attempt starts with the records of the earlier attempts."""
 
     def finish(self, result: Json | None) -> None:
-        """The attempt has ended: with the cell's result, or with None when it stopped or failed."""
+        """Called at the end of the attempt, with the result of the cell, or None if it stopped or failed."""
 
 
 TrackerFactory = Callable[[Run], Tracker]
@@ -70,7 +70,7 @@ def installed_trackers() -> list[TrackerFactory]:
         try:
             found.append(point.load())
         except ImportError as error:
-            if error.name != "wandb":  # which is optional; anything else is a broken installation
+            if error.name != "wandb":  # wandb is optional; any other missing module is a broken installation
                 raise UserError(
                     f"tracker {point.name} ({point.value}) cannot be imported: {error}"
                 ) from error
@@ -78,7 +78,7 @@ def installed_trackers() -> list[TrackerFactory]:
 
 
 class _Guarded:
-    """A tracker whose errors never reach the cell: the first is reported and ends this attempt's tracking."""
+    """A tracker whose errors never reach the cell. The first is reported and ends tracking the attempt."""
 
     def __init__(self, make: TrackerFactory, run: Run) -> None:
         self._run = run
@@ -121,20 +121,20 @@ def cell_epochs(
     ranks: int = 1,
     loaders: int | None = None,
 ) -> Generator[Record, None, Json]:
-    """Train the cell, yield its records and return its result; a finished cell is only returned.
+    """Train the cell, yield its records and return its result. For a finished cell, only return the result.
 
-    The records start at epoch 1 also where the cell was resumed. Closing the generator stops cleanly:
-    the same call goes on from the last epoch. A store that goes away, or is full, is waited for up to
-    `patience` seconds; then the cell is resumed, and its records start at epoch 1 once more.
+    The records start at epoch 1 even if the cell is resumed. Closing the generator stops cleanly; the same
+    call resumes from the last epoch. If the store becomes unreachable or full, this waits for up to
+    `patience` seconds. Then the cell is resumed, and its records start at epoch 1 again.
 
-    `ranks` processes train it together, one per GPU where there are any; `loaders` more per rank decode the
-    images of a folder (None: as many as the machine's cores allow).
+    `ranks` processes train it together, each on its own GPU if there are any. `loaders` more processes per
+    rank decode the images of a folder (None: as many as the cores allow).
 
-    `launch` identifies the launch on whose behalf the cell is trained: it may take its cells back from
-    hosts that it has lost.
+    `launch` identifies the launch that trains the cell. A launch may take cells back from hosts that it has
+    lost.
 
-    Raises `Busy` or `LeaseLost` when another process has the cell, and `StoreAway`; any other exception
-    has been recorded in the store as the cell's failure.
+    Raises `Busy` or `LeaseLost` if another process has the cell, and `StoreAway`. Any other exception has
+    been recorded in the store as the failure of the cell.
     """
     config = resolve(config)
     cell = cell_id(config)
@@ -161,7 +161,7 @@ def cell_epochs(
                     if not isinstance(error, (Busy, LeaseLost)):
                         _record_failure(store, cell, error, history, lease.attempt)
                     raise
-                if len(history) > reached:  # it had gone on since the last time
+                if len(history) > reached:  # it has made progress since the last time
                     reached, deadline = len(history), time.monotonic() + patience
                 try:
                     if passing:  # the disk is full for a checkpoint, and not for a small file
@@ -170,7 +170,7 @@ def cell_epochs(
                         store.pause(str(error), deadline)
                     store.wait(deadline, 2**16 + (store.checkpoint_bytes(cell) if full else 0))
                 except StoreAway:
-                    _record_failure(store, cell, error, history, lease.attempt)  # if it can be
+                    _record_failure(store, cell, error, history, lease.attempt)  # if possible
                     raise
                 store.insist(lambda why=str(error): lease.renew(waiting=why), patience)  # type: ignore[misc]
 
@@ -178,7 +178,7 @@ def cell_epochs(
 def _attempt(
     run: Run, lease: Lease, trackers: Sequence[TrackerFactory], history: list[Record]
 ) -> Generator[Record, None, Json]:
-    """The cell from its checkpoint, if it has one, to its result. Appends every record to `history`."""
+    """Train the cell to its result, from its checkpoint if it has one. Appends the records to `history`."""
     cell, config, store = run.cell, run.config, run.store
     started = datetime.now(UTC)
     followers: list[_Guarded] = []
@@ -234,7 +234,7 @@ def run_cell(
     patience: float = PATIENCE,
     ranks: int = 1,
 ) -> Json:
-    """Train the cell to its end, or find it finished, and return its result (see `cell_epochs`)."""
+    """Train the cell unless it is finished, and return its result (see `cell_epochs`)."""
     epochs = cell_epochs(config, store, sweep=sweep, trackers=trackers, patience=patience, ranks=ranks)
     while True:
         try:
@@ -247,8 +247,8 @@ def run_cell(
 def parent_ticket(config: CellConfig, store: Store) -> "Ticket | None":
     """The ticket of the cell whose subnetwork this one trains; None for a config without `model.init_from`.
 
-    Imports torch. Raises `UserError` where the store has no such ticket, or the config names another
-    network than the ticket.
+    Imports torch. Raises `UserError` if the store has no such ticket, or if the config and the ticket name
+    different networks.
     """
     model = resolve(config).model
     if model.init_from is None:
@@ -262,7 +262,7 @@ def parent_ticket(config: CellConfig, store: Store) -> "Ticket | None":
 
 
 def stored_ticket(cell: str, store: Store) -> "Ticket":
-    """The ticket of `cell`. Raises `UserError` where the store has none."""
+    """The ticket of `cell`. Raises `UserError` if the store has none."""
     from hiddenweights.tickets.ticket import Ticket
 
     content = store.ticket(cell)
@@ -272,9 +272,9 @@ def stored_ticket(cell: str, store: Store) -> "Ticket":
 
 
 def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
-    """Raise `UserError` for data that do not load and networks that do not build. Imports torch.
+    """Raise `UserError` if the data cannot be loaded or the network cannot be built. Imports torch.
 
-    Returns what an image folder holds, for people; "" for other data.
+    Returns a description of an image folder; "" for other data.
     """
     from hiddenweights.images.dataset import load_dataset, split
     from hiddenweights.training.build import build_cell_network
@@ -283,7 +283,7 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
     split(dataset, config.data, config.seed_of("data"))
     resolved = resolve(config)
     finetune = resolved.model.method == "finetune"
-    # torchvision's, or a module of the user's; and a ticket's
+    # networks of torchvision, of the user, and of tickets
     if ticket or (config.model.arch not in NETWORKS and not finetune):
         build_cell_network(resolved, dataset, ticket)
     if not config.data.name.startswith("folder:"):
@@ -295,7 +295,7 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
 
 
 def summary(history: Sequence[Record]) -> Record:
-    """The last record without its per-layer values, and the best epoch where there is a validation split."""
+    """The last record without its per-layer values, and the best epoch if there is a validation split."""
     final = {name: value for name, value in history[-1].items() if "/" not in name}
     if "validation_accuracy" in final:
         best = max(history, key=lambda record: record["validation_accuracy"])
@@ -305,23 +305,23 @@ def summary(history: Sequence[Record]) -> Record:
 
 
 def _trainer(run: Run, folder: Path, ticket: "Ticket | None") -> contextlib.AbstractContextManager["Trainer"]:
-    import torch  # here, because planning a sweep needs no torch (3 s, 500 MB)
+    import torch  # imported here, because planning a sweep does not need torch (3 s, 500 MB)
 
     from hiddenweights.training.parallel import trainer_of
 
-    # Results repeat bit for bit only between equal thread counts, and Ray sets its own.
+    # Results repeat bit for bit only with equal numbers of threads, and Ray sets its own number.
     torch.set_num_threads(run.config.train.threads)
-    if torch.cuda.is_initialized():  # by this process's last cell, whose memory is not this one's
+    if torch.cuda.is_initialized():  # free the memory of the previous cell of this process
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     return trainer_of(run.config, folder, ticket, run.ranks, run.loaders)
 
 
 def _ticket(trainer: "Trainer", record: Record) -> bytes | None:
-    """The content of the trained network's ticket; None where it has none."""
+    """The content of the ticket of the trained network; None if it has none."""
     try:
         return trainer.ticket(record).to_bytes()
-    except UserError:  # a method that changes the weights
+    except UserError:  # the method changes the weights
         return None
 
 
@@ -339,7 +339,7 @@ def _device(trainer: "Trainer") -> str:
 
 
 def _gpu_memory(trainer: "Trainer") -> float | None:
-    """The part of the card's memory that this process took at its fullest; None where it used no card."""
+    """The largest fraction of the GPU's memory that this process has used; None without a GPU."""
     import torch
 
     if trainer.device.type != "cuda":
@@ -359,13 +359,13 @@ def _record_failure(
         epoch=len(history),
         record=history[-1] if history else None,
         attempt=attempt,
-        # The host's fault and not the cell's: the next launch tries again.
+        # A fault of the host and not of the cell: the next launch tries again.
         transient=isinstance(error, (OSError, MemoryError, UserError))
-        or type(error).__name__ == "OutOfMemoryError",  # of the GPU, which others may have shared
+        or type(error).__name__ == "OutOfMemoryError",  # of the GPU, which may have been shared
     )
     try:
         store.fail(cell, failure)
-    except OSError as unwritable:  # the store itself is what failed
+    except OSError as unwritable:  # the store itself failed
         error.add_note(f"the failure could not be recorded: {unwritable}")
 
 
@@ -379,7 +379,7 @@ def failure_record(
     attempt: int = 1,
     transient: bool = False,
 ) -> Json:
-    """A failure as the store keeps it. `epoch` and `record` are the last finished ones."""
+    """A failure in the format of the store. `epoch` and `record` are the last finished ones."""
     return {
         "error": error,
         "message": message,
