@@ -13,7 +13,7 @@ from hiddenweights import cli, own
 from hiddenweights.cells.store import PATIENCE, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.flat import from_dict, unflatten
+from hiddenweights.flat import from_dict
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.doctor import doctor
@@ -274,35 +274,19 @@ def settle_(
         retries: How often a cell is taken up again whose worker died (with Ray).
         patience: Seconds to wait for a store that is away, read-only or full.
     """
-    console = _console()
     # Here, because scipy takes half a second, which no other command needs.
     from hiddenweights.claims.ramanujan2020 import find
     from hiddenweights.sweeps import settle
 
+    console = _console()
     _check_numbers(gpus=gpus, time_limit=time_limit, retries=retries, patience=patience)
     allowed = settle.parse_budget(budget)
-    if not claims:
-        raise UserError("CLAIM: name at least one; `hiddenweights analysis claims` lists them")
     if any(text.partition("=")[0].strip() == "seed" for text in (*set, *axis)):
         raise UserError("seed: cannot be set, because the seeds are what is planned")
     results = Store(store or default_store())
     results.check()
     sweeps = {name: sweep or find(name).sweep for name in claims}
     asked = settle.ask({name: [*_sweep(of, set, axis)[1].values()] for name, of in sweeps.items()})
-    now = settle.look(asked, results)
-    try:
-        wanted = [unflatten(cell.flat) for one in now.open for cell in one.cells]
-        warnings = launch.preflight(wanted, address)
-    except UserError as error:
-        raise UserError(f"claim {', '.join(claims)}: cannot be settled here: {error}") from None
-    if dry_run or not now.open:
-        settle.say(now, console, cells=True)
-        return 1 if now.open else 0
-    from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
-
-    for line in [*warnings, f"W&B: {tracking.announce()}"]:
-        console.print(line, markup=False)
-    results.prepare()
     options = Options(
         executor=executor,
         address=address,
@@ -311,15 +295,16 @@ def settle_(
         time_limit=time_limit,
         patience=patience,
     )
-    try:
-        with launch.stoppable():
-            return settle.settle(asked, results, options, allowed, console)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from there")
-        return 130
-    except StoreAway as error:
-        console.print(f"{error}; the same command goes on from there")
-        return 1
+    now = settle.look(asked, results)
+    warnings = settle.preflight(asked, now, address)
+    if dry_run or not now.open:
+        settle.say(now, console, cells=True)
+        return 1 if now.open else 0
+    from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+
+    for line in [*warnings, f"W&B: {tracking.announce()}"]:
+        console.print(line, markup=False)
+    return settle.settle(asked, results, options, allowed, console)
 
 
 def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None) -> int:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from rich.console import Console
 
 from hiddenweights.cells.kind import Kind, kind
-from hiddenweights.cells.store import Store
+from hiddenweights.cells.store import Store, StoreAway
 from hiddenweights.claims import plan
 from hiddenweights.claims.contrasts import SETTING, Cell, Claim
 from hiddenweights.claims.ramanujan2020 import find
@@ -57,6 +57,8 @@ def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
     it.
     """
     claims = tuple(map(find, cells_of))
+    if not claims:
+        raise UserError("CLAIM: name at least one; `hiddenweights analysis claims` lists them")
     found: dict[str, Cell] = {}
     for claim in claims:
         if claim.contrasts is None:
@@ -149,27 +151,51 @@ def affordable(now: Look, budget: float) -> list[Cell]:
     return chosen
 
 
-def settle(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int:
-    """Train step by step until the claims are decided (0), or until budget, seeds or cells run out (1).
+def preflight(asked: Question, now: Look, address: str | None) -> list[str]:
+    """Raise `UserError` if what is to be trained next cannot be; see `launch.preflight`."""
+    try:
+        return launch.preflight([unflatten(cell.flat) for one in now.open for cell in one.cells], address)
+    except UserError as error:
+        names = ", ".join(claim.name for claim in asked.claims)
+        raise UserError(f"claim {names}: cannot be settled here: {error}") from None
 
-    `budget` is in seconds of training; finished cells of this question count towards it. Raises
-    KeyboardInterrupt if stopped, and `StoreAway` if the store is unreachable for too long.
+
+def settle(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int:
+    """Train until the claims are decided (0), budget, seeds or cells give out (1), or it is stopped (130).
+
+    `budget` is in seconds of training, which the cells of this question in the store have used up in part.
     """
-    while True:
-        now = look(asked, store)
-        trained = _trained(asked, store)
-        left = budget - sum(now.seconds.get(cell, 0.0) for cell in trained)
-        say(now, console)
-        if not now.open:
-            return 0
-        todo = affordable(now, left)
-        if not todo:
-            console.print(_why_not(now, left))
-            return 1
-        _write(asked, store, now, [*trained, *(cell.id for cell in todo)])
-        if not _train(asked.name, todo, store, options, console):
-            console.print("no cell of this step was finished; the claims stay open")
-            return 1
+    store.prepare()
+    try:
+        with launch.stoppable():
+            while (status := _step(asked, store, options, budget, console)) is None:
+                pass
+            return status
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from there")
+        return 130
+    except StoreAway as error:
+        console.print(f"{error}; the same command goes on from there")
+        return 1
+
+
+def _step(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int | None:
+    """Look, and train what is to be trained next; the exit status if there is nothing more to do."""
+    now = look(asked, store)
+    trained = _trained(asked, store)
+    left = budget - sum(now.seconds.get(cell, 0.0) for cell in trained)
+    say(now, console)
+    if not now.open:
+        return 0
+    todo = affordable(now, left)
+    if not todo:
+        console.print(_why_not(now, left))
+        return 1
+    _write(asked, store, now, [*trained, *(cell.id for cell in todo)])
+    if not _train(asked.name, todo, store, options, console):
+        console.print("no cell of this step was finished; the claims stay open")
+        return 1
+    return None
 
 
 def say(now: Look, console: Console, *, cells: bool = False) -> None:
