@@ -184,6 +184,9 @@ def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
             x_disable_stats=mode == "offline",
             # With W&B's default of 15 s a killed cell would lose its last epochs, a short one all of them.
             x_transaction_log_flush_interval=1.0,
+            # Runs get published: neither this host's name nor the remote of the folder's repository.
+            host="-",
+            disable_git=True,
         ),
     )
     started.define_metric("epoch")

@@ -13,7 +13,7 @@ import pytest
 import wandb
 import wandb_standin
 
-from hiddenweights.analysis.sources.offline import read_run
+from hiddenweights.analysis.sources.offline import chunks, read_run
 from hiddenweights.cells.cell import Run, cell_epochs, installed_trackers, run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
@@ -86,6 +86,15 @@ def test_no_folder_is_made_where_the_store_has_gone(store: Store, tmp_path: Path
         WandbTracker(run)
     assert not store.local.exists()
     assert gone.exists()
+
+
+def test_a_run_names_neither_its_host_nor_a_repository(store: Store) -> None:
+    from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
+
+    run_cell(CONFIG, store, trackers=[WandbTracker])
+    records = [WandbRecord.FromString(chunk) for chunk in chunks(files(store)[0])]
+    (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
+    assert (run.host, run.git.remote_url) == ("-", "")
 
 
 def test_a_run_is_the_cell(store: Store) -> None:
