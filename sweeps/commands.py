@@ -408,7 +408,7 @@ def _check_numbers(**options: float | None) -> None:
 
 
 def _console() -> Console:
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120  # a log has no edge
     return console

@@ -340,3 +340,16 @@ def test_the_mutants_are_the_same_in_every_run() -> None:
     first, again = ([*map(as_json, mutants(result(CELL), 20))] for _ in range(2))
     assert first == again
     assert len({*first}) > 15
+
+
+def test_an_errors_text_is_no_markup_of_the_terminals(tmp_path, monkeypatch, capsys):
+    from hiddenweights.commands import train
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError(f"[/red] of nothing{ESCAPE}")
+
+    monkeypatch.setattr(train, "run_cell", fail)
+    assert train.train(unflatten({"train.epochs": 1}), store=str(tmp_path), track=False) == 1
+    said = capsys.readouterr().out
+    assert "RuntimeError: [/red] of nothing" in said
+    assert all(line.isprintable() for line in said.split("\n"))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hiddenweights.cells.cell import SUBNETWORK, check_inputs, installed_trackers, run_cell, stored_ticket
 from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import TICKET_SUFFIX, CellConfig, ModelConfig
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, shown
 from hiddenweights.identity import cell_id, resolve, short_name
 from hiddenweights.records import Record
 
@@ -44,7 +44,7 @@ def train(
         config, ticket = _finetune(config, results)
     config = resolve(config)
     cell = cell_id(config)
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if result := results.result(cell):
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
         console.print(_line(result["summary"], config.train.epochs))
@@ -77,7 +77,7 @@ def train(
         except UserError:
             raise
         except Exception as error:
-            console.print(f"failed after epoch {done}: {type(error).__name__}: {error}")
+            console.print(f"failed after epoch {done}: {type(error).__name__}: {shown(error)}")
             console.print(f"the traceback is in {results.uri}/cells/{cell}/failure.json")
             return 1
     return 0
