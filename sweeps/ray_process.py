@@ -37,7 +37,7 @@ ENVIRONMENT = {
 
 
 class _Launch:
-    """The launch at the other end of the pipe. When it has gone, so does this process, and all of its Ray."""
+    """The launch at the other end of the pipe. If it dies, this process and all of its Ray end, too."""
 
     def __init__(self, pipe: Connection, mark: str) -> None:
         self._pipe, self._mark = pipe, mark
@@ -71,7 +71,7 @@ class _Reports:
 
 def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
     """Serve the launch at the other end of `pipe` until it interrupts or leaves."""
-    os.setsid()  # Ctrl-C is for the launch, which passes it on
+    os.setsid()  # Ctrl-C goes to the launch, which passes it on
     with open(messages, "w") as file:
         for stream in (1, 2):  # of Ray, too, which writes pages when it dies
             os.dup2(file.fileno(), stream)
@@ -96,7 +96,7 @@ def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
 
 
 def _serve(work: Work, launch: _Launch) -> None:
-    """Train the cells of one request after the other. Reports what ends it before Ray itself is ended."""
+    """Train the cells of one request after another. Errors are reported before Ray itself is stopped."""
     from hiddenweights.sweeps import capacity, ray_executor
 
     threading.Thread(target=_pulse, args=(launch,), daemon=True).start()
@@ -109,7 +109,7 @@ def _serve(work: Work, launch: _Launch) -> None:
         }
         capacity.check(wanted.values(), options.gpus, nodes)
         store = Store(work.store)
-        store.seen = True  # the launch has prepared it
+        store.seen = True  # the launch has prepared the store
         launch.send("ready", ray_executor.head())
         while True:
             cells, alone = launch.requests.get()
@@ -151,7 +151,7 @@ def _job(work: Work, cell: str, resources: dict[str, float]) -> Json:
 
 
 def _pulse(launch: _Launch) -> None:
-    """Tell the launch again and again how many nodes live; nothing where Ray does not answer."""
+    """Report the number of live nodes to the launch regularly. Reports nothing if Ray does not answer."""
     import ray
 
     own = ray.get_runtime_context().get_node_id()

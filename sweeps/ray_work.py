@@ -1,4 +1,4 @@
-"""What a launch and the process that runs Ray for it agree on."""
+"""Definitions shared by a launch and the process that runs Ray for it."""
 
 import contextlib
 import os
@@ -12,14 +12,14 @@ from hiddenweights.config import CellConfig
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
 
-MARK = "HIDDENWEIGHTS_LAUNCH"  # environment variable by which a launch finds all processes of its Ray
-PULSE = 2.0  # seconds between signs of life of the process that runs Ray
-STOP = 20.0  # seconds that processes may take to end
+MARK = "HIDDENWEIGHTS_LAUNCH"  # environment variable that marks all processes of the Ray of a launch
+PULSE = 2.0  # seconds between two signs of life of the process that runs Ray
+STOP = 20.0  # time limit in seconds for processes to end
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the process that runs Ray is told."""
+    """The settings of the process that runs Ray."""
 
     name: str
     cells: Mapping[str, CellConfig]
@@ -30,10 +30,10 @@ class Work:
 
 
 def kill_all(session: int, mark: str) -> None:
-    """Kill every process but this one of the `session`, or whose environment has `MARK` set to `mark`.
+    """Kill all other processes of the `session`, and those whose environment has `MARK` set to `mark`.
 
-    Both, because W&B's service has a session of its own, and Ray's workers write over their environment.
-    Returns when all have ended, or after `STOP` seconds.
+    Both are needed, because W&B's service has a separate session, and Ray's workers overwrite their
+    environment. Returns when all have ended, or after `STOP` seconds.
     """
     deadline = time.monotonic() + STOP
     while (found := [*_started(session, mark)]) and time.monotonic() < deadline:

@@ -1,9 +1,9 @@
-"""Ray in a process of its own, which the launch watches and replaces.
+"""Run Ray in a separate process that the launch watches and replaces.
 
-Ray's client does not notice when Ray dies: without its raylet `Tuner.fit` waits for ever and the workers
-train on. So the launch neither imports Ray nor calls it. It starts a process that does (`ray_process`),
-receives that process's reports, and ends it with everything it started when Ray is lost. The launch's loop
-then trains the cells that are still missing on a new Ray: the store knows which.
+Ray's client does not notice when Ray dies: without its raylet `Tuner.fit` waits for ever, and the workers
+continue to train. The launch therefore never calls Ray. It starts a process that does (`ray_process`),
+receives its reports, and ends it and all its children when Ray is lost. The loop of the launch then trains
+the missing cells on a new Ray; the store knows which they are.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from hiddenweights.sweeps import ray_process
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.ray_work import STOP, Work, kill_all, lives
 
-RAY_PROCESSES = ("raylet", "gcs_server")  # without either one nothing works; without the others all does
-SILENCE = 15.0  # seconds without a sign of life, or without a live node, after which Ray is lost
-START = 180.0  # seconds that Ray may take to start
-STILL = 300.0  # seconds without a report of any cell, after which the launch says so
-LOSSES = 5  # how often in a row Ray may be lost without a cell finished in between
+RAY_PROCESSES = ("raylet", "gcs_server")  # Ray needs both of them, and none of the others
+SILENCE = 15.0  # seconds without a sign of life, or without a live node, until Ray counts as lost
+START = 180.0  # time limit in seconds for the start of Ray
+STILL = 300.0  # seconds without a report of any cell, until the launch reports that
+LOSSES = 5  # how often Ray may be lost in a row before a cell finishes
 
 
 class RayLost(RuntimeError):
@@ -36,7 +36,7 @@ class RayLost(RuntimeError):
 
 
 class Supervisor:
-    """Trains groups of cells on Ray, starting Ray when it is needed and again when it is lost."""
+    """Trains groups of cells on Ray. Starts Ray when it is needed, and again when it is lost."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -44,10 +44,10 @@ class Supervisor:
         self._losses = 0
 
     def __call__(self, cells: Iterable[str], progress: Progress, alone: bool = False) -> None:
-        """Train `cells`, beside others unless `alone`; return when each has ended, or Ray is lost.
+        """Train `cells`, next to others unless `alone`. Returns when all have ended, or when Ray is lost.
 
-        Raises `RayLost` when Ray was lost too often or cannot be reached again, `UserError` when Ray cannot
-        do what is asked, and `StoreAway`.
+        Raises `RayLost` if Ray was lost too often or cannot be reached again, `UserError` if Ray cannot do
+        what is asked, and `StoreAway`.
         """
         before = len(progress.accuracies)
         try:
@@ -71,14 +71,14 @@ class Supervisor:
             raise RayLost(f"Ray was lost, and the next one failed: {error}") from None
 
     def close(self) -> None:
-        """End Ray, if it runs, and every process that it has started here."""
+        """Stop Ray, if it runs, and every process that it has started on this machine."""
         if self._ray:
             self._ray.close()
             self._ray = None
 
 
 class _RayProcess:
-    """The process that runs Ray, from the launch's side."""
+    """The process that runs Ray, as seen by the launch."""
 
     def __init__(self, work: Work) -> None:
         self._local = work.options.address is None
@@ -107,7 +107,7 @@ class _RayProcess:
     def train(self, cells: list[str], alone: bool, progress: Progress) -> None:
         """Train `cells`. Raises `RayLost`, `StoreAway`."""
         self._reported = time.monotonic()
-        with contextlib.suppress(OSError):  # it has died: said below
+        with contextlib.suppress(OSError):  # it has died; reported below
             self._pipe.send((cells, alone))
         self._receive_until("done", progress)
 
@@ -139,7 +139,7 @@ class _RayProcess:
             self._check(progress, SILENCE if self._own or end == "done" else START)
 
     def _check(self, progress: Progress, silence: float) -> None:
-        """Raise `RayLost` when Ray is lost; say so when nothing has been reported for long."""
+        """Raise `RayLost` if Ray is lost. Report if no cell has reported for a long time."""
         for process in self._own:
             if not lives(process):
                 raise RayLost(f"Ray's {_name(process)} died")
@@ -152,7 +152,7 @@ class _RayProcess:
             progress.say(f"no cell has reported for {STILL / 60:.0f} minutes; {nodes}; {progress.counts()}")
 
     def close(self) -> None:
-        """End the process, Ray's processes and the workers: politely for some seconds, then by force."""
+        """Stop the process, Ray's processes and the workers: politely first, then by force."""
         healthy = all(map(lives, self._own))
         if self._process.is_alive() and healthy:
             os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it wherever it is

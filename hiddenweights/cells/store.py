@@ -1,17 +1,17 @@
-"""Results by cell, under one local folder or object store: atomic, shared, and the only truth.
+"""The store: results by cell in a local folder or an object store. Writes are atomic, and hosts can share it.
 
 Layout::
 
     store.json                  {"format": 1}
-    cells/<id>/result.json      exists = finished; written last, with its checksum (see `files`)
-    cells/<id>/ticket.ticket    the found subnetwork, where the method leaves the weights alone
+    cells/<id>/result.json      the cell is finished; written last, with a checksum
+    cells/<id>/ticket.ticket    the found subnetwork, if the method has a ticket
     cells/<id>/failure.json     the last failure
-    cells/<id>/checkpoint/      the trainer's folder, removed once finished
-    cells/<id>/lock             lease: who trains the cell, and when it last said so
-    sweeps/<name>.json          the plan last launched under that name
+    cells/<id>/checkpoint/      the folder of the trainer, removed at the end
+    cells/<id>/lock             the lease: who trains the cell, and its last heartbeat
+    sweeps/<name>.json          the last launched plan of this name
 
-Every file appears whole or not at all. Nothing read from a store is ever executed: it is all JSON, and
-checkpoints are the trainer's affair.
+Every file is complete or absent. No code in a store is ever executed: its files are JSON, and the trainer
+reads the checkpoints.
 """
 
 import contextlib
@@ -44,18 +44,18 @@ from hiddenweights.cells.format import (
     read_json,
     seal,
 )
-from hiddenweights.cells.format import Json as Json  # every user of a store names it
+from hiddenweights.cells.format import Json as Json  # every user of a store imports it from here
 from hiddenweights.errors import StoreAway as StoreAway
 from hiddenweights.errors import Unreachable as Unreachable
 from hiddenweights.errors import UserError, shown
 
-# A lease is renewed every HEARTBEAT seconds and anybody's after STALE seconds of silence. Hosts that
-# share a store need clocks that agree to well within the difference.
+# A lease is renewed every HEARTBEAT seconds. After STALE seconds without a renewal anyone may take it. The
+# clocks of hosts that share a store must agree to much less than the difference.
 HEARTBEAT = 15.0
 STALE = 90.0
-# Seconds that a cell or a launch waits for a store that is away, read-only or full.
+# Seconds that a cell or a launch waits for a store that is unreachable, read-only or full.
 PATIENCE = 300.0
-POLL = 1.0  # seconds between looks at it
+POLL = 1.0  # seconds between checks
 TIDY = 10.0  # seconds to try to remove what a finished cell needs no more
 
 Answer = TypeVar("Answer")
@@ -63,7 +63,7 @@ State = Literal["finished", "failed", "running", "stopped", "missing"]
 
 
 def default_store() -> str:
-    """Where results go unless told otherwise: ``$HIDDENWEIGHTS_STORE``, else ``runs``."""
+    """The default store: ``$HIDDENWEIGHTS_STORE``, else ``runs``."""
     return os.environ.get("HIDDENWEIGHTS_STORE", "runs")
 
 
@@ -72,13 +72,13 @@ class Busy(RuntimeError):
 
 
 class LeaseLost(RuntimeError):
-    """This process was silent for so long that another one took the cell over."""
+    """Another process has taken the cell, because this one did not renew its lease in time."""
 
 
 class Store:
-    """Results of cells under `uri`: a local path, or a URL that fsspec knows (``s3://bucket/runs``).
+    """The results of cells at `uri`: a local path, or a URL for fsspec (``s3://bucket/runs``).
 
-    Opening reads and writes nothing. Raises `UserError` for a URL whose protocol is unknown or whose
+    The constructor reads and writes nothing. Raises `UserError` for a URL whose protocol is unknown or whose
     package is not installed.
     """
 
@@ -93,8 +93,8 @@ class Store:
         self.uri = text
         self.local: Path | None = Path(self._root) if "file" in self._protocols() else None
         self.seen = False
-        """Whether this process has found the store prepared: if it is not there now, it is away."""
-        self._said = ""  # the trouble that was told last
+        """Whether this process has seen the store. If it is missing afterwards, it is unreachable."""
+        self._said = ""  # the trouble that was last reported
 
     def _protocols(self) -> tuple[str, ...]:
         protocol = self._fs.protocol
@@ -106,7 +106,7 @@ class Store:
     # --- the store itself ----------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raise `UserError` when a newer version wrote this store, or it is not a store's place."""
+        """Raise `UserError` if a newer version wrote this store, or if `uri` cannot be a store."""
         if self.local:
             there = next(path for path in (self.local, *self.local.parents) if path.exists())
             if not there.is_dir():
@@ -122,7 +122,7 @@ class Store:
             )
 
     def prepare(self) -> None:
-        """Make the store, or raise `UserError` when it cannot be written."""
+        """Create the store. Raises `UserError` if it cannot be written."""
         self.check()
         try:
             self._write("store.json", {"format": STORE_FORMAT})
@@ -131,13 +131,13 @@ class Store:
         self.seen = True
 
     def present(self) -> bool:
-        """Whether the store is there: prepared, and visible from this host."""
+        """Whether the store exists and is visible from this host."""
         found = self._read("store.json") is not None
         self.seen |= found
         return found
 
     def trouble(self, room: int = 2**16) -> str | None:
-        """Why a store that was there cannot be used now, in words; None when all is well.
+        """The reason why a store that existed cannot be used now; None if it can.
 
         `room` is the number of bytes that must fit into it.
         """
@@ -152,7 +152,7 @@ class Store:
         return None
 
     def wait(self, deadline: float, room: int = 2**16) -> None:
-        """Return once the store can be used. Raises `StoreAway` at `deadline` (of `time.monotonic`)."""
+        """Return as soon as the store can be used. Raises `StoreAway` at `deadline` (of `time.monotonic`)."""
         while trouble := self.trouble(room):
             self.pause(trouble, deadline)
 
@@ -181,13 +181,13 @@ class Store:
     # --- results -------------------------------------------------------------------------------------
 
     def result(self, cell: str) -> Json | None:
-        """The finished cell's result, or None. Raises `Damaged` for one that is not as it was written."""
+        """The result of a finished cell, or None. Raises `Damaged` if its file has changed."""
         name = self._of(cell, "result.json")
         content = self._read_bytes(name)
         return None if content is None else open_result(content, self._path(name), cell)
 
     def failure(self, cell: str) -> Json | None:
-        """The cell's last failure, every key of it there, or None."""
+        """The last failure of the cell, with all keys, or None."""
         name = self._of(cell, "failure.json")
         content = self._read_bytes(name)
         return None if content is None else open_failure(content, self._path(name))
@@ -195,9 +195,9 @@ class Store:
     def results(
         self, cells: Iterable[str], damaged: dict[str, str] | None = None
     ) -> Iterator[tuple[str, Json]]:
-        """The results of those of `cells` that are finished, one at a time: all at once may fill memory.
+        """The results of the finished cells among `cells`, one at a time, because all may not fit in memory.
 
-        Damaged ones are left out; `damaged` receives why, by cell.
+        Damaged results are left out. `damaged` gets their reasons by cell.
         """
 
         def read(cell: str) -> Json | Damaged | None:
@@ -207,7 +207,7 @@ class Store:
                 return error
 
         cells = list(cells)
-        with ThreadPoolExecutor(8) as pool:  # parsing is what takes the time of a local store's
+        with ThreadPoolExecutor(8) as pool:  # a local store spends most of the time parsing
             found = map(read, cells) if self.local else pool.map(read, cells)
             for cell, result in zip(cells, found, strict=True):
                 if isinstance(result, Damaged):
@@ -217,33 +217,33 @@ class Store:
                     yield cell, result
 
     def discard_damaged(self, cell: str) -> None:
-        """Remove the cell's result if it is damaged, so that the cell can be trained again."""
+        """Remove the result of the cell if it is damaged, so that the cell can be trained again."""
         try:
             self.result(cell)
         except Damaged:
             self._remove(self._of(cell, "result.json"))
 
     def ticket(self, cell: str) -> bytes | None:
-        """The content of the finished cell's ticket, or None where it has none."""
+        """The content of the ticket of a finished cell, or None."""
         return self._read_bytes(self._of(cell, "ticket.ticket"))
 
     def has_ticket(self, cell: str) -> bool:
-        """Whether there is a ticket of the cell."""
+        """Whether the cell has a ticket."""
         self._fs.invalidate_cache()
         with _store_errors():
             return bool(self._fs.exists(self._path(self._of(cell, "ticket.ticket"))))
 
     def add_ticket(self, cell: str, content: bytes) -> None:
-        """Keep a ticket of a cell that was trained elsewhere."""
+        """Store the ticket of a cell that was trained elsewhere."""
         self._write_bytes(self._of(cell, "ticket.ticket"), content)
 
     def local_ticket(self, cell: str) -> Path | None:
-        """The finished cell's ticket as a file of this machine, or None where there is none."""
+        """The ticket of a finished cell as a local file, or None."""
         path = self.local / self._of(cell, "ticket.ticket") if self.local else None
         return path if path and path.exists() else None
 
     def finish(self, cell: str, result: Mapping[str, Any], ticket: bytes | None = None) -> None:
-        """Record the cell as finished, its ticket first, and remove what was only needed on the way."""
+        """Store ticket and result, in this order, and remove all files that are no longer needed."""
         if ticket is not None:
             self.add_ticket(cell, ticket)
         self._write_bytes(self._of(cell, "result.json"), seal(result))
@@ -251,11 +251,11 @@ class Store:
             for name in ("failure.json", "checkpoint"):
                 self.insist(lambda name=name: self._remove(self._of(cell, name)), TIDY)  # type: ignore[misc]
         if self.local:
-            for torn in (self.local / "cells" / cell).glob(".*.tmp"):  # left by a killed writer
+            for torn in (self.local / "cells" / cell).glob(".*.tmp"):  # leftovers of a killed writer
                 torn.unlink(missing_ok=True)
 
     def fail(self, cell: str, failure: Mapping[str, Any]) -> None:
-        """Record the cell's failure; its checkpoint stays."""
+        """Store the failure of the cell. Its checkpoint remains."""
         self._write(self._of(cell, "failure.json"), failure)
 
     def finished(self) -> set[str]:
@@ -264,7 +264,7 @@ class Store:
         return {cell for cell, files in names if "result.json" in files and CELL.fullmatch(cell)}
 
     def states(self, cells: Iterable[str]) -> dict[str, State]:
-        """The state of each of `cells`; ``stopped`` ones have begun, and nobody trains them now."""
+        """The state of each of `cells`. ``stopped`` cells were started and are not being trained."""
         names = self._names()
         return {cell: self._state(cell, names.get(cell, set())) for cell in cells}
 
@@ -287,7 +287,7 @@ class Store:
         return "stopped" if names else "missing"
 
     def _names(self) -> dict[str, set[str]]:
-        """For each cell with a folder, the names in it: one listing, however many cells there are."""
+        """The file names of each cell with a folder, from one listing for all cells."""
         names: dict[str, set[str]] = {}
         if self.local:
             nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
@@ -305,16 +305,16 @@ class Store:
     # --- plans ---------------------------------------------------------------------------------------
 
     def plan(self, name: str) -> Json | None:
-        """The plan last launched as sweep `name`, or None. Raises `Damaged` for what is no plan."""
+        """The last launched plan of the sweep `name`, or None. Raises `Damaged` if it is not a plan."""
         content = self._read_bytes(_plan_file(name))
         return None if content is None else open_plan(content, self._path(_plan_file(name)))
 
     def write_plan(self, name: str, plan: Mapping[str, Any]) -> None:
-        """Keep `plan` as the one last launched as sweep `name`."""
+        """Store `plan` as the last launched plan of the sweep `name`."""
         self._write(_plan_file(name), plan)
 
     def plans(self) -> list[str]:
-        """The names of all sweeps launched into this store."""
+        """The names of all sweeps that were launched with this store."""
         with contextlib.suppress(FileNotFoundError), _store_errors():
             files = self._fs.ls(self._path("sweeps"), detail=False, refresh=True)
             return sorted(Path(file).stem for file in files if file.endswith(".json"))
@@ -324,10 +324,10 @@ class Store:
 
     @contextlib.contextmanager
     def lease(self, cell: str, launch: str = "", patience: float = 0.0) -> "Iterator[Lease]":
-        """Hold the cell while the block runs; raises `Busy` when another live process holds it.
+        """Hold the lease of the cell during the block. Raises `Busy` if another live process holds it.
 
-        What another host holds for the same `launch` is free: the launch knows that that host is lost.
-        A store that is `Unreachable` is asked again for `patience` seconds.
+        A lease of another host for the same `launch` is free: Ray only hands out a cell again after losing
+        its host. A store that is `Unreachable` is asked again for `patience` seconds.
         """
         owner = uuid.uuid4().hex
         mine = self.insist(lambda: self._acquire(cell, launch, owner), patience)
@@ -386,7 +386,7 @@ class Store:
             return
         self._make_folder(self.local / "cells")
         with open(self.local / "cells" / ".guard", "w") as guard:
-            fcntl.flock(guard, fcntl.LOCK_EX)  # freed by the system when its holder dies
+            fcntl.flock(guard, fcntl.LOCK_EX)  # released by the system if the process dies
             yield
 
     # --- checkpoints ---------------------------------------------------------------------------------
@@ -401,7 +401,7 @@ class Store:
 
     @contextlib.contextmanager
     def checkpoint(self, cell: str) -> "Iterator[Checkpoint]":
-        """The cell's checkpoint as a local folder: its own, or a copy for the time of the block."""
+        """The checkpoint of the cell as a local folder: the original, or a copy during the block."""
         folder = self._of(cell, "checkpoint")
         if self.local:
             self._make_folder(self.local / folder)
@@ -422,7 +422,7 @@ class Store:
 
             try:
                 yield Checkpoint(here, upload)
-            except BaseException:  # stopped or failed: keep the epochs since the last upload
+            except BaseException:  # after a stop or failure, keep the epochs since the last upload
                 with contextlib.suppress(OSError):
                     upload()
                 raise
@@ -430,7 +430,7 @@ class Store:
     # --- files ---------------------------------------------------------------------------------------
 
     def _of(self, cell: str, name: str) -> str:
-        if not CELL.fullmatch(cell):  # never a path that leaves the store
+        if not CELL.fullmatch(cell):  # so that no path can leave the store
             raise UserError(f"cell: {cell!r} is not a cell's id (16 hex digits)")
         return f"cells/{cell}/{name}"
 
@@ -438,14 +438,18 @@ class Store:
         return f"{self._root}/{name}"
 
     def _find(self, folder: str) -> list[str]:
-        self._fs.invalidate_cache()  # others write here too
+        self._fs.invalidate_cache()  # other processes write here, too
         with _store_errors():
             return list(self._fs.find(self._path(folder)))
 
     def _make_folder(self, folder: Path) -> None:
-        """Make a folder of a local store, but never the store anew: what a mount leaves is a folder."""
+        """Create a folder inside a local store.
+
+        Refuses if the store itself has disappeared: an unmounted share leaves an empty mount point that must
+        not be mistaken for a new store.
+        """
         if self.seen and not self.present():
-            raise FileNotFoundError(errno.ENOENT, "the store is away", self.uri)
+            raise FileNotFoundError(errno.ENOENT, "the store is unreachable", self.uri)
         folder.mkdir(parents=True, exist_ok=True)
 
     def _read_bytes(self, name: str) -> bytes | None:
@@ -461,7 +465,7 @@ class Store:
         return None if content is None else read_json(content, f"store: {self._path(name)}")
 
     def _read_lock(self, name: str) -> Json | None:
-        """A lease; what is none, and so held by nobody, reads as None."""
+        """The lease in a file; None if there is no valid one."""
         try:
             lock = self._read(name)
         except Damaged:
@@ -483,7 +487,7 @@ class Store:
     def _write_bytes(self, name: str, content: bytes, *, durable: bool = True) -> None:
         if not self.local:
             with _store_errors():
-                self._fs.pipe_file(self._path(name), content)  # an object store's put is atomic
+                self._fs.pipe_file(self._path(name), content)  # a put is atomic in an object store
             return
         path = self.local / name
         self._make_folder(path.parent)
@@ -501,7 +505,7 @@ class Store:
             raise
 
     def _create(self, name: str, data: Mapping[str, Any]) -> bool:
-        """Write a file to an object store unless it exists; whether it was written."""
+        """Write a file to an object store unless it exists. Returns whether it was written."""
         try:
             with _store_errors():
                 self._fs.pipe_file(self._path(name), (json.dumps(data) + "\n").encode(), mode="create")
@@ -522,7 +526,7 @@ class Store:
 
 
 class Lease:
-    """A held cell. A thread renews it; `check` tells whether it is still held."""
+    """The lease of a cell. A thread renews it; `check` raises if it is lost."""
 
     def __init__(self, store: Store, cell: str, mine: Json) -> None:
         self.attempt: int = mine["attempt"]
@@ -535,7 +539,7 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `LeaseLost` when another process took the cell over, or might have by now."""
+        """Raise `LeaseLost` if another process has taken the cell, or could have by now."""
         if self._lost or time.time() - self._renewed > STALE:
             raise LeaseLost("another process took this cell over")
 
@@ -554,11 +558,11 @@ class Lease:
             self._renewed = now
 
     def finished(self) -> None:
-        """The cell needs no lease any more: `release` removes the lock and not just frees it."""
+        """The cell is finished, so `release` will delete the lock file instead of only freeing it."""
         self._finished = True
 
     def release(self) -> None:
-        """Give the cell back; its number of attempts stays known until it is finished."""
+        """Release the lease. The number of attempts is kept until the cell is finished."""
         self._stop.set()
         self._thread.join()
         with contextlib.suppress(OSError), self._store._guard():
@@ -580,7 +584,7 @@ class Lease:
             try:
                 self.renew(self._mine.get("waiting", ""))
             except OSError:
-                pass  # a store may go away and return
+                pass  # a store may be unreachable for a while
             except LeaseLost:
                 return
 
@@ -597,9 +601,9 @@ def _store_errors() -> Iterator[None]:
 
 
 class Checkpoint:
-    """A local folder for a trainer's checkpoints; `save` brings it to where the store is."""
+    """A local folder for the checkpoints of a trainer. `save` uploads it if the store is remote."""
 
-    INTERVAL = 60.0  # seconds between uploads: an epoch may take less
+    INTERVAL = 60.0  # seconds between uploads, because an epoch may be shorter
 
     def __init__(self, folder: Path, upload: Any) -> None:
         self.folder = folder
@@ -607,14 +611,14 @@ class Checkpoint:
         self._saved = time.monotonic()
 
     def save(self) -> None:
-        """Upload what has changed, unless that was done a short while ago."""
+        """Upload the changes, unless the last upload was a short while ago."""
         if self._upload and time.monotonic() - self._saved > self.INTERVAL:
             self._upload()
             self._saved = time.monotonic()
 
 
 def _mirror(fs: Any, here: Path, remote: str) -> None:
-    """Make `remote` hold exactly the files of `here`: new ones first, so that one is always whole."""
+    """Make `remote` contain exactly the files of `here`, new ones first, so that one is always complete."""
     mine = {path.relative_to(here).as_posix(): path for path in here.rglob("*") if path.is_file()}
     for name, path in sorted(mine.items(), key=lambda item: item[1].stat().st_mtime):
         fs.put_file(str(path), f"{remote}/{name}")
@@ -641,9 +645,10 @@ def _this_process() -> Json:
 
 
 def _alive(lock: Json | None, launch: str = "") -> bool:
-    """Whether the holder of a lease lives: it said so a short while ago, and is not a dead process.
+    """Whether a lease is still held: its heartbeat is recent and, on this host, its process exists.
 
-    `launch`, where given, has lost every host that still holds a cell for it when another one wants it.
+    Leases of the same `launch` on other hosts count as dead: Ray only hands out a cell again after losing the
+    host that had it.
     """
     if lock is None or time.time() - lock["heartbeat"] > STALE:
         return False
@@ -653,23 +658,23 @@ def _alive(lock: Json | None, launch: str = "") -> bool:
 
 
 def _host() -> str:
-    """This host as far as process numbers go: two containers of one machine differ."""
+    """The namespace of process ids: two containers on one machine have different ones."""
     space = Path("/proc/self/ns/pid")
     return f"{platform.node()}/{os.readlink(space) if space.exists() else ''}"
 
 
 def _birth(pid: int) -> str | None:
-    """When process `pid` started, so that a number used again is not taken for the old process."""
+    """The start time of process `pid`, so that a reused pid is not mistaken for the old process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except FileNotFoundError:
         if Path("/proc/self/stat").exists():
             return None
-        try:  # a system without /proc
+        try:  # systems without /proc
             os.kill(pid, 0)
         except ProcessLookupError:
             return None
         except PermissionError:
             pass
         return ""
-    return None if fields[0] == "Z" else fields[19]  # a zombie has died
+    return None if fields[0] == "Z" else fields[19]  # a zombie counts as dead
