@@ -30,11 +30,11 @@ COMMANDS: dict[str, Lazy] = {
     ),
     "sweeps show": Lazy(f"{_SWEEPS}:show", "What a sweep claims, costs and consists of."),
     "sweeps launch": Lazy(
-        f"{_SWEEPS}:launch_",
+        "hiddenweights.sweeps.launching:launch_",
         "Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.",
     ),
     "sweeps settle": Lazy(
-        f"{_SWEEPS}:settle_",
+        "hiddenweights.sweeps.launching:settle_",
         "Train, seed by seed, what decides claims, and stop once it does. Run it again to go on.",
     ),
     "sweeps status": Lazy(

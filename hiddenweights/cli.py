@@ -119,12 +119,19 @@ def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callabl
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            call: Callable[[], int | None] = tyro.cli(_deferred(function), prog=prog, args=args)
+            call: Callable[[], int | None] = tyro.cli(
+                _deferred(function), prog=prog, args=args, config=_style(tyro)
+            )
     except SystemExit as end:
         if not end.code:  # help was asked for, and printed
             raise
         raise UserError(_one_line(complaint.getvalue())) from None
     return call
+
+
+def _style(tyro: Any) -> tuple[Any, ...]:
+    """No `{None}|` before a type, and no `--no-` for what is off anyway."""
+    return (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
 
 
 def _deferred(command: Command) -> Callable[..., Callable[[], int | None]]:
@@ -144,7 +151,12 @@ def _print_completion(commands: Commands, prog: str, args: Sequence[str]) -> Non
         group, _, leaf = name.rpartition(" ")
         groups.setdefault(group, {})[leaf] = command.load() if isinstance(command, Lazy) else command
     top = groups.pop("", {})
-    tyro.cli(_group(top | {name: _group(inner) for name, inner in groups.items()}), prog=prog, args=args)
+    tyro.cli(
+        _group(top | {name: _group(inner) for name, inner in groups.items()}),
+        prog=prog,
+        args=args,
+        config=_style(tyro),
+    )
 
 
 def _group(commands: Mapping[str, Command]) -> Command:

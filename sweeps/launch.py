@@ -9,7 +9,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any, Literal, NoReturn
+from typing import Any, NoReturn
 
 from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, installed_trackers, run_cell
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
@@ -47,11 +47,16 @@ class Plan:
 
 
 def plan(
-    name: str, cells: Mapping[str, CellConfig], store: Store, *, rerun: Literal["failed", "damaged"] | None
+    name: str,
+    cells: Mapping[str, CellConfig],
+    store: Store,
+    *,
+    rerun_failed: bool = False,
+    rerun_damaged: bool = False,
 ) -> Plan:
     """Sort the cells by what the store says of them. Reads only.
 
-    `rerun` names the cells that are trained again: those that failed before, or have a damaged result.
+    `rerun_failed` and `rerun_damaged` plan cells again that failed before, or have a damaged result.
 
     Raises `UserError` where a cell trains a subnetwork that neither the store nor the plan has.
     """
@@ -62,7 +67,7 @@ def plan(
         failure = store.failure(cell) if state == "failed" else None
         if failure and failure["error"] == STOPPED_EARLY:
             early.add(cell)
-        elif failure and not failure["transient"] and rerun != "failed":
+        elif failure and not failure["transient"] and not rerun_failed:
             failed[cell] = failure["message"]
     finished: dict[str, tuple[float, float]] = {}
     damaged: dict[str, str] = {}
@@ -74,7 +79,7 @@ def plan(
     todo = {
         cell: config
         for cell, config in cells.items()
-        if (states[cell] != "finished" or (cell in damaged and rerun == "damaged"))
+        if (states[cell] != "finished" or (cell in damaged and rerun_damaged))
         and cell not in failed
         and cell not in early
     }

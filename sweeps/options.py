@@ -1,7 +1,9 @@
 """How a launch runs."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+import tyro
 
 from hiddenweights.cells.store import PATIENCE
 from hiddenweights.errors import UserError
@@ -14,22 +16,30 @@ class Options:
     """How a launch runs."""
 
     executor: Executor = "ray"
+    """`inline` trains one cell after the other in this process, without Ray."""
     address: str | None = None
-    """The address of a running Ray cluster; None starts Ray on this machine."""
+    """The address of a running Ray cluster (`auto`, or host:port). If not given: Ray on this machine."""
     gpus: float | None = None
-    """GPUs per cell; None: by the size of its network, if there are GPUs."""
+    """GPUs per cell; a fraction shares a GPU. If not given: by the size of the network, if there are GPUs."""
     ranks: int | None = None
-    """Processes that train a cell together, on one machine; None: one per GPU of it."""
+    """Processes of one machine that train a cell together, data parallel. If not given: one per GPU."""
     retries: int = 3
-    """How often a cell is resumed if its worker dies."""
+    """How often a cell is resumed if its worker dies (with Ray)."""
     time_limit: float | None = None
-    """Limit in seconds for one attempt at a cell."""
+    """Limit in seconds for one attempt at a cell (with Ray)."""
     patience: float = PATIENCE
     """Seconds to wait if the store is unreachable, read-only or full."""
     first_worker: float = 600.0
     """Seconds to wait for a first worker, if it is not known whether the cluster has one that fits a cell."""
-    search: bool = False
+    search: Annotated[bool, tyro.conf.Suppress] = False
     """Stop cells early if they are worse than others of their side (with Ray)."""
+
+    def __post_init__(self) -> None:
+        for name in ("gpus", "retries", "patience", "first_worker"):
+            at_least_zero(name, getattr(self, name))
+        for name in ("ranks", "time_limit"):
+            above_zero(name, getattr(self, name))
+        self.processes()
 
     def processes(self) -> int:
         """How many processes train a cell together. Raises `UserError` for contradictory numbers."""
@@ -39,3 +49,15 @@ class Options:
         if self.ranks and gpus and self.ranks != max(1, gpus):
             raise UserError(f"--ranks: {self.ranks}, but a cell has {gpus:g} GPUs; each takes one process")
         return self.ranks or max(1, int(gpus))
+
+
+def at_least_zero(name: str, value: float | None) -> None:
+    """Raise `UserError` for a negative `value` of the option `name`, or NaN."""
+    if value is not None and not value >= 0:
+        raise UserError(f"--{name.replace('_', '-')}: {value!r} must be at least 0")
+
+
+def above_zero(name: str, value: float | None) -> None:
+    """Raise `UserError` for a `value` of the option `name` that is not above 0."""
+    if value is not None and not value > 0:
+        raise UserError(f"--{name.replace('_', '-')}: {value!r} must be above 0")

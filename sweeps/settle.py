@@ -251,7 +251,7 @@ def _write(asked: Question, store: Store, now: Look, trained: Sequence[str]) -> 
 def _train(name: str, todo: Sequence[Cell], store: Store, options: Options, console: Console) -> bool:
     """Train the cells. Returns whether any of them was finished."""
     cells = {cell.id: unflatten(cell.flat) for cell in todo}
-    planned = launch.plan(name, cells, store, rerun=None)
+    planned = launch.plan(name, cells, store)
     progress = Progress(name, cells, Curves(cells), console)
     with launch.stoppable(), progress:
         launch.run(planned, store, options, progress)

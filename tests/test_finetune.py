@@ -271,9 +271,9 @@ def test_launch_trains_parents_first(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_plan_without_the_parents_is_refused(store: Store) -> None:
     orphan = child(unflatten({"seed": 5}, parent_of()))
     with pytest.raises(UserError, match=r"model\.init_from"):
-        launch.plan("orphans", {cell_id(orphan): orphan}, store, rerun=None)
+        launch.plan("orphans", {cell_id(orphan): orphan}, store)
     known = child(parent_of(), train__epochs=4)
-    assert launch.plan("known", {cell_id(known): known}, store, rerun=None).todo
+    assert launch.plan("known", {cell_id(known): known}, store).todo
 
 
 def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> N
     cells = {cell_id(config): config for config in configs}
     store = Store(tmp_path)
     store.prepare()
-    planned = launch.plan("some", cells, store, rerun=None)
+    planned = launch.plan("some", cells, store)
     progress = Progress("some", cells, Curves(cells, {}), Console(quiet=True))
     with progress:
         launch.run(planned, store, launch.Options(executor="inline"), progress)

@@ -157,7 +157,7 @@ def test_a_failing_cell_does_not_stop_the_others(
     configs = trained(monkeypatch)
     assert launch("tiny") == 1  # they are not tried again
     assert configs == []
-    assert launch("tiny", "--rerun", "failed") == 0
+    assert launch("tiny", "--rerun-failed") == 0
     assert len(configs) == 2
     assert sweeps("status", "tiny", "--store", "runs") == 0
 

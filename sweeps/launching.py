@@ -1,0 +1,242 @@
+"""``hiddenweights sweeps launch | settle``: the commands that train."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from hiddenweights.cells.store import Json, Store, StoreAway, default_store
+from hiddenweights.claims.ramanujan2020 import find as claim
+from hiddenweights.config import Scalar
+from hiddenweights.errors import UserError, choices_error
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import short_name
+from hiddenweights.sweeps import cost, launch, settle
+from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
+from hiddenweights.sweeps.grid import Cells, Draw, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
+from hiddenweights.sweeps.progress import Curves, Progress, clock
+
+Run = Annotated[Options, tyro.conf.arg(name="")]
+
+
+def launch_(
+    name: Name,
+    set: Sets = (),
+    axis: Axes = (),
+    samples: int = 16,
+    tuned: str | None = None,
+    store: str | None = None,
+    dry_run: bool = False,
+    rerun_failed: bool = False,
+    rerun_damaged: bool = False,
+    price: float | None = None,
+    options: Run = Options(),  # noqa: B008 (it is frozen)
+) -> int:
+    """Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.
+
+    Exit status: 0 when every cell is in the store, 1 when some failed, 130 when stopped.
+
+    Args:
+        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values, or add one; FIELD=loguniform(LOW,HIGH), uniform, choice: search it.
+        samples: Points drawn for every combination, where an axis is searched.
+        tuned: A search that was launched before, whose best values to take.
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only say which cells there are, how many exist, and what the rest would cost.
+        rerun_failed: Train cells again that failed before.
+        rerun_damaged: Train cells again whose result is damaged.
+        price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
+    """
+    above_zero("samples", samples)
+    at_least_zero("price", price)
+    console, results = console_for_people(), Store(store or default_store())
+    results.check()
+    sweep, cells = chosen(name, set, axis, samples)
+    if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
+        raise UserError("data.protocol: a search selects, and so needs a validation split")
+    if tuned:
+        cells = cells.tuned(_winners(results, tuned))
+    name = sweep.name  # of a sweep of the user's own, one that can name a file
+    planned = launch.plan(name, cells, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
+    headline = _headline(planned, cells, results) + _cost(planned, sweep, options.gpus, price)
+    console.print(headline)
+    for cell, why in planned.damaged.items():
+        console.print(f"damaged: {cell}: {why}", markup=False)
+    if dry_run:
+        _print_cells(planned, console)
+        console.print(headline)  # again, since the list may have scrolled it away
+        return 0
+    for line in launch.preflight(planned.todo.values(), options.address):
+        console.print(line, markup=False)
+    record = {
+        "name": name,
+        "cells": list(cells),
+        "axes": {
+            field: str(values) if isinstance(values, Draw) else values
+            for field, values in parse_axes(axis).items()
+        },
+        "overrides": parse_settings(set) | ({"tuned": tuned} if tuned else {}),
+        "launched": datetime.now(UTC).isoformat(),
+    }
+    return _train(sweep, planned, results, record, replace(options, search=sweep.searched()), console)
+
+
+def _train(
+    sweep: Sweep, planned: launch.Plan, store: Store, record: Json, options: Options, console: Console
+) -> int:
+    """Train what is planned, under the eyes of `console`, and say how it ended; the exit status."""
+    if planned.todo:
+        from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+
+        console.print(f"W&B: {tracking.announce()}")
+    store.prepare()
+    for cell in planned.damaged.keys() & planned.todo.keys():
+        store.discard_damaged(cell)
+    store.write_plan(planned.name, record)
+
+    # The view begins with what earlier launches left.
+    curves = Curves(planned.cells, record["axes"])
+    progress = Progress(planned.name, planned.cells, curves, console)
+    for cell, (accuracy, seconds) in planned.finished.items():
+        progress.known(cell, accuracy, seconds)
+    left = {cell: why for cell, why in planned.damaged.items() if cell not in planned.todo}
+    for cell, message in {**planned.failed, **left}.items():
+        progress.failed(cell, message)
+    progress.early |= {*planned.early}
+
+    try:
+        with launch.stoppable(), progress:
+            launch.run(planned, store, options, progress)
+    except KeyboardInterrupt:
+        console.print(f"stopped: {progress.counts()}; the same command goes on from there")
+        return 130
+    except StoreAway as error:
+        console.print(f"{error}: {progress.counts()}; the same command goes on from there")
+        return 1
+    if sweep.searched():
+        best = launch.winners(sweep, planned.cells, store)
+        store.write_plan(planned.name, record | {"winners": best})
+        for where, found in best.items():
+            console.print(f"best for {where}: " + ", ".join(f"{field}={v}" for field, v in found.items()))
+    return _conclude(progress, curves, store, console, damaged=bool(left))
+
+
+def _print_cells(planned: launch.Plan, console: Console) -> None:
+    """Each cell, its state and its name, a line each."""
+    for cell, config in planned.cells.items():
+        if cell in planned.damaged:
+            state = "damaged"
+        elif cell in planned.todo:
+            state = "missing"
+        else:
+            state = "failed" if cell in planned.failed else "finished"
+        console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
+
+
+def _conclude(progress: Progress, curves: Curves, store: Store, console: Console, *, damaged: bool) -> int:
+    console.print(curves.table(progress.accuracies))
+    console.print(f"{progress.counts()} · {clock(progress.elapsed())} · results in {store.uri}")
+    if progress.failures:
+        reasons = Counter(progress.failures.values())
+        for reason, n in reasons.most_common():
+            console.print(f"{n} failed: {reason}", markup=False)
+        again = "; `--rerun-damaged` trains those with a damaged result" if damaged else ""
+        console.print(f"`--rerun-failed` tries them again{again}")
+        return 1
+    console.print(f"next: hiddenweights analysis figure {progress.name} --from {store.uri}")
+    return 0
+
+
+def settle_(
+    claims: Names,
+    budget: str,
+    sweep: str | None = None,
+    set: Sets = (),
+    axis: Axes = (),
+    store: str | None = None,
+    dry_run: bool = False,
+    options: Run = Options(),  # noqa: B008
+) -> int:
+    """Train, seed by seed, what decides claims, and stop once it does. Run it again to go on.
+
+    Exit status: 0 when every claim is decided, 1 when some stay open, 130 when stopped.
+
+    Args:
+        claims: Claims by the names that `analysis claims` gives them.
+        budget: The time that all trained cells may take together, such as 90m, 2h or 1d.
+        sweep: The sweep whose conditions are compared. Unset: the one that each claim is about.
+        set: Set a field in all cells; it takes the place of an axis.
+        axis: Give an axis other values. The seeds are what is planned.
+        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only say which cells come next, how likely they settle the claims, and what they cost.
+    """
+    console = console_for_people()
+    allowed = settle.parse_budget(budget)
+    if not claims:
+        raise UserError("CLAIM: name at least one; `hiddenweights analysis claims` lists them")
+    if any(text.partition("=")[0].strip() == "seed" for text in (*set, *axis)):
+        raise UserError("seed: cannot be set, because the seeds are what is planned")
+    results = Store(store or default_store())
+    results.check()
+    sweeps = {name: sweep or claim(name).sweep for name in claims}
+    asked = settle.ask({name: [*chosen(of, set, axis)[1].values()] for name, of in sweeps.items()})
+    now = settle.look(asked, results)
+    try:
+        wanted = [unflatten(cell.flat) for one in now.open for cell in one.cells]
+        warnings = launch.preflight(wanted, options.address)
+    except UserError as error:
+        raise UserError(f"claim {', '.join(claims)}: cannot be settled here: {error}") from None
+    if dry_run or not now.open:
+        settle.say(now, console, cells=True)
+        return 1 if now.open else 0
+    from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+
+    for line in [*warnings, f"W&B: {tracking.announce()}"]:
+        console.print(line, markup=False)
+    results.prepare()
+    try:
+        return settle.settle(asked, results, options, allowed, console)
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on from there")
+        return 130
+    except StoreAway as error:
+        console.print(f"{error}; the same command goes on from there")
+        return 1
+
+
+def _winners(store: Store, name: str) -> Mapping[str, Mapping[str, Scalar]]:
+    searches = {plan: (store.plan(plan) or {}).get("winners") for plan in store.plans()}
+    if not searches.get(name):
+        raise choices_error("--tuned", name, [plan for plan, found in searches.items() if found])
+    return searches[name]  # type: ignore[return-value]
+
+
+def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
+    finished = len(planned.finished)
+    failed = f", {len(planned.failed)} failed before" if planned.failed else ""
+    failed += f", {len(planned.damaged)} damaged" if planned.damaged else ""
+    return (
+        f"{planned.name}: {len(cells)} cells{repeated(cells)}: {finished} in {store.uri}{failed}, "
+        f"{len(planned.todo)} to train"
+    )
+
+
+def _cost(planned: launch.Plan, sweep: Sweep, gpus: float | None, price: float | None) -> str:
+    """What is left to train will cost: measured on finished cells of the same kind, or else estimated."""
+    hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
+    words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
+    if unknown:
+        words.append(f"{unknown} of a kind not measured yet")
+        if sweep.gpu_hours:
+            whole = cost.describe({"GPU": sweep.gpu_hours}, price)
+            beyond = f" beyond those of {sweep.beyond}" if sweep.beyond else ""
+            words[-1] += (
+                f" (an estimate: {whole} for the {len(sweep.cells())} cells of {sweep.name} as it is{beyond})"
+            )
+    return "; ".join(["", *words])
