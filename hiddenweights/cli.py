@@ -28,7 +28,6 @@ EXTRAS = {
     "matplotlib": "analysis",
     "pandas": "analysis",
     "pyarrow": "analysis",
-    "scipy": "analysis",
     "vl_convert": "analysis",
     "wandb_workspaces": "report",
 }

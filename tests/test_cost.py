@@ -13,7 +13,7 @@ from hiddenweights.cells.store import Store
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
-from hiddenweights.sweeps import capacity, experiments, tracking
+from hiddenweights.sweeps import capacity, experiments, launch, tracking
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps.cost import Measured, costs, describe
 from hiddenweights.sweeps.grid import Arm, arm
@@ -64,7 +64,7 @@ class Greedy(nn.Sequential):
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(experiments, "SWEEPS", {**experiments.SWEEPS, "crowded": crowded, "another": another})
-    monkeypatch.setattr(main.launch, "preflight", lambda *_: [])  # a process of its own, for these networks
+    monkeypatch.setattr(launch, "preflight", lambda *_: [])  # a process of its own, for these networks
     monkeypatch.chdir(tmp_path)
     Greedy.refused, Greedy.refusals = 0, 1
     tracking.tracking_mode.cache_clear()

@@ -80,7 +80,7 @@ def test_a_wheel_beside_a_foreign_sweeps_trains_tracks_and_draws(installed: Path
 
 WITHOUT = """
 import sys
-for name in ("ray", "wandb", "pandas", "matplotlib", "pyarrow", "scipy"):
+for name in ("ray", "wandb", "pandas", "matplotlib", "pyarrow"):
     sys.modules[name] = None  # to import it is to find it missing
 from hiddenweights.__main__ import main
 sys.exit(main(sys.argv[1:]))
