@@ -43,7 +43,7 @@ COMMANDS: dict[str, Lazy] = {
     ),
     "sweeps doctor": Lazy(
         "hiddenweights.sweeps.doctor:doctor",
-        "What this machine, or each node of a cluster, has for a sweep: a table, and what is amiss.",
+        "Check this machine, or each node of a cluster, for a sweep: a table and a list of problems.",
     ),
     "sweeps sync": Lazy(
         f"{_SWEEPS}:sync", "Upload the offline W&B runs of a store; what is uploaded already is left alone."

@@ -13,8 +13,9 @@ from hiddenweights.cells.store import Store
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
-from hiddenweights.sweeps import capacity, experiments, launch, tracking
+from hiddenweights.sweeps import capacity, experiments, tracking
 from hiddenweights.sweeps import commands as main
+from hiddenweights.sweeps import launch as launch_module
 from hiddenweights.sweeps.cost import Measured, costs, describe
 from hiddenweights.sweeps.grid import Arm, arm
 from hiddenweights.sweeps.options import Options
@@ -64,7 +65,7 @@ class Greedy(nn.Sequential):
 def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(experiments, "SWEEPS", {**experiments.SWEEPS, "crowded": crowded, "another": another})
-    monkeypatch.setattr(launch, "preflight", lambda *_: [])  # a process of its own, for these networks
+    monkeypatch.setattr(launch_module, "preflight", lambda *_: [])  # a process of its own, for these networks
     monkeypatch.chdir(tmp_path)
     Greedy.refused, Greedy.refusals = 0, 1
     tracking.tracking_mode.cache_clear()

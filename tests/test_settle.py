@@ -17,6 +17,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import commands, launch, settle, tracking
+from hiddenweights.sweeps.arguments import chosen
 from hiddenweights.training.train import Trainer
 
 # Above chance after two epochs, far above a random mask: a few seeds decide it.
@@ -40,7 +41,7 @@ def run(*args: str) -> int:
 
 def asked() -> settle.Question:
     words = tuple(f"{name}={value}" for name, value in TINY.items())
-    return settle.ask({"above_random": commands._sweep("control", words, ())[1].values()})
+    return settle.ask({"above_random": chosen("control", words, ())[1].values()})
 
 
 @pytest.mark.parametrize(
