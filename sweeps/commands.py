@@ -86,7 +86,7 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
     console = console_for_people()
     results = Store(store or default_store())
     results.check()
-    saved = None if set or axis else results.plan(name)
+    saved = None if set or axis else results.plan(own.slug(name))
     cells = saved["cells"] if saved else list(chosen(name, set, axis)[1])
     states = results.states(cells)
     configs, accuracies = {}, {}
