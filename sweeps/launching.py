@@ -10,12 +10,11 @@ import tyro
 from rich.console import Console
 
 from hiddenweights.cells.store import Json, Store, StoreAway, default_store
-from hiddenweights.claims.ramanujan2020 import find as claim
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import short_name
-from hiddenweights.sweeps import cost, launch, settle
+from hiddenweights.sweeps import cost, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.grid import Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
@@ -176,6 +175,9 @@ def settle_(
         store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
         dry_run: Only say which cells come next, how likely they settle the claims, and what they cost.
     """
+    from hiddenweights.claims.ramanujan2020 import find as claim
+    from hiddenweights.sweeps import settle  # scipy takes half a second, which only this needs
+
     console = console_for_people()
     allowed = settle.parse_budget(budget)
     if not claims:
@@ -201,7 +203,8 @@ def settle_(
         console.print(line, markup=False)
     results.prepare()
     try:
-        return settle.settle(asked, results, options, allowed, console)
+        with launch.stoppable():
+            return settle.settle(asked, results, options, allowed, console)
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from there")
         return 130
