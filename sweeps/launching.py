@@ -19,6 +19,7 @@ from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, cons
 from hiddenweights.sweeps.grid import Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.progress import Curves, Progress, clock
+from hiddenweights.sweeps.supervise import RayLost
 
 Run = Annotated[Options, tyro.conf.arg(name="")]
 
@@ -115,7 +116,7 @@ def _train(
     except KeyboardInterrupt:
         console.print(f"stopped: {progress.counts()}; the same command goes on from there")
         return 130
-    except StoreAway as error:
+    except (StoreAway, RayLost) as error:
         console.print(f"{error}: {progress.counts()}; the same command goes on from there")
         return 1
     if sweep.searched():
@@ -208,7 +209,7 @@ def settle_(
     except KeyboardInterrupt:
         console.print("stopped; the same command goes on from there")
         return 130
-    except StoreAway as error:
+    except (StoreAway, RayLost) as error:
         console.print(f"{error}; the same command goes on from there")
         return 1
 
