@@ -26,7 +26,7 @@ def chosen(
 
 def console_for_people() -> Console:
     """A console on standard output; what is no terminal has lines of 120 characters."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120  # a log has no edge
     return console

@@ -12,7 +12,6 @@ from rich.console import Console
 from hiddenweights.cells.store import Json, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.flat import unflatten
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
@@ -181,8 +180,6 @@ def settle_(
 
     console = console_for_people()
     allowed = settle.parse_budget(budget)
-    if not claims:
-        raise UserError("CLAIM: name at least one; `hiddenweights analysis claims` lists them")
     if any(text.partition("=")[0].strip() == "seed" for text in (*set, *axis)):
         raise UserError("seed: cannot be set, because the seeds are what is planned")
     results = Store(store or default_store())
@@ -190,11 +187,7 @@ def settle_(
     sweeps = {name: sweep or claim(name).sweep for name in claims}
     asked = settle.ask({name: [*chosen(of, set, axis)[1].values()] for name, of in sweeps.items()})
     now = settle.look(asked, results)
-    try:
-        wanted = [unflatten(cell.flat) for one in now.open for cell in one.cells]
-        warnings = launch.preflight(wanted, options.address)
-    except UserError as error:
-        raise UserError(f"claim {', '.join(claims)}: cannot be settled here: {error}") from None
+    warnings = settle.preflight(asked, now, options.address)
     if dry_run or not now.open:
         settle.say(now, console, cells=True)
         return 1 if now.open else 0
@@ -202,16 +195,7 @@ def settle_(
 
     for line in [*warnings, f"W&B: {tracking.announce()}"]:
         console.print(line, markup=False)
-    results.prepare()
-    try:
-        with launch.stoppable():
-            return settle.settle(asked, results, options, allowed, console)
-    except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from there")
-        return 130
-    except (StoreAway, RayLost) as error:
-        console.print(f"{error}; the same command goes on from there")
-        return 1
+    return settle.settle(asked, results, options, allowed, console)
 
 
 def _winners(store: Store, name: str) -> Mapping[str, Mapping[str, Scalar]]:
