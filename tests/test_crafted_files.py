@@ -94,7 +94,7 @@ def test_any_result_under_a_right_checksum(store: Path) -> None:
     for number, mutant in enumerate(mutants(result(CELL) | {"format": 2, "processor": {"threads": 1}}, 150)):
         file.write_bytes(sealed(mutant))
         one_line(lambda: Store(store).result(cell_id(CELL)))
-        if number % 5 == 0:
+        if number % 10 == 0:
             one_line(lambda: figure(store))
             command(SWEEP_COMMANDS, "status", "quickstart", "--store", store)
 
@@ -110,7 +110,7 @@ def test_any_plan_and_any_header_of_a_store(store: Path) -> None:
     for number, mutant in enumerate(mutants(whole, 60)):
         plan.write_bytes(as_json(mutant))
         one_line(lambda: Store(store).plan("quickstart"))
-        if number % 3 == 0:
+        if number % 6 == 0:
             one_line(lambda: fetch(str(store)))
             command(SWEEP_COMMANDS, "status", "quickstart", "--store", store)
             tuned = ("quickstart", "--tuned", "quickstart", "--dry-run")
@@ -135,11 +135,13 @@ def test_any_failure_and_any_lock_of_a_cell(store: Path) -> None:
         "attempt": 1,
         "heartbeat": 1e9,
     }
-    for failed, held in zip(mutants(failure, 40), mutants(lock, 40), strict=True):
+    for number, (failed, held) in enumerate(zip(mutants(failure, 40), mutants(lock, 40), strict=True)):
         (folder / "failure.json").write_bytes(as_json(failed))
         (folder / "lock").write_bytes(as_json(held))
-        one_line(lambda: figure(store))
-        command(SWEEP_COMMANDS, "status", "quickstart", "--store", store)
+        one_line(lambda: Store(store).failure(cell_id(CELL)))
+        if number % 5 == 0:
+            one_line(lambda: figure(store))
+            command(SWEEP_COMMANDS, "status", "quickstart", "--store", store)
         with contextlib.suppress(Busy), Store(store).lease(cell_id(CELL)):
             pass
 
