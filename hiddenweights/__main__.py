@@ -26,27 +26,27 @@ COMMANDS: dict[str, Lazy] = {
         "Compare two masks per layer: the weights that both keep, against the 95% range of random masks.",
     ),
     "sweeps list": Lazy(
-        f"{_SWEEPS}:list_", "All sweeps: their cells, and how many of them other sweeps have too."
+        f"{_SWEEPS}:list_", "List all sweeps with their numbers of cells, and how many of these are shared."
     ),
-    "sweeps show": Lazy(f"{_SWEEPS}:show", "What a sweep claims, costs and consists of."),
+    "sweeps show": Lazy(f"{_SWEEPS}:show", "Show the claim, the cost and the axes of a sweep."),
     "sweeps launch": Lazy(
         "hiddenweights.sweeps.launching:launch_",
-        "Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.",
+        "Train the cells of a sweep that the store does not have. Run it again to resume or to extend it.",
     ),
     "sweeps settle": Lazy(
         "hiddenweights.sweeps.launching:settle_",
-        "Train, seed by seed, what decides claims, and stop once it does. Run it again to go on.",
+        "Train cells seed by seed until they decide the claims. Run it again to resume.",
     ),
     "sweeps status": Lazy(
         f"{_SWEEPS}:status",
-        "How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.",
+        "Show the progress of a sweep, from its store. Exit status 0 if every cell is finished, else 1.",
     ),
     "sweeps doctor": Lazy(
         "hiddenweights.sweeps.doctor:doctor",
         "Check this machine, or each node of a cluster, for a sweep: a table and a list of problems.",
     ),
     "sweeps sync": Lazy(
-        f"{_SWEEPS}:sync", "Upload the offline W&B runs of a store; what is uploaded already is left alone."
+        f"{_SWEEPS}:sync", "Upload the offline W&B runs of a store that were not uploaded before."
     ),
     "analysis figure": Lazy(f"{_ANALYSIS}:figure", "Draw a figure: PNG, PDF, and the numbers as CSV."),
     "analysis claims": Lazy(f"{_ANALYSIS}:claims_", "Give a verdict on each claim of the paper."),

@@ -1,4 +1,4 @@
-"""What several commands on sweeps take: which sweep, with what changed, and where it prints."""
+"""Arguments shared by several commands on sweeps: the sweep, its changes, and the console."""
 
 from dataclasses import replace
 from typing import Annotated
@@ -18,20 +18,20 @@ Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metav
 def chosen(
     name: str, settings: tuple[str, ...], axes: tuple[str, ...], samples: int = 16
 ) -> tuple[Sweep, Cells]:
-    """The sweep `name` with `settings` and `axes` as a command line gives them, and its cells."""
+    """The sweep `name` with the `settings` and `axes` of a command line, and its cells."""
     sweep = experiments.sweep(name).override(parse_settings(settings), parse_axes(axes))
     sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
     return sweep, sweep.cells()
 
 
 def console_for_people() -> Console:
-    """A console on standard output; what is no terminal has lines of 120 characters."""
+    """A console on standard output. Without a terminal, lines have 120 characters."""
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = 120  # a log has no edge
+        console.width = 120  # a log file has no width
     return console
 
 
 def repeated(cells: Cells) -> str:
-    """How many cells the axes name more than once, in words."""
+    """The number of cells that the axes name more than once, as text."""
     return f" ({cells.repeated} more that the axes name twice, kept once)" if cells.repeated else ""

@@ -14,7 +14,7 @@ from hiddenweights.sweeps.progress import Curves
 
 
 def list_() -> None:
-    """All sweeps: their cells, and how many of them other sweeps have too."""
+    """List all sweeps with their numbers of cells, and how many of these are shared."""
     console = console_for_people()
     members = experiments.memberships()
     total = 0
@@ -28,12 +28,12 @@ def list_() -> None:
 
 
 def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
-    """What a sweep claims, costs and consists of.
+    """Show the claim, the cost and the axes of a sweep.
 
     Args:
-        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
-        set: Set a field in all cells; it takes the place of an axis.
-        axis: Give an axis other values.
+        name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
+        set: Set a field in all cells. It replaces an axis over this field.
+        axis: Replace the values of an axis, or add an axis.
     """
     console = console_for_people()
     sweep, cells = chosen(name, set, axis)
@@ -75,13 +75,13 @@ def _axis(field: str, axis: Axis) -> str:
 
 
 def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None) -> int:
-    """How far a sweep is, from the store alone. Exit status 0 when every cell is finished, else 1.
+    """Show the progress of a sweep, from its store. Exit status 0 if every cell is finished, else 1.
 
     Args:
-        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
-        set: As given to `launch`. Without --set and --axis: the sweep as it was last launched.
-        axis: As given to `launch`.
-        store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
+        set: As for `launch`. Without --set and --axis: the sweep as it was last launched.
+        axis: As for `launch`.
+        store: Folder or URL of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
     """
     console = console_for_people()
     results = Store(store or default_store())
@@ -111,10 +111,10 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
 
 
 def sync(store: str | None = None) -> int:
-    """Upload the offline W&B runs of a store; what is uploaded already is left alone.
+    """Upload the offline W&B runs of a store that were not uploaded before.
 
     Args:
-        store: Folder of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        store: Folder of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
     """
     from hiddenweights.sweeps import tracking
 

@@ -106,7 +106,7 @@ class Sweep:
     arms: tuple[Arm, ...]
     title: str = ""
     claim: str = ""
-    """What it shows, or what it asks."""
+    """The statement or question of the sweep."""
     expect: str = ""
     """The numbers that should come out."""
     gpu_hours: float | None = None

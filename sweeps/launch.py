@@ -1,4 +1,4 @@
-"""Make a sweep's missing cells exist: in this process, or on Ray. The store decides what is missing."""
+"""Train the missing cells of a sweep, in this process or on Ray. The store decides which are missing."""
 
 import contextlib
 import multiprocessing
@@ -24,26 +24,26 @@ from hiddenweights.sweeps.progress import Progress, outcome
 from hiddenweights.sweeps.ray_work import Work
 from hiddenweights.sweeps.supervise import Supervisor
 
-POLL = 2.0  # seconds between looks at cells that another launch trains
+POLL = 2.0  # seconds between checks of cells that another launch trains
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A launch about to happen: all cells, and those that are to be trained."""
+    """A planned launch: all cells, and the cells to train."""
 
     name: str
     cells: Mapping[str, CellConfig]
     todo: Mapping[str, CellConfig]
     finished: Mapping[str, tuple[float, float]]
-    """The outcome of every finished cell."""
+    """Accuracy and seconds of every finished cell."""
     failed: Mapping[str, str]
-    """Cells that failed before and are left alone, with the reason."""
+    """Cells that failed before and are not trained again, with reasons."""
     damaged: Mapping[str, str]
-    """Cells whose results are damaged, with the reason: left alone, or among `todo` if that was asked."""
+    """Cells with damaged results, with reasons. They are in `todo` only if that was asked."""
     early: Collection[str]
-    """Cells that a search has stopped early."""
+    """Cells that a search stopped early."""
     measured: Measured
-    """What cells of these kinds took before."""
+    """Measurements of finished cells of these kinds."""
 
 
 def plan(
@@ -54,11 +54,11 @@ def plan(
     rerun_failed: bool = False,
     rerun_damaged: bool = False,
 ) -> Plan:
-    """Sort the cells by what the store says of them. Reads only.
+    """Sort the cells by their state in the store. Writes nothing.
 
     `rerun_failed` and `rerun_damaged` plan cells again that failed before, or have a damaged result.
 
-    Raises `UserError` where a cell trains a subnetwork that neither the store nor the plan has.
+    Raises `UserError` if a cell trains a subnetwork that neither the store nor the plan has.
     """
     states = store.states(cells)
     failed: dict[str, str] = {}
@@ -102,9 +102,9 @@ def plan(
 def preflight(configs: Iterable[CellConfig], address: str | None) -> list[str]:
     """Raise `UserError` for data and networks that the workers could not load.
 
-    Returns what image folders hold, a line each. In a process of its own, since loading needs torch and
-    memory, and the launch itself neither. With a cluster's `address` nothing is tried: the data lies with
-    the workers.
+    Returns a line per image folder. Runs in a separate process, because loading needs torch and memory, and
+    the launch needs neither. With the `address` of a cluster nothing is checked: the data is on the
+    workers.
     """
     needs = {
         (config.data, config.model.arch): config
@@ -118,10 +118,10 @@ def preflight(configs: Iterable[CellConfig], address: str | None) -> list[str]:
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
-    """Train the plan's cells until none is missing but the failed ones.
+    """Train the cells of the plan until only failed ones are missing.
 
-    Raises KeyboardInterrupt when stopped by SIGINT or SIGTERM, and `StoreAway` when the store is away for
-    too long; all but the last second of epochs and the unfinished one is in the store then.
+    Raises KeyboardInterrupt if stopped by SIGINT or SIGTERM, and `StoreAway` if the store is unreachable for
+    too long. The store then has everything except the last second of epochs and the unfinished epoch.
     """
     todo = dict(planned.todo)
     with _executor(planned, store, options) as execute:
@@ -155,17 +155,17 @@ def _strike_off(todo: dict[str, CellConfig], store: Store, progress: Progress) -
 
 
 def _out_of_memory(failure: Json | None) -> bool:
-    """Whether memory was short: of a GPU, of the host, or for all we know, where the worker just died."""
+    """Whether memory was short: on a GPU, on the host, or possibly, if the worker died without a message."""
     return failure is None or failure["error"] in ("OutOfMemoryError", "MemoryError")
 
 
 def _ready(todo: Mapping[str, CellConfig]) -> dict[str, CellConfig]:
-    """The cells that need not wait for another one's subnetwork."""
+    """The cells that do not need the subnetwork of another cell in `todo`."""
     return {cell: config for cell, config in todo.items() if config.model.init_from not in todo}
 
 
 def _groups(todo: Mapping[str, CellConfig], search: bool) -> Iterable[dict[str, CellConfig]]:
-    """All cells at once; of a search, one side of the comparison after the other: only its cells compete."""
+    """All cells at once. For a search one side after another, because only cells of one side compete."""
     groups: dict[str, dict[str, CellConfig]] = {}
     for cell, config in todo.items():
         groups.setdefault(side(config) if search else "", {})[cell] = config
@@ -173,7 +173,7 @@ def _groups(todo: Mapping[str, CellConfig], search: bool) -> Iterable[dict[str, 
 
 
 def winners(sweep: Sweep, cells: Mapping[str, CellConfig], store: Store) -> dict[str, dict[str, Scalar]]:
-    """For each side of a search, the searched fields' values of the cell that validated best."""
+    """For each side of a search, the searched values of the cell with the best validation accuracy."""
     searched = sorted({name for arm in sweep.arms for name in arm.searched()})
     best: dict[str, tuple[float, dict[str, Scalar]]] = {}
     for cell, result in store.results(cells):
@@ -185,7 +185,7 @@ def winners(sweep: Sweep, cells: Mapping[str, CellConfig], store: Store) -> dict
 
 
 def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Progress) -> None:
-    """Return once some of `todo` is finished or free to be taken."""
+    """Return as soon as a cell of `todo` is finished or free."""
     while all(state == "running" for state in store.states(todo).values()):
         progress.note(f"{len(todo)} cells are being trained by another launch; waiting for them")
         time.sleep(POLL)
@@ -241,7 +241,7 @@ def _inline(
 
 @contextlib.contextmanager
 def stoppable() -> Iterator[None]:
-    """SIGTERM inside the block is what SIGINT is: a KeyboardInterrupt."""
+    """Inside the block, SIGTERM raises KeyboardInterrupt, like SIGINT."""
     before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield

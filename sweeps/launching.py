@@ -36,21 +36,21 @@ def launch_(
     price: float | None = None,
     options: Run = Options(),  # noqa: B008 (it is frozen)
 ) -> int:
-    """Train the cells of a sweep that the store does not have. Run it again to go on, or to extend it.
+    """Train the cells of a sweep that the store does not have. Run it again to resume or to extend it.
 
-    Exit status: 0 when every cell is in the store, 1 when some failed, 130 when stopped.
+    Exit status: 0 if every cell is in the store, 1 if some failed, 130 if stopped.
 
     Args:
-        name: The sweep; FILE.py:FUNCTION or module:FUNCTION for one of your own.
-        set: Set a field in all cells; it takes the place of an axis.
-        axis: Give an axis other values, or add one; FIELD=loguniform(LOW,HIGH), uniform, choice: search it.
-        samples: Points drawn for every combination, where an axis is searched.
-        tuned: A search that was launched before, whose best values to take.
-        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
-        dry_run: Only say which cells there are, how many exist, and what the rest would cost.
-        rerun_failed: Train cells again that failed before.
-        rerun_damaged: Train cells again whose result is damaged.
-        price: Dollars an hour of one slot (a GPU, or a CPU where there is none), to estimate the cost.
+        name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
+        set: Set a field in all cells. It replaces an axis over this field.
+        axis: Replace the values of an axis, or add one. loguniform(LOW,HIGH), uniform, choice: search it.
+        samples: Number of points drawn for every combination of the other axes, if an axis is searched.
+        tuned: The name of an earlier search. Its best values are used.
+        store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only list the cells, count those that exist, and estimate the cost of the rest.
+        rerun_failed: Train failed cells again.
+        rerun_damaged: Train cells with a damaged result again.
+        price: Dollars per hour of one GPU (without GPUs: of one CPU), for the estimate of the cost.
     """
     above_zero("samples", samples)
     at_least_zero("price", price)
@@ -69,7 +69,7 @@ def launch_(
         console.print(f"damaged: {cell}: {why}", markup=False)
     if dry_run:
         _print_cells(planned, console)
-        console.print(headline)  # again, since the list may have scrolled it away
+        console.print(headline)  # printed again, because the list may have scrolled it away
         return 0
     for line in launch.preflight(planned.todo.values(), options.address):
         console.print(line, markup=False)
@@ -89,9 +89,9 @@ def launch_(
 def _train(
     sweep: Sweep, planned: launch.Plan, store: Store, record: Json, options: Options, console: Console
 ) -> int:
-    """Train what is planned, under the eyes of `console`, and say how it ended; the exit status."""
+    """Train the planned cells, show the progress on `console`, and return the exit status."""
     if planned.todo:
-        from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+        from hiddenweights.sweeps import tracking  # the import takes a second
 
         console.print(f"W&B: {tracking.announce()}")
     store.prepare()
@@ -99,7 +99,7 @@ def _train(
         store.discard_damaged(cell)
     store.write_plan(planned.name, record)
 
-    # The view begins with what earlier launches left.
+    # The progress starts with the results of earlier launches.
     curves = Curves(planned.cells, record["axes"])
     progress = Progress(planned.name, planned.cells, curves, console)
     for cell, (accuracy, seconds) in planned.finished.items():
@@ -113,10 +113,10 @@ def _train(
         with launch.stoppable(), progress:
             launch.run(planned, store, options, progress)
     except KeyboardInterrupt:
-        console.print(f"stopped: {progress.counts()}; the same command goes on from there")
+        console.print(f"stopped: {progress.counts()}; run the same command again to resume")
         return 130
     except (StoreAway, RayLost) as error:
-        console.print(f"{error}: {progress.counts()}; the same command goes on from there")
+        console.print(f"{error}: {progress.counts()}; run the same command again to resume")
         return 1
     if sweep.searched():
         best = launch.winners(sweep, planned.cells, store)
@@ -127,7 +127,7 @@ def _train(
 
 
 def _print_cells(planned: launch.Plan, console: Console) -> None:
-    """Each cell, its state and its name, a line each."""
+    """Print each cell with its state and its name, one per line."""
     for cell, config in planned.cells.items():
         if cell in planned.damaged:
             state = "damaged"
@@ -135,7 +135,7 @@ def _print_cells(planned: launch.Plan, console: Console) -> None:
             state = "missing"
         else:
             state = "failed" if cell in planned.failed else "finished"
-        console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000
+        console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000 cells
 
 
 def _conclude(progress: Progress, curves: Curves, store: Store, console: Console, *, damaged: bool) -> int:
@@ -162,26 +162,26 @@ def settle_(
     dry_run: bool = False,
     options: Run = Options(),  # noqa: B008
 ) -> int:
-    """Train, seed by seed, what decides claims, and stop once it does. Run it again to go on.
+    """Train cells seed by seed until they decide the claims. Run it again to resume.
 
-    Exit status: 0 when every claim is decided, 1 when some stay open, 130 when stopped.
+    Exit status: 0 if every claim is decided, 1 if some stay open, 130 if stopped.
 
     Args:
-        claims: Claims by the names that `analysis claims` gives them.
-        budget: The time that all trained cells may take together, such as 90m, 2h or 1d.
-        sweep: The sweep whose conditions are compared. Unset: the one that each claim is about.
-        set: Set a field in all cells; it takes the place of an axis.
-        axis: Give an axis other values. The seeds are what is planned.
-        store: Folder or URL (s3://bucket/runs) of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
-        dry_run: Only say which cells come next, how likely they settle the claims, and what they cost.
+        claims: The claims, by their names in `analysis claims`.
+        budget: The total training time, for example 90m, 2h or 1d.
+        sweep: The sweep whose conditions are compared. If not given: the sweep of each claim.
+        set: Set a field in all cells. It replaces an axis over this field.
+        axis: Replace the values of an axis. The seeds are chosen by the plan.
+        store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
+        dry_run: Only show the next cells, the probability that they decide the claims, and the cost.
     """
     from hiddenweights.claims.ramanujan2020 import find as claim
-    from hiddenweights.sweeps import settle  # scipy takes half a second, which only this needs
+    from hiddenweights.sweeps import settle  # importing scipy takes half a second
 
     console = console_for_people()
     allowed = settle.parse_budget(budget)
     if any(text.partition("=")[0].strip() == "seed" for text in (*set, *axis)):
-        raise UserError("seed: cannot be set, because the seeds are what is planned")
+        raise UserError("seed: cannot be set, because the plan chooses the seeds")
     results = Store(store or default_store())
     results.check()
     sweeps = {name: sweep or claim(name).sweep for name in claims}
@@ -191,7 +191,7 @@ def settle_(
     if dry_run or not now.open:
         settle.say(now, console, cells=True)
         return 1 if now.open else 0
-    from hiddenweights.sweeps import tracking  # wandb takes a second, which only training needs
+    from hiddenweights.sweeps import tracking  # the import takes a second
 
     for line in [*warnings, f"W&B: {tracking.announce()}"]:
         console.print(line, markup=False)
@@ -216,7 +216,7 @@ def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
 
 
 def _cost(planned: launch.Plan, sweep: Sweep, gpus: float | None, price: float | None) -> str:
-    """What is left to train will cost: measured on finished cells of the same kind, or else estimated."""
+    """The cost of the remaining cells: measured on finished cells of the same kind, or else estimated."""
     hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
     words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
     if unknown:

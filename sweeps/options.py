@@ -16,7 +16,7 @@ class Options:
     """How a launch runs."""
 
     executor: Executor = "ray"
-    """`inline` trains one cell after the other in this process, without Ray."""
+    """ray, or inline: train one cell after another in this process, without Ray."""
     address: str | None = None
     """The address of a running Ray cluster (`auto`, or host:port). If not given: Ray on this machine."""
     gpus: float | None = None

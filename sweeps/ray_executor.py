@@ -24,7 +24,7 @@ from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
 MIB = 2**20
-QUIET = 5.0  # seconds in which no cell is trained, until that is said
+QUIET = 5.0  # seconds without a training cell until that is reported
 
 
 @contextlib.contextmanager

@@ -172,10 +172,10 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
                 pass
             return status
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on from there")
+        console.print("stopped; run the same command again to resume")
         return 130
     except StoreAway as error:
-        console.print(f"{error}; the same command goes on from there")
+        console.print(f"{error}; run the same command again to resume")
         return 1
 
 
@@ -217,11 +217,11 @@ def _why_not(now: Look, left: float) -> str:
     if not wanted:
         return f"still open after {plan.MOST_SEEDS} seeds of each comparison"
     if left <= 0:
-        return "the budget is spent; the same command with a larger --budget goes on"
+        return "the budget is spent; the same command with a larger --budget continues"
     needed = min(now.expected(cell) or 0.0 for cell in wanted)
     return (
         f"the budget has {plan.hours(left)} left and a cell takes about {plan.hours(needed)}; "
-        "the same command with a larger --budget goes on"
+        "the same command with a larger --budget continues"
     )
 
 

@@ -157,7 +157,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
 
 
 def _failed_since(store: Store, job: Json) -> Json | None:
-    """The cell's failure in this launch, where it has one: it is not tried again."""
+    """The failure of the cell in this launch, or None. A failed cell is not tried again."""
     failure = store.insist(lambda: store.failure(job["cell"]), job["patience"])
     if failure and not failure["transient"] and failure["time"] >= job["launched"]:
         return failure
@@ -165,7 +165,7 @@ def _failed_since(store: Store, job: Json) -> Json | None:
 
 
 class _Said(logging.Handler):
-    """Collects what is logged, for the launch to print: nobody reads a worker's own output."""
+    """Collects log messages, which the launch prints, because nobody reads the output of a worker."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
