@@ -7,7 +7,7 @@ import fsspec
 import pytest
 
 from hiddenweights.cells import cell as cell_module
-from hiddenweights.cells import store as store_module
+from hiddenweights.cells import files
 from hiddenweights.cells.cell import Run, cell_epochs, run_cell
 from hiddenweights.cells.store import Busy, Json, Store, StoreAway
 from hiddenweights.config import CellConfig
@@ -138,7 +138,7 @@ def test_a_fault_of_the_host_is_not_the_cells(store: Store, monkeypatch: pytest.
 def test_a_store_that_goes_away_is_waited_for(
     store: Store, tmp_path: Path, notebook: type[Notebook], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "POLL", 0.05)
+    monkeypatch.setattr(files, "POLL", 0.05)
     gone, moments = tmp_path / "gone", list[Path]()
 
     def come_back() -> None:

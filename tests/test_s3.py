@@ -11,6 +11,7 @@ import pytest
 import s3fs
 
 from hiddenweights import cli
+from hiddenweights.cells import files
 from hiddenweights.cells import store as store_module
 from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Busy, Store, StoreAway, Unreachable
@@ -36,7 +37,7 @@ def server() -> Iterator[flaky_s3.Proxy]:
 
 @pytest.fixture
 def proxy(server: flaky_s3.Proxy, monkeypatch: pytest.MonkeyPatch) -> flaky_s3.Proxy:
-    monkeypatch.setattr(store_module, "POLL", 0.05)
+    monkeypatch.setattr(files, "POLL", 0.05)
     server.down, server.fault = False, lambda method, path: ""
     return server
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from hiddenweights.cells import lease as lease_module
 from hiddenweights.cells import store as store_module
 from hiddenweights.cells.format import STORE_FORMAT, Damaged
 from hiddenweights.cells.store import Busy, LeaseLost, Store
@@ -86,10 +87,10 @@ def test_a_held_cell_is_busy_and_attempts_are_counted(store: Store) -> None:
 def test_a_silent_host_loses_its_cell(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.prepare()
     with store.lease(CELL) as lease:
-        monkeypatch.setattr(store_module, "_host", lambda: "elsewhere")
+        monkeypatch.setattr(lease_module, "_host", lambda: "elsewhere")
         with pytest.raises(Busy), store.lease(CELL):
             pass
-        monkeypatch.setattr(store_module, "STALE", -1.0)
+        monkeypatch.setattr(lease_module, "STALE", -1.0)
         with store.lease(CELL) as taken:
             assert taken.attempt == 2
         with pytest.raises(LeaseLost):
@@ -98,7 +99,7 @@ def test_a_silent_host_loses_its_cell(store: Store, monkeypatch: pytest.MonkeyPa
 
 def test_a_lease_is_renewed_and_its_loss_is_noticed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.prepare()
-    monkeypatch.setattr(store_module, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(lease_module, "HEARTBEAT", 0.05)
     with store.lease(CELL) as lease:
         before = store._read(f"cells/{CELL}/lock")
         time.sleep(0.3)
