@@ -21,6 +21,7 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
         name, equals, text = condition.partition("=")
         if not equals:
             raise UserError(f"--where: {condition!r} is not of the form FIELD=VALUE")
+        name = name.replace("-", "_")
         value = parse_value(name, text)
         column = cells[name]
         chosen = cells[column.isna() if value is None else column == value]

@@ -246,5 +246,5 @@ def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UserError(f"{option} {text!r}: must be FIELD=VALUE")
-        pairs.append((name.strip(), value.strip()))
+        pairs.append((name.strip().replace("-", "_"), value.strip()))
     return pairs

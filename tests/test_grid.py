@@ -72,8 +72,9 @@ def test_a_cell_named_twice_is_kept_once_and_counted() -> None:
 
 
 def test_settings_and_axes_have_the_types_of_their_fields() -> None:
-    assert parse_settings(["train.epochs=5", "data.root=a=b", "model.k=none"]) == {
+    assert parse_settings(["train.epochs=5", "data.root=a=b", "model.k=none", "optim.batch-size=64"]) == {
         "train.epochs": 5,
+        "optim.batch_size": 64,
         "data.root": "a=b",
         "model.k": None,
     }
