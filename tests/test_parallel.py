@@ -183,12 +183,11 @@ def test_processes_do_not_outlive_the_first(tmp_path: Path) -> None:
     ],
 )
 def test_a_process_per_gpu(options: dict[str, Any], expected: int | str) -> None:
-    chosen = Options(**options)
     if isinstance(expected, int):
-        assert chosen.processes() == expected
+        assert Options(**options).processes() == expected
     else:
         with pytest.raises(UserError, match=expected):
-            chosen.processes()
+            Options(**options)
 
 
 def test_what_a_cell_asks_of_ray() -> None:
