@@ -98,7 +98,7 @@ class WandbTracker:
             tracking_mode.cache_clear()
             why = shown(str(error).partition("\n")[0], 200)
             logging.getLogger(TRACKING).warning(
-                "W&B: %s: %s; runs go on offline, and `python -m sweeps sync` sends them later",
+                "W&B: %s: %s; runs go on offline, and `hiddenweights sweeps sync` sends them later",
                 type(error).__name__, why,
             )  # fmt: skip
         if self._run:
