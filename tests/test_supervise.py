@@ -1,0 +1,154 @@
+"""The launch's side of Ray, with processes in Ray's place that die, hang or say nothing."""
+
+import io
+import os
+import signal
+import subprocess
+import time
+from multiprocessing.connection import Connection
+
+import psutil
+import pytest
+from rich.console import Console
+
+from hiddenweights.errors import UserError
+from hiddenweights.sweeps import experiments, ray_process, supervise
+from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.options import Options
+from hiddenweights.sweeps.progress import Curves, Progress
+from hiddenweights.sweeps.ray_work import MARK, Work, kill_all
+from hiddenweights.sweeps.supervise import RayLost, Supervisor
+
+CELLS = experiments.sweep("quickstart").cells()
+
+
+def ready(pipe: Connection) -> None:
+    pipe.send(("pulse", 1, True))
+    pipe.send(("ready", "127.0.0.1:1"))
+    pipe.recv()
+
+
+def dies(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    ready(pipe)
+    os._exit(3)
+
+
+def hangs(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    ready(pipe)
+    time.sleep(3600)
+
+
+def loses_all_nodes(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    ready(pipe)
+    while True:
+        pipe.send(("pulse", 0, False))
+        time.sleep(0.1)
+
+
+def refuses(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    pipe.send(("raised", UserError("--gpus: too many")))
+    pipe.recv()
+
+
+def idles(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    """Lives, and reports nothing but notes for some seconds."""
+    ready(pipe)
+    for _ in range(30):
+        pipe.send(("pulse", 1, True))
+        pipe.send(("event", "note", ""))
+        time.sleep(0.1)
+    pipe.send(("done",))
+    pipe.recv()
+
+
+@pytest.fixture
+def progress() -> Progress:
+    return Progress("quickstart", CELLS, Curves(CELLS), Console(file=io.StringIO(), width=200))
+
+
+@pytest.fixture
+def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
+    monkeypatch.setattr(supervise, "SILENCE", 0.5)
+    monkeypatch.setattr(supervise, "LOSSES", 1)
+    options = Options()
+    return Supervisor(
+        Work(name="q", cells=CELLS, measured=Measured(), store="runs", launched="", options=options)
+    )
+
+
+def printed(progress: Progress) -> str:
+    text: str = progress._console.file.getvalue()  # type: ignore[attr-defined]
+    return text
+
+
+@pytest.mark.parametrize(
+    ("process", "says"), [(dies, "status 3"), (hangs, "answer"), (loses_all_nodes, "answer")]
+)
+def test_a_lost_ray_is_replaced_a_few_times(
+    process: object, says: str, supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "main", process)
+    progress.running(next(iter(CELLS)), 1)
+    supervisor(CELLS, progress)  # returns, for the launch to see what is missing
+    assert says in printed(progress)
+    assert "trying again" in printed(progress)
+    assert " 0 running" in progress.counts()
+    with pytest.raises(RayLost, match="2 times in a row"):
+        supervisor(CELLS, progress)
+    supervisor.close()
+    assert not [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
+
+
+def test_a_cell_that_finishes_in_between_makes_a_new_start(
+    supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "main", dies)
+    real = supervise._RayProcess.wait_until_ready
+
+    def and_finish(self: supervise._RayProcess, shown: Progress) -> None:
+        real(self, shown)
+        shown.finished([*CELLS][len(shown.accuracies)], 0.5, 1.0)
+
+    monkeypatch.setattr(supervise._RayProcess, "wait_until_ready", and_finish)
+    for _ in range(3):
+        supervisor(CELLS, progress)
+
+
+def test_what_ray_cannot_do_is_bad_input_at_the_start_only(
+    supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "main", refuses)
+    with pytest.raises(UserError, match="gpus"):
+        supervisor(CELLS, progress)
+    supervisor.close()
+    monkeypatch.setattr(ray_process, "main", dies)
+    supervisor(CELLS, progress)
+    monkeypatch.setattr(ray_process, "main", refuses)
+    with pytest.raises(RayLost, match="gpus"):
+        supervisor(CELLS, progress)
+    supervisor.close()
+
+
+def test_a_launch_that_hears_of_no_cell_says_so_once(
+    supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "main", idles)
+    monkeypatch.setattr(supervise, "STILL", 0.5)
+    monkeypatch.setattr(supervise, "SILENCE", 20.0)
+    supervisor(CELLS, progress)
+    supervisor.close()
+    assert printed(progress).count("no cell has reported") == 1
+    assert "1 live node" in printed(progress)
+
+
+def test_all_processes_of_a_ray_are_found_and_ended() -> None:
+    command = ["sleep", "60"]
+    with (
+        subprocess.Popen(command, start_new_session=True) as in_session,
+        subprocess.Popen(command, env={**os.environ, MARK: "me"}, start_new_session=True) as marked,
+        subprocess.Popen(command) as other,
+    ):
+        kill_all(in_session.pid, "me")
+        assert in_session.wait(5) == marked.wait(5) == -signal.SIGKILL
+        assert other.poll() is None
+        other.kill()
