@@ -56,14 +56,13 @@ class Supervisor:
                 self._ray.wait_until_ready(progress)
             self._ray.train([*cells], alone, progress)
         except RayLost as lost:
-            if self._ray:
-                self._ray.close()
+            head = self._ray.head if self._ray else ""
+            self.close()
             self._losses = 1 if len(progress.accuracies) > before else self._losses + 1
             if self._losses > LOSSES:
                 raise RayLost(f"{lost}, {self._losses} times in a row") from None
-            if self._work.options.address and self._ray and not _answers(self._ray.head):
-                raise RayLost(f"{lost}, and the cluster's head {self._ray.head} does not answer") from None
-            self._ray = None
+            if self._work.options.address and head and not _answers(head):
+                raise RayLost(f"{lost}, and the cluster's head {head} does not answer") from None
             progress.lost(f"{lost}; trying again with the cells that are not finished")
         except UserError as error:
             if not self._losses:
@@ -155,12 +154,13 @@ class _RayProcess:
         """Stop the process, Ray's processes and the workers: politely first, then by force."""
         healthy = all(map(lives, self._own))
         if self._process.is_alive() and healthy:
-            os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it wherever it is
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it wherever it is
             self._process.join(STOP)
         clean = self._process.exitcode == 0
         self._process.kill()
-        kill_all(self._process.pid or 0, self._mark)
         self._process.join()
+        kill_all(self._process.pid or 0, self._mark)
         self._pipe.close()
         if clean:
             self.messages.unlink(missing_ok=True)

@@ -87,6 +87,8 @@ class WandbTracker:
         if result and rows is not None and rows != len(self._records):
             # W&B silently loses rows while the disk is full. There is room again now, so log them again.
             self._end(self._start_offline(), result)
+        if result and self._run.offline:  # W&B's service may have written one again while the disk was full
+            self._remove_others(Path(self._run.settings.sync_file).parent)
 
     def _log(self, run: wandb.Run, record: Record) -> None:
         run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
@@ -109,8 +111,7 @@ class WandbTracker:
     def _start_offline(self) -> wandb.Run:
         """A new offline run with all records so far, in the place of the cell's other ones."""
         folder = wandb_folder(self._store)
-        for earlier in folder.glob(f"wandb/*run-*-{self._cell}"):
-            shutil.rmtree(earlier, ignore_errors=True)
+        self._remove_others(None)
         try:
             self._run = _start(self._of, "offline", folder)
         except Exception:  # W&B's service has died, say of what a server answered
@@ -120,6 +121,12 @@ class WandbTracker:
         for record in self._records:
             self._log(self._run, record)
         return self._run
+
+    def _remove_others(self, keep: Path | None) -> None:
+        """Remove the folders of the cell's runs but `keep`. W&B numbers those of one second: -1, -2."""
+        for folder in wandb_folder(self._store).glob(f"wandb/*run-*-{self._cell}*"):
+            if folder != keep:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _end(self, run: wandb.Run, result: Json | None) -> int | None:
         """Finish `run`. Returns the number of rows in its offline file, or None without such a file."""
@@ -364,7 +371,7 @@ def _resume(run: Path, store: Store) -> None:
 
 
 def _cell_of(run: Path) -> str:
-    return run.name.rpartition("-")[2]
+    return run.name.split("-")[3]  # offline-run-TIME-CELL, and a number behind it if there are several
 
 
 def _not_uploaded(runs: Sequence[Path]) -> list[Path]:
