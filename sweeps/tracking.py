@@ -125,7 +125,7 @@ class WandbTracker:
     def _remove_others(self, keep: Path | None) -> None:
         """Remove the folders of the cell's runs but `keep`. W&B numbers those of one second: -1, -2."""
         for folder in wandb_folder(self._store).glob(f"wandb/*run-*-{self._cell}*"):
-            if folder != keep:
+            if keep is None or folder.resolve() != keep.resolve():
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _end(self, run: wandb.Run, result: Json | None) -> int | None:
