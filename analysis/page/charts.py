@@ -46,62 +46,75 @@ def accuracy_chart(
         x["axis"] = {"values": places}
     scale = {"domain": [*map(_number, y_domain)], "nice": True, "zero": False}
     y = {"field": "mean", "type": "quantitative", "title": spec.y_label, "scale": scale}
-    tips = [
-        {"field": "curve", "title": "curve"},
-        {"field": "place", "title": "at"},
-        {"field": "mean", "type": "quantitative", "format": ".2f", "title": "mean (%)"},
-        {"field": "interval", "title": "95% interval"},
-        {"field": "n", "title": "seeds"},
-        {"field": "cells", "title": "cells"},
+    return _chart(values, [*_levels(y, curves), *_lines(x, y, curves)])
+
+
+_TIPS = [
+    {"field": "curve", "title": "curve"},
+    {"field": "place", "title": "at"},
+    {"field": "mean", "type": "quantitative", "format": ".2f", "title": "mean (%)"},
+    {"field": "interval", "title": "95% interval"},
+    {"field": "n", "title": "seeds"},
+    {"field": "cells", "title": "cells"},
+]
+_HAS_INTERVAL = {"filter": "isValid(datum.low)"}
+
+
+def _ends(y: Chart) -> Chart:
+    """From the lower to the upper end of an interval."""
+    return {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
+
+
+def _levels(y: Chart, curves: Sequence[str]) -> list[Chart]:
+    """Curves without x: a line across the panel, in front of its interval."""
+    level, colour = {"filter": "!isValid(datum.x)"}, _colour(curves)
+    return [
+        {
+            "transform": [level, _HAS_INTERVAL],
+            "mark": {"type": "rect", "opacity": 0.1},
+            "encoding": {**_ends(y), "color": colour},
+        },
+        {
+            "transform": [level],
+            "mark": {"type": "rule", "strokeWidth": 2},
+            "encoding": {"y": y, "color": colour, "strokeDash": _dash(curves), "tooltip": _TIPS},
+        },
     ]
-    colour = _colour(curves)
-    curve = {"filter": "isValid(datum.x)"}
-    band = {"filter": "isValid(datum.low)"}
-    level = {"filter": "!isValid(datum.x)"}
-    ends = {"y": {**y, "field": "low"}, "y2": {"field": "high"}}
-    return _chart(
-        values,
-        [
-            {
-                "transform": [level, band],
-                "mark": {"type": "rect", "opacity": 0.1},
-                "encoding": {**ends, "color": colour},
+
+
+def _lines(x: Chart, y: Chart, curves: Sequence[str]) -> list[Chart]:
+    """Curves over x: intervals as a band, a line, single values as ticks, and the means as points."""
+    curve, colour = {"filter": "isValid(datum.x)"}, _colour(curves)
+    return [
+        {
+            "transform": [curve, _HAS_INTERVAL],
+            "mark": {"type": "area", "opacity": 0.18},
+            "encoding": {"x": x, **_ends(y), "color": colour},
+        },
+        {
+            "transform": [curve],
+            "mark": {"type": "line", "strokeWidth": 2},
+            "encoding": {"x": x, "y": y, "color": colour, "strokeDash": _dash(curves)},
+        },
+        {
+            "transform": [curve, {"flatten": ["single"]}],
+            "mark": {"type": "tick", "orient": "horizontal", "size": 18},
+            "encoding": {"x": x, "y": {**y, "field": "single"}, "color": colour},
+        },
+        {
+            "transform": [curve],
+            "mark": {"type": "point", "size": 70, "strokeWidth": 2},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "color": colour,
+                "shape": _shape(curves),
+                "fillOpacity": {"condition": {"test": "datum.hollow", "value": 0}, "value": 1},
+                "fill": colour,
+                "tooltip": _TIPS,
             },
-            {
-                "transform": [level],
-                "mark": {"type": "rule", "strokeWidth": 2},
-                "encoding": {"y": y, "color": colour, "strokeDash": _dash(curves), "tooltip": tips},
-            },
-            {
-                "transform": [curve, band],
-                "mark": {"type": "area", "opacity": 0.18},
-                "encoding": {"x": x, **ends, "color": colour},
-            },
-            {
-                "transform": [curve],
-                "mark": {"type": "line", "strokeWidth": 2},
-                "encoding": {"x": x, "y": y, "color": colour, "strokeDash": _dash(curves)},
-            },
-            {
-                "transform": [curve, {"flatten": ["single"]}],
-                "mark": {"type": "tick", "orient": "horizontal", "size": 18},
-                "encoding": {"x": x, "y": {**y, "field": "single"}, "color": colour},
-            },
-            {
-                "transform": [curve],
-                "mark": {"type": "point", "size": 70, "strokeWidth": 2},
-                "encoding": {
-                    "x": x,
-                    "y": y,
-                    "color": colour,
-                    "shape": _shape(curves),
-                    "fillOpacity": {"condition": {"test": "datum.hollow", "value": 0}, "value": 1},
-                    "fill": colour,
-                    "tooltip": tips,
-                },
-            },
-        ],
-    )  # fmt: skip
+        },
+    ]
 
 
 def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
