@@ -14,7 +14,7 @@ demo: $(READY)
 	$(BIN)/hiddenweights analysis figure quickstart --from runs/wandb
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal  # one more than cores: some tests mostly wait
 
 # The tests that rest on the processor's arithmetic, as on older processors and with the other precision and
 # number of threads: each value of each at least once. Bfloat16 without its instructions takes minutes.

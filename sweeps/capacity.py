@@ -159,8 +159,11 @@ def check(wanted: Iterable[Resources], gpus: float | None, nodes: Nodes) -> None
             raise UserError(
                 "--first-worker: no worker has come in time, and it is not known whether any would"
             )
-        for kind, n in resources.items():
-            if n > largest[kind]:
+        for kind in (
+            "GPU",
+            "CPU",
+        ):  # GPUs are what was asked for, and each brings a process
+            if (n := resources[kind]) > largest[kind]:
                 name = "train.threads" if kind == "CPU" else "--gpus" if gpus else "train.device"
                 raise UserError(f"{name}: a cell wants {n:g} {kind}; the largest node has {largest[kind]:g}")
         raise UserError(f"train.threads: a cell wants {describe(resources)}; no node has both")
