@@ -3,7 +3,7 @@
 Half-width networks, ten epochs instead of a hundred, all 50,000 training images. Each stage is a complete
 sweep. `study` contains all of them, with one seed of every stage before the next seed. The precision is set
 explicitly, because it is part of the id of a cell and machines differ. `study_rates` finds the learning
-rates on 5,000 held-out images under the same budget; `BEST` contains them.
+rates on 5,000 held-out images under the same budget.
 
 Results: docs/results/.
 """
