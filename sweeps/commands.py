@@ -8,7 +8,7 @@ from hiddenweights.flat import from_dict
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.arguments import Axes, Name, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.doctor import doctor
-from hiddenweights.sweeps.grid import Arm, Axis, Draw, Sweep, parse_axes
+from hiddenweights.sweeps.grid import Arm, Axis, Draw, Sweep
 from hiddenweights.sweeps.launching import launch_, settle_
 from hiddenweights.sweeps.progress import Curves
 
@@ -100,7 +100,7 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
         f"{own.slug(name)}: {len(cells)} cells: {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}"
     )
     if configs:
-        curves = Curves(configs, saved.get("axes", {}) if saved else parse_axes(axis))
+        curves = Curves(configs)
         console.print(curves.table(accuracies))
     for cell, state in states.items():
         if state == "failed" and (failure := results.failure(cell)):

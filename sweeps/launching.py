@@ -100,7 +100,7 @@ def _train(
     store.write_plan(planned.name, record)
 
     # The progress starts with the results of earlier launches.
-    curves = Curves(planned.cells, record["axes"])
+    curves = Curves(planned.cells)
     progress = Progress(planned.name, planned.cells, curves, console)
     for cell, (accuracy, seconds) in planned.finished.items():
         progress.known(cell, accuracy, seconds)

@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from statistics import fmean
 
@@ -14,7 +14,7 @@ from rich.text import Text
 
 from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json
-from hiddenweights.config import CellConfig
+from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.flat import flatten
 from hiddenweights.identity import resolve, short_name
 
@@ -25,33 +25,27 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Curves:
     """The place of each cell in the figure: its curve and its x."""
 
-    def __init__(self, cells: Mapping[str, CellConfig], axes: Iterable[str] = ()) -> None:
+    def __init__(self, cells: Mapping[str, CellConfig]) -> None:
         # Cells that differ only in the seed have the same place. It is stored, because finding it takes time.
         alike: dict[CellConfig, list[str]] = defaultdict(list)
         for cell, config in cells.items():
             alike[replace(config, seed=0)].append(cell)
-        groups = [(resolve(cells[members[0]]), members) for members in alike.values()]
-        flat = [flatten(config) for config, _ in groups]
-        values = {name: {row[name] for row in flat} for name in ("model.k", "model.width")}
-        self.x = "model.width" if len(values["model.width"]) > 2 else "model.k"
+        groups = [resolve(cells[members[0]]) for members in alike.values()]
+        rows = [flatten(config) for config in groups]
+        widths = {row["model.width"] for row in rows}
+        self.x = "model.width" if len(widths) > 2 else "model.k"
         hidden = ("k=", "seed=", *(("width=",) if self.x == "model.width" else ()))
-        more = sorted(set(axes) - _NAMED)
+        words = [
+            [word for word in short_name(config).split() if not word.startswith(hidden)] for config in groups
+        ]
+        _name_what_differs(words, rows, self.x)
+        shared = set.intersection(*map(set, words)) if len({*map(tuple, words)}) > 1 else set()
         found: dict[str, tuple[str, float | None]] = {}
-        for (config, members), row in zip(groups, flat, strict=True):
-            words = [word for word in short_name(config).split() if not word.startswith(hidden)]
-            words += [f"{name.rpartition('.')[2]}={row[name]}" for name in more]
+        for members, name, row in zip(alike.values(), words, rows, strict=True):
             x = row[self.x]
-            found |= dict.fromkeys(members, (" ".join(words), None if x is None else float(x)))
+            place = " ".join(word for word in name if word not in shared), None if x is None else float(x)
+            found |= dict.fromkeys(members, place)
         self._places = {cell: found[cell] for cell in cells}  # in the order of the curves
-        self._leave_out_what_all_share()
-
-    def _leave_out_what_all_share(self) -> None:
-        """Remove words that occur in the name of every curve."""
-        names = {curve for curve, _ in self._places.values()}
-        shared = set.intersection(*(set(name.split()) for name in names)) if len(names) > 1 else set()
-        for cell, (curve, x) in self._places.items():
-            words = [word for word in curve.split() if word not in shared]
-            self._places[cell] = " ".join(words), x
 
     def place(self, cell: str) -> tuple[str, float | None]:
         """The name of the curve and the x of the cell; None if the method has no x."""
@@ -102,17 +96,26 @@ class Curves:
         return lines
 
 
-# Axes that the short name of a cell already shows.
-_NAMED = {
-    "model.arch",
-    "model.width",
-    "model.method",
-    "model.k",
-    "model.distribution",
-    "model.scaled",
-    "optim.optimizer",
-    "seed",
-}
+def _name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: str) -> None:
+    """Add the fields that differ, as ``lr=0.1``, to curves that would have two values at one x.
+
+    `words` has the words of each curve's name, and `rows` its config as flat fields. Changes `words`.
+    """
+    curves: dict[str, list[int]] = defaultdict(list)
+    for i, name in enumerate(words):
+        curves[" ".join(name)].append(i)
+    for members in curves.values():
+        points: dict[Scalar, list[int]] = defaultdict(list)
+        for i in members:
+            points[rows[i][x]].append(i)
+        differ = sorted(
+            field
+            for field in rows[members[0]]
+            if field not in (x, "seed")
+            and any(len({rows[i][field] for i in point}) > 1 for point in points.values())
+        )
+        for i in members:
+            words[i] += [f"{field.rpartition('.')[2]}={rows[i][field]}" for field in differ]
 
 
 def outcome(result: Json) -> tuple[float, float]:

@@ -284,7 +284,7 @@ def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> N
     store = Store(tmp_path)
     store.prepare()
     planned = launch.plan("some", cells, store)
-    progress = Progress("some", cells, Curves(cells, {}), Console(quiet=True))
+    progress = Progress("some", cells, Curves(cells), Console(quiet=True))
     with progress:
         launch.run(planned, store, launch.Options(executor="inline"), progress)
     assert {cell for cell in cells if store.result(cell)} == {cell_id(good), cell_id(child(good))}

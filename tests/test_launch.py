@@ -266,5 +266,14 @@ def test_curves_place_cells_and_average_seeds() -> None:
     assert dense == {1.0: pytest.approx(0.55)}
 
 
+def test_cells_that_differ_in_another_field_are_other_curves() -> None:
+    cells = experiments.sweep("study_rates").cells()
+    curves = Curves(cells)
+    places = [curves.place(cell) for cell in cells]
+    assert len(set(places)) == len(cells)
+    assert any("lr=0.03" in name for name, _ in places)
+    assert all("batch_size" not in name for name, _ in places)
+
+
 def test_the_clock() -> None:
     assert [clock(8), clock(65), clock(3723)] == ["0:08", "1:05", "1:02:03"]
