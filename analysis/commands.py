@@ -1,4 +1,4 @@
-"""``hiddenweights analysis figure | claims | report``: from a W&B project, offline W&B runs, or a store."""
+"""``hiddenweights analysis figure | table | claims | report``, from W&B projects, offline runs, or stores."""
 
 import contextlib
 import sys
@@ -20,7 +20,7 @@ from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.paper import published
 from hiddenweights.analysis.table import Table, combine
 from hiddenweights.cells.store import default_store
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, choices_error
 
 if TYPE_CHECKING:
     from hiddenweights.analysis.report import Report
@@ -49,6 +49,7 @@ class Source:
 
 Options = Annotated[Source, tyro.conf.arg(name="")]
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
+SweepName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP]")]
 
 
 def figure(
@@ -64,29 +65,50 @@ def figure(
     Args:
         name: The figure, named like its sweep. For your own sweep: FILE.py:FUNCTION, as for its launch.
         mixed: Let cells with different epochs or protocols share a curve.
-        x: Field on the x axis. If not given: from the figure's description, or the first number that varies.
+        x: Field on the x axis, or epoch for training curves. If not given: from the figure's description, or
+            the first number that varies.
         curve: Field with one curve per value. If not given: as described, or all remaining fields that vary.
         panel: Field with one panel per value. If not given: as described, or the network.
     """
     name = own.slug(name)
     table = _table(source)
-    if name in specs.FIGURES and not any((x, curve, panel)):
-        spec = specs.FIGURES[name]
-    else:
-        spec = layout(name, table, x, curve, panel)
+    as_published = name in specs.FIGURES and not any((x, curve, panel))
+    spec = specs.FIGURES[name] if as_published else layout(name, table, x, curve, panel)
     points = specs.points(table, spec)
     ours = aggregate.curves(points, mixed=mixed)
-    drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
+    drawn = pd.concat([ours, published(name, points)], ignore_index=True) if as_published else ours
     from hiddenweights.analysis import figures  # here, because numbers alone need no matplotlib
 
-    csv = source.out / f"{spec.name}.csv"
+    file = f"{name}_by_epoch" if spec.x == specs.EPOCH else name
+    csv = source.out / f"{file}.csv"
     with _writing(source.out):
-        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), source.out, spec.name)
+        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), source.out, file)
         drawn.to_csv(csv, index=False)
     print(*summary.lines(points, ours, table, spec), sep="\n")
     if left_out := summary.left_out(table, spec.name):
         print(f"left out: {left_out}")
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")
+
+
+def table_(name: SweepName = "", source: Options = Source()) -> None:
+    """Write the table behind all figures as CSV: one file with a row per cell, one with a row per epoch.
+
+    Args:
+        name: Only the cells of this sweep. If not given, all cells.
+    """
+    table = _table(source)
+    cells = table.cells
+    if name:
+        cells = cells[cells["sweeps"].map(lambda sweeps: own.slug(name) in sweeps.split())]
+    if cells.empty:
+        known = {sweep for sweeps in table.cells["sweeps"] for sweep in sweeps.split()}
+        raise choices_error("sweep", name, known)
+    epochs = table.epochs[table.epochs["cell"].isin(cells["cell"])]
+    for what, rows in {"cells": cells.drop(columns=["key", "version"]), "epochs": epochs}.items():
+        path = source.out / (f"{own.slug(name)}_{what}.csv" if name else f"{what}.csv")
+        with _writing(source.out):  # six digits are nearly those of float32, and half the size
+            rows.dropna(axis="columns", how="all").to_csv(path, index=False, float_format="%.6g")
+        print(f"{len(rows)} {what}: {path}")
 
 
 def claims_(source: Options = Source(), plan: bool = False) -> None:
@@ -188,7 +210,12 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
     server.close()
 
 
-COMMANDS: dict[str, cli.Command] = {"figure": figure, "claims": claims_, "report": report_}
+COMMANDS: dict[str, cli.Command] = {
+    "figure": figure,
+    "table": table_,
+    "claims": claims_,
+    "report": report_,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.specs import FIGURES, Spec, label, network
+from hiddenweights.analysis.specs import EPOCH, FIGURES, Spec, label, network
 from hiddenweights.analysis.table import Table
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, choices_error
@@ -32,13 +32,15 @@ def layout(
 
     Axes that are not given come from the fields that vary: x is `model.k`, `model.width` or the first number,
     panels are networks, and curves are named by the remaining fields. Dense networks are horizontal lines.
+    With x `epoch` these are training curves: the accuracy after each epoch.
 
     Raises `UserError` for an axis that is not a field, for a sweep that the table does not have, and if no
     number varies.
     """
     for option, field in (("--x", x), ("--curve", curve), ("--panel", panel)):
-        if field is not None and field not in FIELDS:
-            raise choices_error(option, field, FIELDS)
+        choices = (*FIELDS, EPOCH) if option == "--x" else FIELDS
+        if field is not None and field not in choices:
+            raise choices_error(option, field, choices)
     cells = table.sweep(name)
     if cells.empty:
         known = {sweep for names in table.cells["sweeps"] for sweep in names.split()}
@@ -56,6 +58,7 @@ def layout(
         x_words="{:g}% of the weights kept" if kept else f"{x} = {{:g}}",
         scale=100 if kept else 1,
         reverse=kept,
+        level_baselines=x != EPOCH,
         curve=(lambda rows: _values(rows, [curve])) if curve else (lambda rows: _values(rows, left)),
         panel=(lambda rows: _values(rows, [panel])) if panel else network,
     )

@@ -12,6 +12,7 @@ from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 
 SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
+EPOCH = "epoch"  # as x: training curves, with a point per cell and epoch
 KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; others have random weights
 
 # Curves with a fixed place in every figure, in this order.
@@ -169,6 +170,8 @@ def find_spec(name: str) -> Spec:
 def points(table: Table, spec: Spec) -> pd.DataFrame:
     """One row per finished cell of the sweep: panel, curve, kind, x, y, and the columns for `curves`.
 
+    Over epochs it is one row per cell and epoch.
+
     Raises `UserError` that names the sweep to launch if the table has no such cell.
     """
     cells = table.sweep(spec.name)
@@ -178,6 +181,9 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             f"figure {spec.name}: the source has no finished cell of sweep {spec.name!r} (it has: "
             f"{', '.join(known) or 'none of any sweep'}); launch it: hiddenweights sweeps launch {spec.name}"
         )
+    if spec.x == EPOCH:
+        logged = table.epochs[["cell", EPOCH, METRIC]]
+        cells = cells.drop(columns=[EPOCH, METRIC]).merge(logged, on="cell").reset_index(drop=True)
     dense = cells["model.method"] == "dense"
     curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)
     x = pd.to_numeric(cells[spec.x]) * spec.scale

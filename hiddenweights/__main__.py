@@ -49,6 +49,7 @@ COMMANDS: dict[str, Lazy] = {
         f"{_SWEEPS}:sync", "Upload the offline W&B runs of a store that were not uploaded before."
     ),
     "analysis figure": Lazy(f"{_ANALYSIS}:figure", "Draw a figure: PNG, PDF, and the numbers as CSV."),
+    "analysis table": Lazy(f"{_ANALYSIS}:table_", "Write all cells and all epochs as CSV."),
     "analysis claims": Lazy(f"{_ANALYSIS}:claims_", "Give a verdict on each claim of the paper."),
     "analysis report": Lazy(
         f"{_ANALYSIS}:report_", "Write figures, claims and cells as one HTML page and as Markdown."

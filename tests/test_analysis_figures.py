@@ -120,6 +120,36 @@ def test_where_picks_cells(tmp_path: Path) -> None:
     assert pd.read_csv(tmp_path / "out" / "depth.csv")["n"].tolist() == [2]
 
 
+def test_training_curves_have_a_point_per_epoch(tmp_path: Path) -> None:
+    cells = [config(model__k=k, train__epochs=3, seed=seed) for k in (0.3, 0.5) for seed in range(3)]
+    store = made_store(tmp_path / "store", "depth", cells)
+    logged = fetch(str(store)).epochs
+    arguments = ["depth", "--from", str(store), "--out", str(tmp_path / "out")]
+    assert main(["figure", *arguments, "--x", "epoch"]) == 0
+    drawn = pd.read_csv(tmp_path / "out" / "depth_by_epoch.csv")
+    assert drawn["x"].tolist() == [1, 2, 3] * 2
+    assert drawn["n"].tolist() == [3] * 6
+    for point in drawn.itertuples():
+        of_point = logged[logged["cell"].isin(str(point.cells).split()) & (logged["epoch"] == point.x)]
+        assert point.mean == pytest.approx(100 * of_point["test_accuracy"].mean())
+
+
+def test_the_table_is_written_with_all_cells_and_epochs(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "store", "depth", [config(model__k=k) for k in (0.3, 0.5)])
+    made_store(store, "other", [config(model__k=0.7, train__epochs=2)])
+    made = fetch(str(store))
+    source = ["--from", str(store), "--out", str(tmp_path)]
+    assert main(["table", *source]) == 0
+    cells, epochs = pd.read_csv(tmp_path / "cells.csv"), pd.read_csv(tmp_path / "epochs.csv")
+    assert cells["cell"].tolist() == made.cells["cell"].tolist()
+    assert cells["test_accuracy"].tolist() == pytest.approx(made.cells["test_accuracy"].tolist(), rel=1e-5)
+    assert len(epochs) == len(made.epochs)
+    assert main(["table", "other", *source]) == 0
+    assert len(pd.read_csv(tmp_path / "other_cells.csv")) == 1
+    assert len(pd.read_csv(tmp_path / "other_epochs.csv")) == 2
+    assert main(["table", "unknown", *source]) == 2
+
+
 def test_analysis_needs_neither_torch_nor_ray_nor_wandb(store: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from hiddenweights.analysis.commands import main; "
