@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from hiddenweights.cells.store import Store
-from hiddenweights.sweeps import experiments
+from hiddenweights.sweeps import experiments, study
 
 ROOT = Path(__file__).parents[1]
 STORE = ROOT / "docs" / "results" / "store"
@@ -33,6 +33,24 @@ def test_the_small_study_is_compared_with_what_was_published() -> None:
         rows = list(csv.DictReader(lines))
     published = {(float(row["x"]), row["curve"].startswith("random")): float(row["y"]) for row in rows}
     assert published == pytest.approx(ours)
+
+
+def test_a_chosen_rate_is_the_best_of_its_candidates_on_validation() -> None:
+    cells = {
+        cell: config
+        for name in ("study_rates", "study_rates_more")
+        for cell, config in experiments.sweep(name).cells().items()
+    }
+    found: dict[tuple[str, str, str], dict[float, float]] = {}
+    for cell, result in Store(STORE).results(Store(STORE).finished() & cells.keys()):
+        config = cells[cell]
+        dense = config.model.method == "dense"
+        side = config.optim.optimizer if dense else config.model.method
+        rates = found.setdefault((config.data.name, config.model.arch, str(side)), {})
+        rates[result["config"]["optim"]["lr"]] = result["history"][-1]["validation_accuracy"]
+    for key, rate in study.CHOSEN.items():
+        assert len(found[key]) > 1
+        assert rate == max(found[key], key=found[key].__getitem__)
 
 
 def test_a_published_result_holds_all_of_its_epochs_and_weights_that_never_changed() -> None:
