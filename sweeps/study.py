@@ -101,7 +101,7 @@ def _chosen(base: Mapping[str, Scalar], archs: Sequence[str], side: str, axes: A
 )
 def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "conv4")) -> list[Arm]:
     """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with both controls."""
-    over = {"seed": seeds, "model.distribution": DISTRIBUTIONS, "model.k": KS}
+    over: Axes = {"seed": seeds, "model.distribution": DISTRIBUTIONS, "model.k": KS}
     return [
         *_chosen(CIFAR, archs, "edge_popup", over),
         arm({**CIFAR, "model.method": "random"}, {"model.arch": archs, "seed": seeds, "model.k": KS}),
@@ -160,7 +160,7 @@ def study_shallow(seeds: Sequence[int] = SEEDS) -> list[Arm]:
 )
 def study_methods(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage c: every mask method with its own best rate, Conv4."""
-    over = {"seed": seeds, "model.k": (0.1, 0.3, 0.5)}
+    over: Axes = {"seed": seeds, "model.k": (0.1, 0.3, 0.5)}
     random = arm({**CIFAR, "model.arch": "conv4", "model.method": "random"}, over)
     kept = ("edge_popup", "iterand", "biprop")
     return [
