@@ -21,7 +21,7 @@ from hiddenweights.analysis.aggregate import LEVEL, describe
 from hiddenweights.analysis.table import FINISHED, FROZEN, METRIC, Table
 from hiddenweights.claims import verdict as rules
 from hiddenweights.claims.contrasts import IDENTITY, SETTING, Cell, Claim, Contrast
-from hiddenweights.claims.ramanujan2020 import CLAIMS
+from hiddenweights.claims.registry import CLAIMS
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, MIN_PAIRS, SUPPORTED
 from hiddenweights.flat import parse_value
 

@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
 from hiddenweights import cli, own
-from hiddenweights.analysis import aggregate, claims, planning, specs, summary
+from hiddenweights.analysis import aggregate, claims, experiments, planning, specs, summary
 from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.layout import layout
-from hiddenweights.analysis.paper import published
+from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import Table, combine
 from hiddenweights.cells.store import default_store
 from hiddenweights.errors import UserError, choices_error
@@ -72,8 +72,8 @@ def figure(
     """
     name = own.slug(name)
     table = _table(source)
-    as_published = name in specs.FIGURES and not any((x, curve, panel))
-    spec = specs.FIGURES[name] if as_published else layout(name, table, x, curve, panel)
+    as_published = name in experiments.FIGURES and not any((x, curve, panel))
+    spec = experiments.FIGURES[name] if as_published else layout(name, table, x, curve, panel)
     points = specs.points(table, spec)
     ours = aggregate.curves(points, mixed=mixed)
     drawn = pd.concat([ours, published(name, points)], ignore_index=True) if as_published else ours

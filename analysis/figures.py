@@ -15,8 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hiddenweights.analysis.paper import PREFIX
-from hiddenweights.analysis.specs import PUBLISHED, SUBNETWORK, Spec
+from hiddenweights.analysis.specs import PREFIX, PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
     "font.size": 9,

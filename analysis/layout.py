@@ -4,7 +4,8 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.specs import EPOCH, FIGURES, Spec, label, network
+from hiddenweights.analysis.experiments import FIGURES
+from hiddenweights.analysis.specs import EPOCH, Spec, label, network
 from hiddenweights.analysis.table import Table
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, choices_error

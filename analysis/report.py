@@ -10,9 +10,9 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hiddenweights.analysis import aggregate, claims, figures, forest, specs, summary, training
+from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, specs, summary, training
 from hiddenweights.analysis.page.reproduce import command
-from hiddenweights.analysis.paper import published
+from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import FINISHED, Table
 from hiddenweights.claims.contrasts import SETTING
 from hiddenweights.errors import UserError
@@ -113,7 +113,7 @@ def duration(seconds: float) -> str:
 def collect(table: Table, source: str, *, mixed: bool = False, price: float | None = None) -> Report:
     """Everything the report shows, measured once."""
     drawings, skipped = [], {}
-    for spec in specs.FIGURES.values():
+    for spec in experiments.FIGURES.values():
         try:
             points = specs.points(table, spec)
             ours = aggregate.curves(points, mixed=mixed)

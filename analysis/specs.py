@@ -1,4 +1,4 @@
-"""The layout of each figure: cells, axis, panels and curves. No statistics, no drawing."""
+"""The layout of a figure: cells, axis, panels and curves. No statistics, no drawing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,10 +9,11 @@ from hiddenweights.analysis.aggregate import SAME
 from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
-from hiddenweights.errors import UserError, choices_error
+from hiddenweights.errors import UserError
 
 SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
 EPOCH = "epoch"  # as x: training curves, with a point per cell and epoch
+PREFIX = "published: "  # of the name of a published curve
 KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; others have random weights
 
 # Curves with a fixed place in every figure, in this order.
@@ -82,7 +83,7 @@ def network(cells: pd.DataFrame) -> "pd.Series[str]":
     return cells["model.arch"].map(network_name).astype("str")
 
 
-def _kept(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
+def over_k(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
     """A figure over k. As in the paper, the axis runs from 90 down to 10."""
     return Spec(
         name=name,
@@ -98,73 +99,6 @@ def _kept(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
 def one_panel(cells: pd.DataFrame) -> "pd.Series[str]":
     """All cells in one panel without a title."""
     return pd.Series("", cells.index, dtype="str")
-
-
-def budget(cells: pd.DataFrame) -> "pd.Series[str]":
-    """The number of weights that a Conv4 keeps, as a share of all weights at width 1."""
-    share = (100 * cells["model.k"] * cells["model.width"] ** 2).round().astype("Int64").astype("str")
-    return (share + "% of width 1's weights").where(cells["model.method"] != "dense", label(cells))
-
-
-FIGURES: dict[str, Spec] = {
-    spec.name: spec
-    for spec in (
-        _kept("quickstart", "Subnetworks of randomly weighted networks, handwritten digits"),
-        _kept("depth", "Subnetworks of randomly weighted networks of growing depth"),
-        Spec(
-            name="width",
-            title="Subnetworks of ever wider random networks",
-            x="model.width",
-            x_label="width multiplier",
-            x_words="width {:g}",
-            level_baselines=False,
-        ),
-        Spec(
-            name="fixed_weights",
-            title="The same number of weights, chosen from ever wider random networks",
-            x="model.width",
-            x_label="width multiplier",
-            x_words="width {:g}",
-            curve=budget,
-        ),
-        _kept("distributions", "The distribution of the random weights matters"),
-        Spec(
-            name="imagenet",
-            title="Subnetworks of random networks against trained networks on ImageNet",
-            x="weights_kept",
-            x_label="weights (millions)",
-            x_words="{:.1f} million weights",
-            scale=1e-6,
-            level_baselines=False,
-            panel=one_panel,
-            tag=network,
-            y_label="top-1 accuracy (%)",
-        ),
-        _kept("imagenet_k", "ResNet-50 on ImageNet over the fraction kept", y_label="top-1 accuracy (%)"),
-        _kept("scaled", "Scaled against unscaled weights", y_label="top-1 accuracy (%)"),
-        _kept("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
-        _kept("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
-        _kept("resnet18", "Subnetworks of a random ResNet-18"),
-        _kept("shallow", "Where it stops working: shallow networks"),
-        _kept("control", "The choice of the mask matters: edge-popup against random masks"),
-        _kept("lottery", "Subnetworks trained: the found ones against random ones"),
-        Spec(
-            name="sampled",
-            title="Top-k supermasks (edge-popup) against sampled supermasks",
-            x="kept",
-            x_label="weights kept (%), measured",
-            scale=100,
-            reverse=True,
-        ),
-    )
-}
-
-
-def find_spec(name: str) -> Spec:
-    """The figure `name`, or a `UserError` that lists the figures."""
-    if name not in FIGURES:
-        raise choices_error("figure", name, FIGURES)
-    return FIGURES[name]
 
 
 def points(table: Table, spec: Spec) -> pd.DataFrame:

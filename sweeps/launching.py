@@ -175,7 +175,7 @@ def settle_(
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
         dry_run: Only show the next cells, the probability that they decide the claims, and the cost.
     """
-    from hiddenweights.claims.ramanujan2020 import find as claim
+    from hiddenweights.claims.registry import find as claim
     from hiddenweights.sweeps import settle  # importing scipy takes half a second
 
     console = console_for_people()

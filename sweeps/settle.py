@@ -16,7 +16,7 @@ from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Store, StoreAway
 from hiddenweights.claims import plan
 from hiddenweights.claims.contrasts import SETTING, Cell, Claim
-from hiddenweights.claims.ramanujan2020 import find
+from hiddenweights.claims.registry import find
 from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten

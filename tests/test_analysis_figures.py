@@ -10,7 +10,7 @@ import pytest
 from analysis_stores import config, grid, made_store, result, write_store
 from matplotlib.colors import to_rgb
 
-from hiddenweights.analysis import aggregate, figures, specs
+from hiddenweights.analysis import aggregate, experiments, figures, specs
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.identity import cell_id
@@ -51,7 +51,7 @@ def test_the_same_source_gives_the_same_files(store: Path, tmp_path: Path) -> No
 
 
 def test_axes_show_exactly_the_table(store: Path) -> None:
-    spec = specs.find_spec("quickstart")
+    spec = experiments.find_spec("quickstart")
     drawn = aggregate.curves(specs.points(fetch(str(store)), spec))
     figure = figures.render(drawn, spec)
     assert [ax.get_title() for ax in figure.axes] == ["Conv2", "Conv4"]

@@ -21,7 +21,7 @@ def test_outputs_are_stripped() -> None:
 
 
 def test_every_figure_has_its_cell() -> None:
-    from hiddenweights.analysis.specs import FIGURES
+    from hiddenweights.analysis.experiments import FIGURES
 
     code = [cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.cell_type == "code"]
     assert [name for name in FIGURES if f'draw("{name}")' not in code] == []

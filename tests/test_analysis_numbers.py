@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hiddenweights.analysis import aggregate, specs, summary
+from hiddenweights.analysis import aggregate, experiments, specs, summary
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.analysis.paper import published
+from hiddenweights.analysis.published import published
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.identity import cell_id
@@ -47,7 +47,7 @@ def test_one_value_has_no_interval() -> None:
 
 def points_of(tmp_path: Path, cells: list[CellConfig], sweep: str = "depth") -> pd.DataFrame:
     table = fetch(str(made_store(tmp_path, sweep, cells)))
-    return specs.points(table, specs.find_spec(sweep))
+    return specs.points(table, experiments.find_spec(sweep))
 
 
 def test_every_drawn_point_names_its_cells(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_sampled_supermask_stands_where_it_keeps_weights(tmp_path: Path) -> No
     for entry, kept in zip(found, (0.49, 0.5, 0.54), strict=True):
         entry["summary"]["kept"] = kept
     store = write_store(tmp_path, found, {"sampled": [entry["cell"] for entry in found]})
-    drawn = aggregate.curves(specs.points(fetch(str(store)), specs.find_spec("sampled")))
+    drawn = aggregate.curves(specs.points(fetch(str(store)), experiments.find_spec("sampled")))
     assert drawn["x"].tolist() == [pytest.approx(51)]
     assert drawn["n"].tolist() == [3]
 
@@ -107,18 +107,21 @@ def test_changed_weights_are_found(tmp_path: Path) -> None:
     found[2]["history"][1]["weights_checksum"] = "for one epoch"
     store = write_store(tmp_path, found, {"depth": [entry["cell"] for entry in found]})
     table = fetch(str(store))
-    points = specs.points(table, specs.find_spec("depth"))
+    points = specs.points(table, experiments.find_spec("depth"))
     assert "2 of 4" in summary.unchanged(points, table)
 
 
-PAPER = [
-    path for path in resources.files("hiddenweights.analysis.paper").iterdir() if path.name.endswith(".csv")
+PUBLISHED = [
+    path
+    for package in experiments.PACKAGES
+    for path in resources.files(package).iterdir()
+    if path.name.endswith(".csv")
 ]
 
 
-@pytest.mark.parametrize("path", PAPER, ids=[path.name for path in PAPER])
+@pytest.mark.parametrize("path", PUBLISHED, ids=[path.name for path in PUBLISHED])
 def test_every_published_number_has_its_source(path: Traversable) -> None:
-    assert path.name.removesuffix(".csv") in specs.FIGURES
+    assert path.name.removesuffix(".csv") in experiments.FIGURES
     with path.open() as lines:
         rows = pd.read_csv(lines)
     assert rows[["data", "curve", "relation", "y", "source", "how"]].notna().all().all()
@@ -147,12 +150,12 @@ def test_a_curve_of_several_kinds_of_processor_says_so(tmp_path: Path) -> None:
     table = fetch(str(store))
     assert table.cells["processor.instructions"].value_counts().to_dict() == {"AVX2": 5}
     assert table.cells["processor.threads"].count() == 5
-    points = specs.points(table, specs.find_spec("depth"))
+    points = specs.points(table, experiments.find_spec("depth"))
     assert summary.mixed_processors(points) == []  # one cell does not say
 
     results[4]["processor"] = kind | {"threads": 2}
     store = write_store(tmp_path / "mixed", results, {"depth": [cell_id(cell) for cell in cells]})
-    points = specs.points(fetch(str(store)), specs.find_spec("depth"))
+    points = specs.points(fetch(str(store)), experiments.find_spec("depth"))
     (line,) = summary.mixed_processors(points)
     assert "4 on EPYC, AVX2, float32, 1 thread;" in line
     assert "1 on EPYC, AVX2, float32, 2 threads" in line

@@ -23,7 +23,7 @@ from analysis_stores import config, made_store, result
 from mutants import ESCAPE, as_json, mutants
 
 from hiddenweights import cli
-from hiddenweights.analysis import aggregate, specs, summary
+from hiddenweights.analysis import aggregate, experiments, specs, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import chunks, read_run
 from hiddenweights.cells.store import Busy, Store
@@ -64,7 +64,7 @@ def figure(folder: Path) -> None:
     """What an analysis comes to: a figure's numbers and words, and the table as CSV."""
     table = fetch(str(folder))
     table.cells.to_csv(io.StringIO())
-    spec = specs.find_spec("quickstart")
+    spec = experiments.find_spec("quickstart")
     everything = type(table)(table.cells.assign(sweeps="quickstart"), table.epochs, table.left_out)
     points = specs.points(everything, spec)
     lines = summary.lines(points, aggregate.curves(points, mixed=True), everything, spec)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from analysis_stores import grid, made_store
 
-from hiddenweights.analysis import aggregate, claims, figures, forest, specs, summary
+from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, specs, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.table import Table
 
@@ -48,7 +48,7 @@ def test_fewer_than_three_values_are_drawn_themselves(table: Table) -> None:
 
 
 def test_a_curve_of_two_seeds_has_points_and_no_band(table: Table) -> None:
-    spec = specs.find_spec("depth")
+    spec = experiments.find_spec("depth")
     digits = summary.where(table, ["data.name=digits"])
     points = specs.points(digits, spec)
     drawn = aggregate.curves(points)

@@ -116,11 +116,15 @@ def mine() -> list[Arm]:
 ''',
     )
     insert(experiments, '    "quickstart": quickstart,\n', '    "mine": mine,\n')
-    insert(code / "analysis/specs.py", '        _kept("quickstart"', '        _kept("mine", "My figure"),\n')
+    insert(
+        code / "analysis/experiments.py",
+        '        over_k("quickstart"',
+        '        over_k("mine", "My figure"),\n',
+    )
 
 
 def add_claim(code: Path) -> None:
-    claims = code / "hiddenweights/claims/ramanujan2020.py"
+    claims = code / "hiddenweights/claims/papers/ramanujan2020.py"
     insert(
         claims,
         "CLAIMS = (\n",
@@ -157,18 +161,44 @@ SWEEPS = {"other": other}
 '''
     )
     experiments = code / "sweeps/experiments.py"
-    text = experiments.read_text()
-    line = "from hiddenweights.sweeps.papers import ramanujan2020\n"
-    assert text.count(line) == 1
-    experiments.write_text(text.replace(line, line.replace("ramanujan2020", "other2099, ramanujan2020")))
+    insert(experiments, "import ramanujan2020\n", "import other2099\nfrom hiddenweights.sweeps.papers ")
     insert(experiments, "    **ramanujan2020.SWEEPS,\n", "    **other2099.SWEEPS,\n")
-    insert(
-        code / "analysis/specs.py", '        _kept("quickstart"', '        _kept("other", "Their figure"),\n'
+
+    papers, experiments = code / "analysis/papers", code / "analysis/experiments.py"
+    (papers / "other2099").mkdir()
+    (papers / "other2099/__init__.py").write_text(
+        '''"""Its figures, for this test."""
+
+from hiddenweights.analysis.specs import over_k
+
+FIGURES = (over_k("other", "Their figure"),)
+'''
     )
-    header = (code / "analysis/paper/depth.csv").read_text().partition("\n")[0]
+    header = (papers / "ramanujan2020/depth.csv").read_text().partition("\n")[0]
     row = {"panel": "tiny", "curve": "theirs", "x": "50", "y": "90", "relation": "=", "data": "digits"}
     values = ",".join(row.get(name, "made up") for name in header.split(","))
-    (code / "analysis/paper/other.csv").write_text(f"{header}\n{values}\n")
+    (papers / "other2099/other.csv").write_text(f"{header}\n{values}\n")
+    insert(experiments, "import ramanujan2020\n", "import other2099\nfrom hiddenweights.analysis.papers ")
+    insert(experiments, "        *ramanujan2020.FIGURES,\n", "        *other2099.FIGURES,\n")
+    insert(experiments, "ramanujan2020.__name__,", "other2099.__name__, ")
+
+    (code / "hiddenweights/claims/papers/other2099.py").write_text(
+        '''"""Its claims, for this test."""
+
+from hiddenweights.claims.contrasts import Claim, compare, pick
+
+
+def _theirs(cells):
+    fewer, more = (pick(cells, method="positive", k=k) for k in (0.3, 0.6))
+    yield from compare(fewer, more, ["model.k"], "minus k = 0.6")
+
+
+CLAIMS = (Claim("theirs", "Fewer is better.", "k = 0.3 minus k = 0.6 is above 0.", "other", _theirs),)
+'''
+    )
+    registry = code / "hiddenweights/claims/registry.py"
+    insert(registry, "import ramanujan2020\n", "import other2099\nfrom hiddenweights.claims.papers ")
+    insert(registry, "*ramanujan2020.CLAIMS,", "*other2099.CLAIMS, ")
 
 
 # The checks of each addition, run in the copy. Each prints what the test below expects.
@@ -276,10 +306,12 @@ def test_a_claim(found: dict[str, Any]) -> None:
     assert (mine["n"], mine["comparisons"]) == ("1", "1")
 
 
-def test_a_paper_shares_cells_with_other_sweeps_and_has_published_numbers(found: dict[str, Any]) -> None:
+def test_a_paper_shares_cells_and_has_published_numbers_and_claims(found: dict[str, Any]) -> None:
     assert found["other"] == [0, 0]
     assert "/runs, 0 to train" in found["output"]  # the cells of `mine`
     rows = list(csv.DictReader(found["other csv"].splitlines()))
     assert [(row["kind"], row["x"]) for row in rows] == [
         ("subnetwork", "30.0"), ("subnetwork", "60.0"), ("published", "50.0")
     ]  # fmt: skip
+    verdicts = {row["claim"]: row for row in csv.DictReader(found["verdicts"].splitlines())}
+    assert float(verdicts["theirs"]["mean"]) == -float(verdicts["mine"]["mean"])

@@ -56,6 +56,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert {"hiddenweights", "sweeps"} <= new
     assert not new & {"analysis", "tests", "benchmarks"}
     assert (site / "sweeps" / "__init__.py").read_text() == "foreign = True\n"
+    published = {path.relative_to(ROOT) for path in (ROOT / "analysis").rglob("*.csv")}
+    assert published
+    assert all((site / "hiddenweights" / path).is_file() for path in published)
     return environment / "bin"
 
 

@@ -22,7 +22,6 @@ from hiddenweights.claims.contrasts import (
     per_condition,
     pick,
 )
-from hiddenweights.errors import choices_error
 
 CONVS = ("conv2", "conv4", "conv6", "conv8")
 FLAT = 3.0  # points; the paper's Conv8 moves by 1.6 (signed constant) and 2.8 (Kaiming normal) in [0.3, 0.7]
@@ -270,11 +269,3 @@ CLAIMS = (
         "quickstart", None, data=None,
     ),
 )  # fmt: skip
-
-
-def find(name: str) -> Claim:
-    """The claim `name`. Raises `UserError` with the choices if there is none."""
-    for claim in CLAIMS:
-        if claim.name == name:
-            return claim
-    raise choices_error("claim", name, [claim.name for claim in CLAIMS])

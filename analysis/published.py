@@ -1,16 +1,16 @@
 """Published numbers: one CSV per figure. Each row states its source and how it was read.
 
-`x` and `y` have the units of the figure. A row without x is a horizontal line. `relation` is ``<`` or ``>``
-if only a bound is published; such rows are not drawn.
+The files lie beside the figures of their paper, as ``FIGURE.csv``. `x` and `y` have the units of the figure.
+A row without x is a horizontal line. `relation` is ``<`` or ``>`` if only a bound is published; such rows
+are not drawn.
 """
 
 from importlib import resources
 
 import pandas as pd
 
-from hiddenweights.analysis.specs import PUBLISHED
-
-PREFIX = "published: "
+from hiddenweights.analysis.experiments import PACKAGES
+from hiddenweights.analysis.specs import PREFIX, PUBLISHED
 
 
 def published(figure: str, points: pd.DataFrame) -> pd.DataFrame:
@@ -18,11 +18,14 @@ def published(figure: str, points: pd.DataFrame) -> pd.DataFrame:
 
     Empty if nothing is published, or if our cells were trained on other data.
     """
-    file = resources.files(__name__) / f"{figure}.csv"
-    if not file.is_file():
+    files = [resources.files(package) / f"{figure}.csv" for package in PACKAGES]
+    tables = []
+    for file in (file for file in files if file.is_file()):
+        with file.open() as lines:
+            tables.append(pd.read_csv(lines, keep_default_na=False, na_values={"x": [""]}))
+    if not tables:
         return pd.DataFrame()
-    with file.open() as lines:
-        rows = pd.read_csv(lines, keep_default_na=False, na_values={"x": [""]})
+    rows = pd.concat(tables, ignore_index=True)
     data = set(points["data.name"].str.removeprefix("folder:"))
     rows = rows[rows["data"].isin(data) & rows["panel"].isin(points["panel"]) & (rows["relation"] == "=")]
     return pd.DataFrame(
