@@ -91,7 +91,9 @@ def figure(
 
 
 def table_(name: SweepName = "", source: Options = Source()) -> None:
-    """Write the table behind all figures as CSV: one file with a row per cell, one with a row per epoch.
+    """Write all cells and all epochs as CSV.
+
+    This is the table behind all figures: one file with a row per cell, and one with a row per epoch.
 
     Args:
         name: Only the cells of this sweep. If not given, all cells.
