@@ -1,8 +1,52 @@
 """The figures of this project's own study, and its numbers (docs/results)."""
 
-from hiddenweights.analysis.specs import Spec, over_k
+import pandas as pd
+
+from hiddenweights.analysis.specs import Spec, label, network, over_k
+
+_DATA = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
+
+
+def _kept(cells: pd.DataFrame) -> "pd.Series[str]":
+    """A curve per fraction kept, and one for the trained networks."""
+    kept = (100 * cells["model.k"]).round().map("{:g}% kept".format)
+    return kept.where(cells["model.method"] != "dense", label(cells))
+
+
+def _network_and_data(cells: pd.DataFrame) -> "pd.Series[str]":
+    """A panel per network and data set."""
+    return network(cells) + ", " + cells["data.name"].map(_DATA)
+
 
 FIGURES: tuple[Spec, ...] = (
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
+    over_k("study_deep", "CIFAR-10 at half width, ten epochs: subnetworks of deeper random networks"),
+    Spec(
+        name="study_shallow",
+        title="Where it stops working: networks without depth, ten epochs",
+        x="model.k",
+        x_label="weights kept (%)",
+        scale=100,
+        reverse=True,
+        panel=_network_and_data,
+    ),
+    Spec(
+        name="study_methods",
+        title="Ways to choose the mask: Conv4 at half width, CIFAR-10, ten epochs",
+        x="kept",
+        x_label="weights kept (%), measured",
+        scale=100,
+        reverse=True,
+    ),
+    Spec(
+        name="study_width",
+        title="Conv4 of three widths, CIFAR-10, ten epochs",
+        x="model.width",
+        x_label="width multiplier",
+        x_words="width {:g}",
+        level_baselines=False,
+        curve=_kept,
+    ),
+    over_k("study_resnet18", "ResNet-18 at a quarter of the width, CIFAR-10, ten epochs"),
 )
