@@ -10,7 +10,7 @@ from typing import Literal
 
 from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.flat import parse_value, unflatten
+from hiddenweights.flat import flatten, parse_value, unflatten
 from hiddenweights.identity import cell_id, resolve
 
 
@@ -154,6 +154,16 @@ class Cells(dict[str, CellConfig]):
         super().__init__(cells)
         self.repeated = repeated
 
+    def where(self, values: Mapping[str, Scalar]) -> "Cells":
+        """The cells whose resolved fields have these values. Raises `UserError` if there are none."""
+        cells: Mapping[str, CellConfig] = self
+        for name, value in values.items():
+            field_of = {cell: flatten(resolve(config))[name] for cell, config in cells.items()}
+            cells = {cell: config for cell, config in cells.items() if field_of[cell] == value}
+            if not cells:
+                raise choices_error(f"--where {name}", value, sorted({str(has) for has in field_of.values()}))
+        return Cells(cells, self.repeated)
+
     def tuned(self, winners: Mapping[str, Mapping[str, Scalar]]) -> "Cells":
         """The cells with the best values for their side of the comparison; other cells are unchanged."""
         tuned = {cell: unflatten(winners.get(side(config), {}), config) for cell, config in self.items()}
@@ -194,13 +204,13 @@ def arm(
     return Arm(base=unflatten(base), axes=fixed, found_by=found_by)
 
 
-def parse_settings(texts: Sequence[str]) -> dict[str, Scalar]:
-    """``["train.epochs=5"]`` as ``{"train.epochs": 5}``."""
+def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Scalar]:
+    """``["train.epochs=5"]`` as ``{"train.epochs": 5}``. Errors name the `option` that the texts are from."""
     settings: dict[str, Scalar] = {}
-    for name, text in _pairs("--set", texts):
+    for name, text in _pairs(option, texts):
         value = parse_value(name, text)
         if name in settings and settings[name] != value:
-            raise UserError(f"--set contradicts itself: {name} is {settings[name]!r} and {value!r}")
+            raise UserError(f"{option} contradicts itself: {name} is {settings[name]!r} and {value!r}")
         settings[name] = value
     return settings
 

@@ -27,6 +27,7 @@ def launch_(
     name: Name,
     set: Sets = (),
     axis: Axes = (),
+    where: Sets = (),
     samples: int = 16,
     tuned: str | None = None,
     store: str | None = None,
@@ -44,6 +45,7 @@ def launch_(
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
         set: Set a field in all cells. It replaces an axis over this field.
         axis: Replace the values of an axis, or add one. loguniform(LOW,HIGH), uniform, choice: search it.
+        where: Train only cells with this value of a field now. The others still belong to the sweep.
         samples: Number of points drawn for every combination of the other axes, if an axis is searched.
         tuned: The name of an earlier search. Its best values are used.
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
@@ -62,8 +64,9 @@ def launch_(
     if tuned:
         cells = cells.tuned(_winners(results, tuned))
     name = sweep.name  # of a sweep of the user's own, one that can name a file
-    planned = launch.plan(name, cells, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
-    headline = _headline(planned, cells, results) + _cost(planned, sweep, options.gpus, price)
+    part = cells.where(parse_settings(where, "--where"))
+    planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
+    headline = _headline(planned, part, results) + _cost(planned, sweep, options.gpus, price)
     console.print(headline)
     for cell, why in planned.damaged.items():
         console.print(f"damaged: {cell}: {why}", markup=False)

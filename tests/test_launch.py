@@ -86,6 +86,15 @@ def test_an_axis_made_longer_trains_only_what_is_new(monkeypatch: pytest.MonkeyP
     assert [config.seed for config in configs] == [1, 1, 1]
 
 
+def test_a_part_of_a_sweep_is_trained_and_the_sweep_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = trained(monkeypatch)
+    assert launch("tiny", "--where", "model.method=dense", "--where", "seed=1") == 0
+    assert [(config.model.method, config.seed) for config in configs] == [("dense", 1)]
+    plan = Store("runs").plan("tiny")
+    assert plan is not None
+    assert len(plan["cells"]) == 6
+
+
 def test_a_cell_of_two_sweeps_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch("tiny") == 0
     configs = trained(monkeypatch)
@@ -216,6 +225,8 @@ def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]
         (["tiny", "--axis", "modle.k=0.5"], ["modle.k", "model.k"]),
         (["tiny", "--set", "seed=0", "--axis", "seed=1,2"], ["seed"]),
         (["tiny", "--set", "seed=0", "--set", "seed=1"], ["seed"]),
+        (["tiny", "--where", "seed=5"], ["--where", "seed", "5", "0, 1"]),
+        (["tiny", "--where", "model.kind=dense"], ["model.kind"]),
         (["tiny", "--set", "data.name=cifar10", "--set", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["tiny", "--store", "file/below"], ["store", "below"]),
         (["tiny", "--store", "newer"], ["store", "newer", "format"]),

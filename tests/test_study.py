@@ -29,7 +29,7 @@ def test_the_small_study_is_compared_with_what_was_published() -> None:
         * result["summary"]["test_accuracy"]
         for result in results.values()
     }
-    with open(ROOT / "analysis" / "paper" / "study_small.csv") as lines:
+    with open(ROOT / "analysis" / "study" / "study_small.csv") as lines:
         rows = list(csv.DictReader(lines))
     published = {(float(row["x"]), row["curve"].startswith("random")): float(row["y"]) for row in rows}
     assert published == pytest.approx(ours)
