@@ -1,6 +1,6 @@
 """How often a claim gets a wrong verdict, how often a right one, and what it costs: simulated differences.
 
-    python -m benchmarks.claims [wrong] [methods] [floor] [anytime] [cells]
+    python -m benchmarks.claims [wrong] [methods] [floor] [anytime] [cells] [futility]
 
 At the margin every verdict but "not enough data" is wrong. Standard deviations of the m comparisons are
 equal, spread tenfold, or ten times as large in a quarter of them; seeds are shared (correlation 0, 0.5, 0.9);
@@ -13,7 +13,7 @@ import itertools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -368,23 +368,78 @@ def _settled(truth: bool, m: int, rng: np.random.Generator) -> tuple[float, bool
     if not truth:
         effect[rng.integers(m)] *= -1
     future = effect + sd * rng.normal(size=(m, MOST))
+    trained, verdict = _trained(future)
+    grid = judge([*future[:, :5]], [0.0] * m)
+    bad = CONTRADICTED if truth else SUPPORTED
+    return (
+        trained / (5 * m),
+        verdict != OPEN, verdict == bad, grid.verdict != OPEN, grid.verdict == bad,
+    )  # fmt: skip
+
+
+def _trained(future: Array, budget: float = np.inf, futile: float = 0.0) -> tuple[int, str]:
+    """The cells that settling trains, and the verdict. `future` has the differences minus margin, (m, seeds).
+
+    A claim is given up when the planner's probability to decide it within `budget` cells is below `futile`.
+    """
+    m, most = future.shape
     margins, counts = [0.0] * m, [0] * m
     while True:
         values = [own[:count] for own, count in zip(future, counts, strict=True)]
         judged = judge(values, margins, anytime=True)
-        goals = [min(MOST, goal) for goal in plan.targets(values, margins, judged)]
-        if judged.verdict != OPEN or goals == counts:
-            break
+        goals = [min(most, goal) for goal in plan.targets(values, margins, judged)]
+        if judged.verdict != OPEN or goals == counts or sum(goals) > budget:
+            return sum(counts), judged.verdict
+        if futile:
+
+            def goals_of(group: Sequence[int], counts: list[int] = counts) -> list[int]:
+                further = int((budget - sum(counts)) // len(group))
+                return [min(most, n + further) if i in group else n for i, n in enumerate(counts)]
+
+            hope = plan.hope(values, margins, judged, goals_of)
+            if hope is not None and hope < futile:
+                return sum(counts), OPEN
         counts = goals
-    grid = judge([*future[:, :5]], margins)
-    bad = CONTRADICTED if truth else SUPPORTED
-    return (
-        sum(counts) / (5 * m),
-        judged.verdict != OPEN, judged.verdict == bad, grid.verdict != OPEN, grid.verdict == bad,
-    )  # fmt: skip
 
 
-PARTS = {"wrong": wrong, "methods": methods, "floor": floor, "anytime": again, "cells": cells}
+def futility(rng: np.random.Generator) -> Any:
+    """What giving up saves and loses: claims within the budget of a fixed grid, some of them hopeless.
+
+    The same futures, with and without. At the margin every verdict is wrong.
+    """
+    found = []
+    head("claim", "seeds paid for", "m", "cells of the budget, with", "without", "settled, with", "without",
+         "wrong, with", "without")  # fmt: skip
+    for (name, effect), seeds, m in itertools.product(
+        (("at its margins", 0.0), ("true by 0.5 sd", 0.5), ("true by 1.5 sd", 1.5)), (8, 16), (1, 4, 16)
+    ):
+        outcome = []
+        for _ in range(300 if m < 16 else 100):
+            future = effect + rng.normal(size=(m, plan.MOST_SEEDS))
+            row = [_trained(future, m * seeds, limit) for limit in (plan.FUTILE, 0.0)]
+            wrong_ = SUPPORTED if not effect else CONTRADICTED
+            outcome.append(
+                [cells / (m * seeds) for cells, _ in row]
+                + [verdict != OPEN for _, verdict in row]
+                + [verdict == wrong_ or (not effect and verdict != OPEN) for _, verdict in row]
+            )
+        means = np.array(outcome, float).mean(0)
+        line(name, seeds, m, *(f"{100 * part:.1f}%" for part in means))
+        names = ("cells", "cells without", "settled", "settled without", "wrong", "wrong without")
+        found.append(
+            {"claim": name, "seeds": seeds, "m": m} | dict(zip(names, map(float, means), strict=True))
+        )
+    return found
+
+
+PARTS = {
+    "wrong": wrong,
+    "methods": methods,
+    "floor": floor,
+    "anytime": again,
+    "cells": cells,
+    "futility": futility,
+}
 
 
 def main() -> None:

@@ -4,12 +4,12 @@ import contextlib
 import multiprocessing
 import signal
 import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, installed_trackers, run_cell
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
@@ -25,6 +25,7 @@ from hiddenweights.sweeps.ray_work import Work
 from hiddenweights.sweeps.supervise import Supervisor
 
 POLL = 2.0  # seconds between checks of cells that another launch trains
+Execute = Callable[..., None]  # (cells, measured, progress, alone=False); see `Supervisor`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,30 +119,35 @@ def preflight(configs: Iterable[CellConfig], address: str | None) -> list[str]:
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
-    """Train the cells of the plan until only failed ones are missing.
+    """Train the cells of the plan on a Ray of its own, or in this process; see `train`."""
+    with executor(planned.name, planned.todo, store, options) as execute:
+        train(planned, store, options, progress, execute)
+
+
+def train(planned: Plan, store: Store, options: Options, progress: Progress, execute: Execute) -> None:
+    """Train the cells of the plan with `execute` until only failed ones are missing.
 
     Raises KeyboardInterrupt if stopped by SIGINT or SIGTERM, and `StoreAway` if the store is unreachable for
     too long. The store then has everything except the last second of epochs and the unfinished epoch.
     """
     todo = dict(planned.todo)
-    with _executor(planned, store, options) as execute:
-        while todo:
-            ready = _ready(todo)
-            for group in _groups(ready, options.search):
-                execute(group, progress)
-            store.wait(time.monotonic() + options.patience)
-            failed = progress.failures.keys() & ready.keys()
-            short = store.insist(
-                lambda failed=failed: {cell for cell in failed if _out_of_memory(store.failure(cell))},  # type: ignore[misc]
-                options.patience,
-            )
-            if crowded := {cell: todo[cell] for cell in short}:
-                progress.note(f"{len(crowded)} cells died or lacked memory beside others; now each alone")
-                execute(crowded, progress, alone=True)
-                progress.note("")
-            store.insist(lambda: _strike_off(todo, store, progress), options.patience)
-            if todo:
-                store.insist(lambda: _wait_for_others(_ready(todo), store, progress), options.patience)
+    while todo:
+        ready = _ready(todo)
+        for group in _groups(ready, options.search):
+            execute(group, planned.measured, progress)
+        store.wait(time.monotonic() + options.patience)
+        failed = progress.failures.keys() & ready.keys()
+        short = store.insist(
+            lambda failed=failed: {cell for cell in failed if _out_of_memory(store.failure(cell))},  # type: ignore[misc]
+            options.patience,
+        )
+        if crowded := {cell: todo[cell] for cell in short}:
+            progress.note(f"{len(crowded)} cells died or lacked memory beside others; now each alone")
+            execute(crowded, planned.measured, progress, alone=True)
+            progress.note("")
+        store.insist(lambda: _strike_off(todo, store, progress), options.patience)
+        if todo:
+            store.insist(lambda: _wait_for_others(_ready(todo), store, progress), options.patience)
 
 
 def _strike_off(todo: dict[str, CellConfig], store: Store, progress: Progress) -> None:
@@ -193,15 +199,15 @@ def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Pro
 
 
 @contextlib.contextmanager
-def _executor(planned: Plan, store: Store, options: Options) -> Iterator[Any]:
-    if options.executor == "inline" or not planned.todo:
-        yield lambda cells, progress, alone=False: _inline(planned.name, store, options, cells, progress)
+def executor(name: str, cells: Mapping[str, CellConfig], store: Store, options: Options) -> Iterator[Execute]:
+    """What trains any of `cells`, for `train`. Ray starts with the first of them and ends with the block."""
+    if options.executor == "inline":
+        yield lambda group, measured, progress, alone=False: _inline(name, store, options, group, progress)
         return
     supervisor = Supervisor(
         Work(
-            name=planned.name,
-            cells=planned.todo,
-            measured=planned.measured,
+            name=name,
+            cells=cells,
             store=store.uri,
             launched=datetime.now(UTC).isoformat(),
             options=options,

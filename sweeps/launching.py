@@ -192,7 +192,7 @@ def settle_(
     now = settle.look(asked, results)
     warnings = settle.preflight(asked, now, options.address)
     if dry_run or not now.open:
-        settle.say(now, console, cells=True)
+        settle.say(now, console, settle.remaining(asked, results, now, allowed), cells=True)
         return 1 if now.open else 0
     from hiddenweights.sweeps import tracking  # the import takes a second
 

@@ -2,7 +2,7 @@
 
 Messages to the launch: ``("ready", host:port of Ray's head)``; ``("pulse", number of live nodes, whether its
 own node lives)``; ``("event", name, *arguments)``, a call of `Progress`; ``("done",)`` per request;
-``("raised", error)`` and ``("lost", why)``, which end it. Requests: ``(cells, alone)``.
+``("raised", error)`` and ``("lost", why)``, which end it. Requests: ``(cells, measured, alone)``.
 """
 
 import os
@@ -18,6 +18,7 @@ from typing import Any, cast
 from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.errors import UserError
 from hiddenweights.flat import to_dict
+from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
 
@@ -42,7 +43,7 @@ class _Launch:
     def __init__(self, pipe: Connection, mark: str) -> None:
         self._pipe, self._mark = pipe, mark
         self._sending = threading.Lock()
-        self.requests: queue.SimpleQueue[tuple[list[str], bool]] = queue.SimpleQueue()
+        self.requests: queue.SimpleQueue[tuple[list[str], Measured, bool]] = queue.SimpleQueue()
         threading.Thread(target=self._receive, daemon=True).start()
 
     def send(self, *message: Any) -> None:
@@ -103,16 +104,15 @@ def _serve(work: Work, launch: _Launch) -> None:
     try:
         progress, options = cast(Progress, _Reports(launch)), work.options
         nodes = capacity.survey(work.cells.values(), options, progress.note)
-        wanted = {
-            cell: capacity.wanted_by(config, options, work.measured, nodes.largest)
-            for cell, config in work.cells.items()
-        }
-        capacity.check(wanted.values(), options.gpus, nodes)
         store = Store(work.store)
         store.seen = True  # the launch has prepared the store
         launch.send("ready", ray_executor.head())
         while True:
-            cells, alone = launch.requests.get()
+            cells, measured, alone = launch.requests.get()
+            wanted = {
+                cell: capacity.wanted_by(work.cells[cell], options, measured, nodes.largest) for cell in cells
+            }
+            capacity.check(wanted.values(), options.gpus, nodes)
             jobs = [
                 _job(work, cell, capacity.alone(wanted[cell], nodes.largest) if alone else wanted[cell])
                 for cell in cells

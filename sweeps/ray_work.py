@@ -9,7 +9,6 @@ from dataclasses import dataclass
 import psutil
 
 from hiddenweights.config import CellConfig
-from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
 
 MARK = "HIDDENWEIGHTS_LAUNCH"  # environment variable that marks all processes of the Ray of a launch
@@ -23,7 +22,7 @@ class Work:
 
     name: str
     cells: Mapping[str, CellConfig]
-    measured: Measured
+    """All cells that may be asked for."""
     store: str
     launched: str
     options: Options

@@ -24,6 +24,7 @@ from hiddenweights.sweeps import launch
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Curves, Progress
+from hiddenweights.sweeps.supervise import RayLost
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
@@ -132,9 +133,9 @@ def look(asked: Question, store: Store) -> Look:
 def affordable(now: Look, budget: float) -> list[Cell]:
     """The next cells of all open claims in order, as many as fit into `budget` (seconds).
 
-    Of a kind without measurements, only one cell is taken to measure it.
+    Of a kind without measurements, only one cell is taken to measure it. A claim that is `futile` gets none.
     """
-    wanted = {cell.id: cell for one in now.open for cell in one.cells}
+    wanted = {cell.id: cell for one in now.open if not futile(one, now, budget) for cell in one.cells}
     chosen, unknown = [], set()
     for cell in wanted.values():
         taken = now.expected(cell)
@@ -149,6 +150,12 @@ def affordable(now: Look, budget: float) -> list[Cell]:
         else:
             break
     return chosen
+
+
+def futile(one: plan.Plan, now: Look, budget: float) -> bool:
+    """Whether `budget` (seconds) hardly suffices to decide the claim, even if all of it goes there."""
+    found = plan.hope_within(one, budget, now.expected)
+    return found is not None and found < plan.FUTILE
 
 
 def preflight(asked: Question, now: Look, address: str | None) -> list[str]:
@@ -167,43 +174,56 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
     """
     store.prepare()
     try:
-        with launch.stoppable():
-            while (status := _step(asked, store, options, budget, console)) is None:
+        cells = {cell.id: unflatten(cell.flat) for cell in asked.cells.values()}
+        # One Ray for all steps: a start takes some ten seconds.
+        with launch.stoppable(), launch.executor(asked.name, cells, store, options) as execute:
+            while (status := _step(asked, store, options, budget, console, execute)) is None:
                 pass
             return status
     except KeyboardInterrupt:
         console.print("stopped; run the same command again to resume")
         return 130
-    except StoreAway as error:
+    except (StoreAway, RayLost) as error:
         console.print(f"{error}; run the same command again to resume")
         return 1
 
 
-def _step(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int | None:
+def _step(
+    asked: Question, store: Store, options: Options, budget: float, console: Console, execute: launch.Execute
+) -> int | None:
     """Look, and train what is to be trained next; the exit status if there is nothing more to do."""
     now = look(asked, store)
-    trained = _trained(asked, store)
-    left = budget - sum(now.seconds.get(cell, 0.0) for cell in trained)
-    say(now, console)
+    left = remaining(asked, store, now, budget)
+    say(now, console, left)
     if not now.open:
         return 0
     todo = affordable(now, left)
     if not todo:
         console.print(_why_not(now, left))
         return 1
-    _write(asked, store, now, [*trained, *(cell.id for cell in todo)])
-    if not _train(asked.name, todo, store, options, console):
+    _write(asked, store, now, [*_trained(asked, store), *(cell.id for cell in todo)])
+    if not _train(asked.name, todo, store, options, console, execute):
         console.print("no cell of this step was finished; the claims stay open")
         return 1
     return None
 
 
-def say(now: Look, console: Console, *, cells: bool = False) -> None:
-    """Verdicts and plans as text, with their `cells`."""
+def remaining(asked: Question, store: Store, now: Look, budget: float) -> float:
+    """The seconds of `budget` that the cells of this question have not used up."""
+    return budget - sum(now.seconds.get(cell, 0.0) for cell in _trained(asked, store))
+
+
+def say(now: Look, console: Console, left: float, *, cells: bool = False) -> None:
+    """Verdicts and plans as text, with their `cells`, and the claims that `left` seconds hardly decide."""
     for one in now.plans:
         if one.open:
             first, *rest = plan.words(one, now.expected)
             console.print("\n".join([first, *rest] if cells else [first]), markup=False)
+            if one.cells and left > 0 and futile(one, now, left):
+                console.print(
+                    f"{one.claim.name}: given up, because the {plan.hours(left)} that are left "
+                    f"decide it with a probability below {plan.FUTILE:.0%}"
+                )
         else:
             seeds = [len(contrast.values) for contrast in one.contrasts]
             count = f"{len(seeds)} comparisons" if len(seeds) > 1 else "1 comparison"
@@ -218,6 +238,8 @@ def _why_not(now: Look, left: float) -> str:
         return f"still open after {plan.MOST_SEEDS} seeds of each comparison"
     if left <= 0:
         return "the budget is spent; the same command with a larger --budget continues"
+    if all(futile(one, now, left) for one in now.open if one.cells):
+        return "what is left of the budget is not spent; the same command with a larger --budget continues"
     needed = min(now.expected(cell) or 0.0 for cell in wanted)
     return (
         f"the budget has {plan.hours(left)} left and a cell takes about {plan.hours(needed)}; "
@@ -248,11 +270,18 @@ def _write(asked: Question, store: Store, now: Look, trained: Sequence[str]) -> 
     )
 
 
-def _train(name: str, todo: Sequence[Cell], store: Store, options: Options, console: Console) -> bool:
+def _train(
+    name: str,
+    todo: Sequence[Cell],
+    store: Store,
+    options: Options,
+    console: Console,
+    execute: launch.Execute,
+) -> bool:
     """Train the cells. Returns whether any of them was finished."""
     cells = {cell.id: unflatten(cell.flat) for cell in todo}
     planned = launch.plan(name, cells, store)
     progress = Progress(name, cells, Curves(cells), console)
-    with launch.stoppable(), progress:
-        launch.run(planned, store, options, progress)
+    with progress:
+        launch.train(planned, store, options, progress, execute)
     return bool(progress.accuracies)

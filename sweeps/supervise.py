@@ -21,6 +21,7 @@ import psutil
 
 from hiddenweights.errors import UserError
 from hiddenweights.sweeps import ray_process
+from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.ray_work import STOP, Work, kill_all, lives
 
@@ -43,8 +44,12 @@ class Supervisor:
         self._ray: _RayProcess | None = None
         self._losses = 0
 
-    def __call__(self, cells: Iterable[str], progress: Progress, alone: bool = False) -> None:
+    def __call__(
+        self, cells: Iterable[str], measured: Measured, progress: Progress, alone: bool = False
+    ) -> None:
         """Train `cells`, next to others unless `alone`. Returns when all have ended, or when Ray is lost.
+
+        `measured` says how much of a GPU a cell needs.
 
         Raises `RayLost` if Ray was lost too often or cannot be reached again, `UserError` if Ray cannot do
         what is asked, and `StoreAway`.
@@ -54,7 +59,7 @@ class Supervisor:
             if not self._ray:
                 self._ray = _RayProcess(self._work)
                 self._ray.wait_until_ready(progress)
-            self._ray.train([*cells], alone, progress)
+            self._ray.train([*cells], measured, alone, progress)
         except RayLost as lost:
             head = self._ray.head if self._ray else ""
             self.close()
@@ -103,11 +108,11 @@ class _RayProcess:
             children = psutil.Process(self._process.pid).children()
             self._own = [child for child in children if _name(child) in RAY_PROCESSES]
 
-    def train(self, cells: list[str], alone: bool, progress: Progress) -> None:
-        """Train `cells`. Raises `RayLost`, `StoreAway`."""
+    def train(self, cells: list[str], measured: Measured, alone: bool, progress: Progress) -> None:
+        """Train `cells`. Raises `RayLost`, `StoreAway`, `UserError`."""
         self._reported = time.monotonic()
         with contextlib.suppress(OSError):  # it has died; reported below
-            self._pipe.send((cells, alone))
+            self._pipe.send((cells, measured, alone))
         self._receive_until("done", progress)
 
     def _receive_until(self, end: str, progress: Progress) -> None:

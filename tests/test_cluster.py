@@ -92,7 +92,25 @@ def test_the_kubernetes_job_retries_and_its_head_trains_nothing() -> None:
         assert "HIDDENWEIGHTS_STORE" in names
         (key,) = (variable for variable in container["env"] if variable["name"] == "WANDB_API_KEY")
         assert "value" not in key  # a secret's, never the file's
-    assert pinned("ray") in (TOP / "deploy/Dockerfile").read_text()
+
+
+def test_the_image_has_the_pinned_packages() -> None:
+    text = (TOP / "deploy/Dockerfile").read_text()
+    assert re.findall(r"^FROM (.+)$", text, re.MULTILINE) == [f"rayproject/ray:{pinned('ray')}-py311-cpu"]
+    installs = re.findall(r"^RUN uv pip install (.+)$", text, re.MULTILINE)
+    assert len(installs) == 2
+    for words in map(shlex.split, installs):
+        assert words[words.index("--constraint") + 1] == "constraints.txt"
+        for package in words[words.index("constraints.txt") + 1 :]:
+            assert package.startswith((".", "--editable")) or pinned(package.partition("[")[0])
+    # The installer is the same with the image and without.
+    files = [text, *((TOP / name).read_text() for name in CLOUDS)]
+    assert len({re.findall(r"uv==(\S+)", file)[0] for file in files}) == 1
+
+
+def test_google_gets_its_scheduling_as_an_object() -> None:
+    worker = load("deploy/gcp.yaml")["available_node_types"]["worker"]["node_config"]
+    assert worker["scheduling"]["provisioningModel"] == "SPOT"  # Ray's own examples have a list here
 
 
 def test_the_autoscaler_reads_the_kubernetes_job_as_the_clouds_files() -> None:

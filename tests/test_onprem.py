@@ -14,6 +14,7 @@ import hosts
 import pytest
 import unhurried
 import yaml
+from PIL import Image
 
 from hiddenweights.analysis.sources.offline import read_run
 from hiddenweights.cells.cell import run_cell
@@ -27,7 +28,11 @@ EPOCHS = 40
 # Cells that take 20 s on a host and keep no processor from what else is under way.
 SETTINGS = {"train.epochs": EPOCHS, "model.width": 1.0}
 AXES = {"model.arch": ["unhurried:network"], "model.k": [0.5], "seed": [0, 1, 2]}
-ENVIRONMENT = f"{unhurried.PAUSE}=0.02 PYTHONPATH={hosts.SHARED}/hidden-weights/tests"
+# W&B's server is at a port where nobody listens: no request leaves the hosts, whatever key they have.
+ENVIRONMENT = (
+    f"{unhurried.PAUSE}=0.02 PYTHONPATH={hosts.SHARED}/hidden-weights/tests WANDB_BASE_URL=http://127.0.0.1:9"
+)
+KEY = "0123456789" * 4
 
 
 class Laptop:
@@ -36,8 +41,11 @@ class Laptop:
     def __init__(self, folder: Path, found: list[hosts.Host], key: Path) -> None:
         text = (TOP / "deploy/onprem.yaml").read_text().replace("/shared", str(hosts.SHARED))
         head, profile = "ray start --head", "export RAY_AUTH_MODE"
-        assert head in text
-        assert profile in text
+        mount = "# ~/.netrc: ~/.netrc"  # the way of the key, which users uncomment
+        assert all(part in text for part in (head, profile, mount))
+        text = text.replace(mount, mount.removeprefix("# "))
+        (folder / ".netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
+        (folder / ".netrc").chmod(0o600)
         # Ray looks for a host that is back after 30 s, of itself.
         text = text.replace(head, f"AUTOSCALER_HEARTBEAT_TIMEOUT_S=15 {head}")
         config = yaml.safe_load(text.replace(profile, f"export {ENVIRONMENT} RAY_AUTH_MODE"))
@@ -58,11 +66,11 @@ class Laptop:
     def up(self) -> None:
         self._call("up", "--yes", str(self._file))
 
-    def exec(self, command: str) -> subprocess.Popen[bytes]:
-        with open(self.log, "a") as log:
+    def exec(self, command: str, log: Path | None = None) -> subprocess.Popen[bytes]:
+        with open(log or self.log, "a") as log_:
             return subprocess.Popen(
                 ["ray", "exec", str(self._file), f"TERM=dumb {command}"],
-                env=self._environment, stdout=log, stderr=log,
+                env=self._environment, stdout=log_, stderr=log_,
             )  # fmt: skip
 
     def _call(self, *command: str) -> subprocess.CompletedProcess[str]:
@@ -134,7 +142,8 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
         workers[0].start()
         wait_until(lambda: cells_on(workers[0], runs) - lost, launch, laptop.log)
         after = cells_on(workers[0], runs) - lost
-        assert launch.wait(200) == 0, laptop.log.read_text()
+        with beside_the_sweep(cluster, shared, tmp_path):
+            assert launch.wait(200) == 0, laptop.log.read_text()
     finally:
         launch.kill()
         launch.wait()
@@ -152,6 +161,51 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
         assert [record["epoch"] for record in run.history] == list(range(1, EPOCHS + 1))
     assert laptop.token
     assert laptop.token not in laptop.log.read_text()
+
+
+@contextlib.contextmanager
+def beside_the_sweep(
+    cluster: tuple[list[hosts.Host], Laptop], shared: Path, tmp_path: Path
+) -> Iterator[None]:
+    """While the sweep goes on: the doctor, and a launch into a folder that only the head has."""
+    found, laptop = cluster
+    for part in ("train", "test"):
+        for label in ("dark", "light"):
+            (shared / "data" / part / label).mkdir(parents=True)
+            Image.new("L", (8, 8), 200 * (label == "light")).save(shared / "data" / part / label / "1.png")
+    words = {
+        "doctor": f"doctor --address auto --data folder:squares --root {hosts.SHARED}/data",
+        "alone": "launch quickstart --address auto --store /tmp/home/alone --patience 1 --set train.epochs=1",
+    }
+    logs = {name: tmp_path / f"{name}.log" for name in words}
+    running = {
+        name: laptop.exec(f"python -m hiddenweights sweeps {command}", logs[name])
+        for name, command in words.items()
+    }
+    try:
+        yield
+        status = {name: process.wait(60) for name, process in running.items()}
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    printed = {name: log.read_text() for name, log in logs.items()}
+    assert status["doctor"] == 0, printed["doctor"]
+    for host in found:
+        (row,) = (line for line in printed["doctor"].splitlines() if line.startswith(f"{host.address} ("))
+        assert {"writable", "folder:squares", "offline"} <= {*row.split()}
+        home = tmp_path / "net/homes" / host.name
+        assert KEY in (home / ".netrc").read_text()
+        assert (home / ".ray/auth_token").stat().st_mode & 0o077 == 0
+    # With a key W&B's server is asked, without one it is not.
+    (wandb_,) = (line for line in printed["doctor"].splitlines() if line.startswith("W&B: 127.0.0.1"))
+    assert all(host.address in wandb_ for host in found)
+    assert status["alone"] != 0
+    assert "must share it" in printed["alone"]
+    head_only = tmp_path / "net/homes" / found[0].name / "alone"
+    assert (head_only / "store.json").exists()
+    assert not [*head_only.glob("cells/*/*")]
+    assert all(KEY not in text for text in printed.values())
 
 
 def masks(result: dict[str, Any]) -> list[str]:

@@ -135,10 +135,23 @@ def test_the_budget_is_spent_on_cells_as_they_were_measured() -> None:
     now = settle.look(asked(), store)
     assert len(now.plans[0].cells) == 4  # the third seed of two comparisons
     assert len(settle.affordable(now, 10_000.0)) == 4
-    assert len(settle.affordable(now, 1_300.0)) == 2
-    assert settle.affordable(now, 500.0) == []
+    assert settle.affordable(now, 1_300.0) == []  # half a step decides nothing
     for cell in now.plans[0].cells:
         assert now.expected(cell) == 600.0
+
+
+def test_a_claim_is_given_up_that_the_budget_hardly_decides(capsys: pytest.CaptureFixture[str]) -> None:
+    store = made(seconds=600.0, seeds=6, gap=0.0)
+    before = len(store.finished())
+    words = [word if word != "runs" else "made" for word in WORDS]
+    words[words.index("1h")] = "80m"  # two seeds of every comparison
+    assert run(*words, *SETS) == 1
+    assert "given up" in capsys.readouterr().out
+    assert len(store.finished()) == before
+    now = settle.look(asked(), store)
+    assert len(now.open) == 1
+    assert settle.affordable(now, 80 * 60.0) == []
+    assert len(settle.affordable(now, 1e6)) > 0  # fourteen seeds may well
 
 
 def test_what_was_spent_is_in_the_store(capsys: pytest.CaptureFixture[str]) -> None:

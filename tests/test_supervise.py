@@ -70,9 +70,7 @@ def supervisor(monkeypatch: pytest.MonkeyPatch) -> Supervisor:
     monkeypatch.setattr(supervise, "SILENCE", 0.5)
     monkeypatch.setattr(supervise, "LOSSES", 1)
     options = Options()
-    return Supervisor(
-        Work(name="q", cells=CELLS, measured=Measured(), store="runs", launched="", options=options)
-    )
+    return Supervisor(Work(name="q", cells=CELLS, store="runs", launched="", options=options))
 
 
 def printed(progress: Progress) -> str:
@@ -88,12 +86,12 @@ def test_a_lost_ray_is_replaced_a_few_times(
 ) -> None:
     monkeypatch.setattr(ray_process, "main", process)
     progress.running(next(iter(CELLS)), 1)
-    supervisor(CELLS, progress)  # returns, for the launch to see what is missing
+    supervisor(CELLS, Measured(), progress)  # returns, for the launch to see what is missing
     assert says in printed(progress)
     assert "trying again" in printed(progress)
     assert " 0 running" in progress.counts()
     with pytest.raises(RayLost, match="2 times in a row"):
-        supervisor(CELLS, progress)
+        supervisor(CELLS, Measured(), progress)
     supervisor.close()
     assert not [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
 
@@ -110,7 +108,7 @@ def test_a_cell_that_finishes_in_between_makes_a_new_start(
 
     monkeypatch.setattr(supervise._RayProcess, "wait_until_ready", and_finish)
     for _ in range(3):
-        supervisor(CELLS, progress)
+        supervisor(CELLS, Measured(), progress)
 
 
 def test_what_ray_cannot_do_is_bad_input_at_the_start_only(
@@ -118,13 +116,13 @@ def test_what_ray_cannot_do_is_bad_input_at_the_start_only(
 ) -> None:
     monkeypatch.setattr(ray_process, "main", refuses)
     with pytest.raises(UserError, match="gpus"):
-        supervisor(CELLS, progress)
+        supervisor(CELLS, Measured(), progress)
     supervisor.close()
     monkeypatch.setattr(ray_process, "main", dies)
-    supervisor(CELLS, progress)
+    supervisor(CELLS, Measured(), progress)
     monkeypatch.setattr(ray_process, "main", refuses)
     with pytest.raises(RayLost, match="gpus"):
-        supervisor(CELLS, progress)
+        supervisor(CELLS, Measured(), progress)
     supervisor.close()
 
 
@@ -134,7 +132,7 @@ def test_a_launch_that_hears_of_no_cell_says_so_once(
     monkeypatch.setattr(ray_process, "main", idles)
     monkeypatch.setattr(supervise, "STILL", 0.5)
     monkeypatch.setattr(supervise, "SILENCE", 20.0)
-    supervisor(CELLS, progress)
+    supervisor(CELLS, Measured(), progress)
     supervisor.close()
     assert printed(progress).count("no cell has reported") == 1
     assert "1 live node" in printed(progress)

@@ -1,5 +1,7 @@
 """The tests behind the verdicts, against straightforward code; and what a plan asks for."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -101,6 +103,20 @@ def test_a_chance_is_how_often_it_happens() -> None:
         hits.append(judge(future, [0.0, 0.0], anytime=True).verdict != OPEN)
     assert found == pytest.approx(np.mean(hits), abs=0.1)  # four standard errors of 400 draws
     assert 0.2 < found < 0.9
+
+
+def test_hope_is_the_better_of_two_ways_to_spend_what_is_left() -> None:
+    values, margins = [[1.0, 1.6, 0.9], [-0.4, 0.3, -0.7], [0.8, 1.1, 1.9]], [0.0] * 3
+    judged = judge(values, margins, anytime=True)
+
+    def goals_of(group: Sequence[int]) -> list[int]:  # six more values
+        return [3 + 6 // len(group) if i in group else 3 for i in range(3)]
+
+    found = plan.hope(values, margins, judged, goals_of)
+    ways = [plan.chance(values, margins, goals, anytime=True) for goals in ([5, 5, 5], [3, 9, 3])]
+    assert found == max(way or 0.0 for way in ways)
+    assert found != min(way or 0.0 for way in ways)
+    assert plan.hope([[1.0], [2.0]], [0.0, 0.0], judge([[1.0], [2.0]], [0, 0]), goals_of) is None
 
 
 def test_a_chance_is_unknown_without_a_spread() -> None:

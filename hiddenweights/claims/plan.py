@@ -18,6 +18,7 @@ MOST_SEEDS = 20  # seeds per comparison; one that is still open then stays open
 FURTHER = 5  # seeds: how far a plan looks beyond the next step
 MOST_LINES = 8  # conditions that are named in messages
 DRAWS = 400  # simulated futures, so that a probability is known to 5 points
+FUTILE = 0.05  # a probability below which a claim is given up
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,59 @@ def _missing(contrast: Contrast, goal: int) -> Iterable[Cell]:
     lacking = [pair for pair in contrast.pairs if pair.difference is None]
     for pair in lacking[: max(0, goal - len(contrast.values))]:
         yield from (cell for cell in pair.cells if cell.accuracy is None)
+
+
+def hope(
+    values: Sequence[Sequence[float]],
+    margins: Sequence[float],
+    judged: Judgement,
+    goals_of: Callable[[Sequence[int]], Sequence[int]],
+) -> float | None:
+    """The probability that a claim is decided if all that is left is spent on it; None: not known yet.
+
+    `goals_of` says how many pairs each comparison then has, if only those with the given indices get further
+    ones. Either all open comparisons get them, or only those whose mean is below the margin: the larger of
+    both probabilities counts, so this is rather too large than too small.
+    """
+    left = [i for i, is_open in enumerate(judged.open) if is_open]
+    below = [i for i in left if values[i] and fmean(values[i]) < margins[i]]
+    found = [
+        chance(values, margins, goals_of(group), anytime=True)
+        for group in ((left, below) if 0 < len(below) < len(left) else (left,))
+    ]
+    known = [one for one in found if one is not None]
+    return max(known) if len(known) == len(found) else None
+
+
+def hope_within(plan: Plan, budget: float, seconds: Callable[[Cell], float | None]) -> float | None:
+    """`hope` if `budget` (seconds) is left for the claim; None also if no cell of some kind was measured.
+
+    `seconds` returns the time of a cell of this kind; None: not measured.
+    """
+    counts = [len(contrast.values) for contrast in plan.contrasts]
+    most = [len(contrast.pairs) for contrast in plan.contrasts]
+    unknown = False
+
+    def goals_of(group: Sequence[int]) -> list[int]:
+        nonlocal unknown
+        goals = counts
+        for further in range(1, MOST_SEEDS + 1):
+            wanted = [min(most[i], n + further) if i in group else n for i, n in enumerate(counts)]
+            cells = {
+                cell.id: cell
+                for contrast, goal in zip(plan.contrasts, wanted, strict=True)
+                for cell in _missing(contrast, goal)
+            }
+            taken = [seconds(cell) for cell in cells.values()]
+            unknown |= None in taken
+            if sum(one or 0.0 for one in taken) > budget:
+                break
+            goals = wanted
+        return goals
+
+    values, margins = [one.values for one in plan.contrasts], [one.margin for one in plan.contrasts]
+    found = hope(values, margins, plan.judgement, goals_of)
+    return None if unknown else found
 
 
 def chance(
