@@ -11,10 +11,12 @@ import inspect
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Union
+from types import FrameType
+from typing import Annotated, Any, NoReturn, Union
 
 from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped
 
@@ -55,14 +57,19 @@ Commands = Mapping[str, Command | Lazy]
 def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int:
     """Call the command that `args` (default: the process's own) name and return its exit status.
 
-    A command returns its status, or None for 0. A `UserError` of the parser or of the command becomes one
+    A command returns its status, or None for 0. SIGINT and SIGTERM raise KeyboardInterrupt in it; a command
+    that does not catch it ends with status 130. A `UserError` of the parser or of the command becomes one
     line on stderr and status 2, and so does a missing package of an extra; a store that cannot be reached
     becomes one and status 1.
     """
     try:
-        status = parse(commands, prog, sys.argv[1:] if args is None else args)() or 0
-        sys.stdout.flush()
+        with _stoppable():
+            status = parse(commands, prog, sys.argv[1:] if args is None else args)() or 0
+            sys.stdout.flush()
         return status
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return 130
     except BrokenPipeError:  # e.g. `head` closed the pipe; then the flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -78,6 +85,20 @@ def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int
         sys.stderr.write(f"error: the store: {text}; the same command goes on when it is there again\n")
         return 1
     return 2
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Inside the block SIGTERM raises KeyboardInterrupt, like SIGINT."""
+
+    def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def parse(commands: Commands, prog: str, args: Sequence[str]) -> Callable[[], int | None]:

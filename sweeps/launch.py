@@ -2,14 +2,11 @@
 
 import contextlib
 import multiprocessing
-import signal
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import FrameType
-from typing import NoReturn
 
 from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, installed_trackers, run_cell
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
@@ -243,17 +240,3 @@ def _inline(
             progress.failed(cell, f"{type(error).__name__}: {error}")
         else:
             progress.finished(cell, result["summary"]["test_accuracy"], result["seconds"])
-
-
-@contextlib.contextmanager
-def stoppable() -> Iterator[None]:
-    """Inside the block, SIGTERM raises KeyboardInterrupt, like SIGINT."""
-    before = signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

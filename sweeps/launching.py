@@ -113,7 +113,7 @@ def _train(
     progress.early |= {*planned.early}
 
     try:
-        with launch.stoppable(), progress:
+        with progress:
             launch.run(planned, store, options, progress)
     except KeyboardInterrupt:
         console.print(f"stopped: {progress.counts()}; run the same command again to resume")

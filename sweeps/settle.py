@@ -176,7 +176,7 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
     try:
         cells = {cell.id: unflatten(cell.flat) for cell in asked.cells.values()}
         # One Ray for all steps: a start takes some ten seconds.
-        with launch.stoppable(), launch.executor(asked.name, cells, store, options) as execute:
+        with launch.executor(asked.name, cells, store, options) as execute:
             while (status := _step(asked, store, options, budget, console, execute)) is None:
                 pass
             return status

@@ -137,6 +137,21 @@ def test_a_stop_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> Non
     assert Store(tmp_path).states([cell]) == {cell: "stopped"}
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_before_anything_has_started_is_a_stop(
+    number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(number)
+
+    def begins() -> None:
+        """Begin."""
+        signal.raise_signal(number)
+
+    assert cli.run({"begin": begins}, "test", ["begin"]) == 130
+    assert capsys.readouterr().err == "stopped\n"
+    assert signal.getsignal(number) == before
+
+
 def test_a_cell_in_other_hands_is_left_alone(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()

@@ -167,21 +167,21 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
 def beside_the_sweep(
     cluster: tuple[list[hosts.Host], Laptop], shared: Path, tmp_path: Path
 ) -> Iterator[None]:
-    """While the sweep goes on: the doctor, and a launch into a folder that only the head has."""
+    """While the sweep goes on: the doctor, a submitted job, a launch into a folder that only the head has."""
     found, laptop = cluster
     for part in ("train", "test"):
         for label in ("dark", "light"):
             (shared / "data" / part / label).mkdir(parents=True)
             Image.new("L", (8, 8), 200 * (label == "light")).save(shared / "data" / part / label / "1.png")
+    sweeps = "python -m hiddenweights sweeps"
     words = {
-        "doctor": f"doctor --address auto --data folder:squares --root {hosts.SHARED}/data",
-        "alone": "launch quickstart --address auto --store /tmp/home/alone --patience 1 --set train.epochs=1",
+        "doctor": f"{sweeps} doctor --address auto --data folder:squares --root {hosts.SHARED}/data",
+        "job": "ray job submit --address http://127.0.0.1:8265 "
+        "-- printenv HIDDENWEIGHTS_STORE RAY_AUTH_MODE HOME",
+        "alone": f"{sweeps} launch quickstart --address auto --store /tmp/home/alone --patience 1",
     }
     logs = {name: tmp_path / f"{name}.log" for name in words}
-    running = {
-        name: laptop.exec(f"python -m hiddenweights sweeps {command}", logs[name])
-        for name, command in words.items()
-    }
+    running = {name: laptop.exec(command, logs[name]) for name, command in words.items()}
     try:
         yield
         status = {name: process.wait(60) for name, process in running.items()}
@@ -200,6 +200,9 @@ def beside_the_sweep(
     # With a key W&B's server is asked, without one it is not.
     (wandb_,) = (line for line in printed["doctor"].splitlines() if line.startswith("W&B: 127.0.0.1"))
     assert all(host.address in wandb_ for host in found)
+    assert status["job"] == 0, printed["job"]
+    job = printed["job"].splitlines()
+    assert {f"{hosts.SHARED}/runs", "token", "/tmp/home"} <= {line.strip() for line in job}
     assert status["alone"] != 0
     assert "must share it" in printed["alone"]
     head_only = tmp_path / "net/homes" / found[0].name / "alone"

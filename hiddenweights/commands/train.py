@@ -1,9 +1,7 @@
 """``hiddenweights train``: one cell by hand."""
 
-import signal
 from dataclasses import replace
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
@@ -53,7 +51,6 @@ def train(
     results.prepare()
     if ticket and not results.has_ticket(cell_id(ticket.config)):
         results.add_ticket(cell_id(ticket.config), ticket.to_bytes())
-    signal.signal(signal.SIGTERM, _interrupt)
     console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
     done = 0
     with _progress(console) as progress:
@@ -128,7 +125,3 @@ def _progress(console: Console) -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
-
-
-def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
