@@ -44,7 +44,7 @@ class Laptop:
         mount = "# ~/.netrc: ~/.netrc"  # the way of the key, which users uncomment
         assert all(part in text for part in (head, profile, mount))
         text = text.replace(mount, mount.removeprefix("# "))
-        (folder / ".netrc").write_text(f"machine 127.0.0.1 login user password {KEY}\n")
+        (folder / ".netrc").write_text(f"machine 127.0.0.1:9 login user password {KEY}\n")
         (folder / ".netrc").chmod(0o600)
         # Ray looks for a host that is back after 30 s, of itself.
         text = text.replace(head, f"AUTOSCALER_HEARTBEAT_TIMEOUT_S=15 {head}")
