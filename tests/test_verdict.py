@@ -106,7 +106,7 @@ def test_a_chance_is_how_often_it_happens() -> None:
 
 
 def test_hope_is_the_better_of_two_ways_to_spend_what_is_left() -> None:
-    values, margins = [[1.0, 1.6, 0.9], [-0.4, 0.3, -0.7], [0.8, 1.1, 1.9]], [0.0] * 3
+    values, margins = [[1.0, 0.6, 1.9], [-0.9, -0.3, -0.7], [0.8, 0.4, 1.9]], [0.0] * 3
     judged = judge(values, margins, anytime=True)
 
     def goals_of(group: Sequence[int]) -> list[int]:  # six more values
