@@ -11,7 +11,17 @@ from statistics import fmean
 import numpy as np
 
 from hiddenweights.claims.contrasts import Cell, Claim, Contrast
-from hiddenweights.claims.verdict import HERE, MIN_PAIRS, OPEN, Array, Judgement, judge, outcomes, padded
+from hiddenweights.claims.verdict import (
+    HERE,
+    MIN_PAIRS,
+    OPEN,
+    Array,
+    Flags,
+    Judgement,
+    judge,
+    outcomes,
+    padded,
+)
 from hiddenweights.flat import unflatten
 
 MOST_SEEDS = 20  # seeds per comparison; one that is still open then stays open
@@ -107,20 +117,23 @@ def hope(
     judged: Judgement,
     goals_of: Callable[[Sequence[int]], Sequence[int]],
 ) -> float | None:
-    """The probability that a claim is decided if all that is left is spent on it; None: not known yet.
+    """A bound on the probability that a claim is decided if all that is left is spent on it; None: unknown.
 
     `goals_of` says how many pairs each comparison then has, if only those with the given indices get further
-    ones. Either all open comparisons get them, or only those whose mean is below the margin: the larger of
-    both probabilities counts, so this is rather too large than too small.
+    ones. Either all open comparisons get them, or only those whose mean is below the margin; the larger bound
+    counts. A claim is supported at most as often as the comparison that is least often above its margin. The
+    product over comparisons that `chance` takes would be far too small for many of them, because three seeds
+    tell little of each.
     """
     left = [i for i, is_open in enumerate(judged.open) if is_open]
     below = [i for i in left if values[i] and fmean(values[i]) < margins[i]]
-    found = [
-        chance(values, margins, goals_of(group), anytime=True)
-        for group in ((left, below) if 0 < len(below) < len(left) else (left,))
-    ]
-    known = [one for one in found if one is not None]
-    return max(known) if len(known) == len(found) else None
+    bounds = []
+    for group in (left, below) if 0 < len(below) < len(left) else (left,):
+        ends = _futures(values, margins, goals_of(group), anytime=True)
+        if ends is None:
+            return None
+        bounds.append(float(ends[0].mean(0).min() + ends[1].any(-1).mean()))
+    return max(bounds)
 
 
 def hope_within(plan: Plan, budget: float, seconds: Callable[[Cell], float | None]) -> float | None:
@@ -164,6 +177,17 @@ def chance(
     the others. Comparisons are drawn independently. None if no spread is known, or if a comparison that needs
     more values has none.
     """
+    ends = _futures(values, margins, goals, anytime=anytime)
+    if ends is None:
+        return None
+    above, below = ends
+    return float((below.any(-1) | above.all(-1)).mean())
+
+
+def _futures(
+    values: Sequence[Sequence[float]], margins: Sequence[float], goals: Sequence[int], *, anytime: bool
+) -> tuple[Flags, Flags] | None:
+    """`outcomes` of the simulated futures that `chance` describes, each of shape (DRAWS, m)."""
     spreads = [float(np.var(own, ddof=1)) for own in values if len(own) > 1]
     if not spreads or any(not own and goal for own, goal in zip(values, goals, strict=True)):
         return None
@@ -178,8 +202,7 @@ def chance(
             freedom = 1 if alone else len(own) - 1
             drawn = _drawn(fmean(own) - margin, variance, freedom, len(own), goal - len(own), rng)
             row[:, len(own) : goal] = drawn
-    above, below = outcomes(future, anytime=anytime)
-    return float((below.any(-1) | above.all(-1)).mean())
+    return outcomes(future, anytime=anytime)
 
 
 def _drawn(mean: float, variance: float, freedom: int, n: int, more: int, rng: np.random.Generator) -> Array:
