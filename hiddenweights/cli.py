@@ -99,6 +99,9 @@ def _stoppable() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+        # If the signal came while a string was executed (as dataclasses do), Python has made a note of it and
+        # would end by SIGINT, whatever the exit status. The next string makes it forget.
+        exec("")
 
 
 def parse(commands: Commands, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
