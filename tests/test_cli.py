@@ -152,15 +152,16 @@ def test_a_stop_before_anything_has_started_is_a_stop(
     assert signal.getsignal(number) == before
 
 
-def test_a_stop_within_an_executed_string_has_its_status_too() -> None:
-    code = (
+def test_a_stop_within_an_executed_string_has_its_status_too(tmp_path: Path) -> None:
+    (tmp_path / "begin.py").write_text(
         "import sys\nfrom hiddenweights import cli\n"
         "def begins():\n  exec('import signal; signal.raise_signal(signal.SIGINT)')\n"
         "sys.exit(cli.run({'begin': begins}, 'test', ['begin']))"
     )
-    assert (
-        subprocess.run([sys.executable, "-c", code], stderr=subprocess.DEVNULL, check=False).returncode == 130
+    begun = subprocess.run(
+        [sys.executable, "-m", "begin"], cwd=tmp_path, stderr=subprocess.DEVNULL, check=False
     )
+    assert begun.returncode == 130
 
 
 def test_a_cell_in_other_hands_is_left_alone(tmp_path: Path) -> None:
