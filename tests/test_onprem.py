@@ -167,7 +167,7 @@ def test_a_host_is_lost_and_comes_back_during_a_sweep(
 def beside_the_sweep(
     cluster: tuple[list[hosts.Host], Laptop], shared: Path, tmp_path: Path
 ) -> Iterator[None]:
-    """While the sweep goes on: the doctor, a submitted job, a launch into a folder that only the head has."""
+    """While the sweep goes on: the doctor, and a launch into a folder that only the head has."""
     found, laptop = cluster
     for part in ("train", "test"):
         for label in ("dark", "light"):
@@ -176,8 +176,6 @@ def beside_the_sweep(
     sweeps = "python -m hiddenweights sweeps"
     words = {
         "doctor": f"{sweeps} doctor --address auto --data folder:squares --root {hosts.SHARED}/data",
-        "job": "ray job submit --address http://127.0.0.1:8265 "
-        "-- printenv HIDDENWEIGHTS_STORE RAY_AUTH_MODE HOME",
         "alone": f"{sweeps} launch quickstart --address auto --store /tmp/home/alone --patience 1",
     }
     logs = {name: tmp_path / f"{name}.log" for name in words}
@@ -200,9 +198,6 @@ def beside_the_sweep(
     # With a key W&B's server is asked, without one it is not.
     (wandb_,) = (line for line in printed["doctor"].splitlines() if line.startswith("W&B: 127.0.0.1"))
     assert all(host.address in wandb_ for host in found)
-    assert status["job"] == 0, printed["job"]
-    job = printed["job"].splitlines()
-    assert {f"{hosts.SHARED}/runs", "token", "/tmp/home"} <= {line.strip() for line in job}
     assert status["alone"] != 0
     assert "must share it" in printed["alone"]
     head_only = tmp_path / "net/homes" / found[0].name / "alone"
