@@ -385,7 +385,7 @@ def _trained(future: Array, budget: float = np.inf, futile: float = 0.0) -> tupl
     m, most = future.shape
     margins, counts = [0.0] * m, [0] * m
     while True:
-        values = [own[:count] for own, count in zip(future, counts, strict=True)]
+        values = [own[:count].tolist() for own, count in zip(future, counts, strict=True)]
         judged = judge(values, margins, anytime=True)
         goals = [min(most, goal) for goal in plan.targets(values, margins, judged)]
         if judged.verdict != OPEN or goals == counts or sum(goals) > budget:
