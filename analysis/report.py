@@ -14,6 +14,7 @@ from hiddenweights.analysis import aggregate, claims, experiments, figures, fore
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import FINISHED, Table
+from hiddenweights.claims import registry
 from hiddenweights.claims.contrasts import SETTING
 from hiddenweights.errors import UserError
 
@@ -125,7 +126,7 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines, epochs, layers))
     columns = {name: label for name, label in SHOWN.items() if name in table.cells}
-    measured = claims.measure(table)
+    measured = claims.measure(table, registry.registered())
     return Report(
         source=source,
         drawings=drawings,

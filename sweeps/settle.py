@@ -61,10 +61,10 @@ def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
     if not claims:
         raise UserError("CLAIM: name at least one; `hiddenweights analysis claims` lists them")
     found: dict[str, Cell] = {}
-    for claim in claims:
+    for claim, configs in zip(claims, cells_of.values(), strict=True):
         if claim.contrasts is None:
             raise UserError(f"claim {claim.name}: is a fact of each cell, which no further seeds settle")
-        own = plan.with_seeds(map(Cell.of, cells_of[claim.name]), range(plan.MOST_SEEDS))
+        own = plan.with_seeds(map(Cell.of, configs), range(plan.MOST_SEEDS))
         own = [cell for cell in own if cell["seed"] < plan.MOST_SEEDS]
         if not any(claim.groups(cells) for cells in by_setting(own)):
             raise UserError(
