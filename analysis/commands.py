@@ -18,8 +18,9 @@ from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.published import published
-from hiddenweights.analysis.table import Table, combine
+from hiddenweights.analysis.table import FINISHED, Table, combine
 from hiddenweights.cells.store import default_store
+from hiddenweights.claims import registry
 from hiddenweights.errors import UserError, choices_error
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class Source:
 
 
 Options = Annotated[Source, tyro.conf.arg(name="")]
+Claims = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FILE.py:NAME")]
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 SweepName = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="[SWEEP]")]
 
@@ -113,19 +115,20 @@ def table_(name: SweepName = "", source: Options = Source()) -> None:
         print(f"{len(rows)} {what}: {path}")
 
 
-def claims_(source: Options = Source(), plan: bool = False) -> None:
+def claims_(source: Options = Source(), plan: bool = False, claim: Claims = ()) -> None:
     """Give a verdict on each claim of the paper.
 
     Args:
+        claim: Also judge a claim of your own: FILE.py:NAME or module:NAME. May be repeated.
         plan: Show, per open claim, the cells to train next, their chance to decide it, and their cost.
     """
     table = _table(source)
-    measured = claims.measure(table)
-    found = claims.rows(measured)
+    measured = claims.measure(table, [*registry.registered(), *map(registry.find, claim)])
+    found, finished = claims.rows(measured), table.cells[table.cells["state"] == FINISHED]
     path = source.out / "claims.csv"
     with _writing(source.out):
         found.to_csv(path, index=False)
-    print(*summary.claim_lines(found), sep="\n")
+    print(*summary.claim_lines(found), *summary.mixed_data(finished), sep="\n")
     print(f"{summary.verdict_counts(found)}; rules and cells: {path}")
     if plan:
         planned, taken = [*planning.plans(table, measured)], planning.seconds(table)

@@ -186,7 +186,8 @@ def _result(cell: str, content: bytes, path: str, version: str) -> Run:
         found = open_result(content, path, cell)
     except Damaged as error:
         return Run(cell, cell, state="failed", reason=str(error), version=version)
-    own = {name: found.get(name) for name in ("initial_weights_checksum", "seconds", "attempts", "device")}
+    names = ("initial_weights_checksum", "data_digest", "seconds", "attempts", "device")
+    own = {name: found.get(name) for name in names}
     made_by = {
         f"{part}.{name}": value
         for part in ("versions", "processor")

@@ -140,6 +140,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             "y": 100 * cells[METRIC],
             "validation": 100 * cells["validation_accuracy"],
             "processor": processors(cells),
+            "data_digest": cells["data_digest"],
             **{
                 name: cells[name] for name in ("cell", "seed", "model.arch", "model.method", "model.k", *SAME)
             },

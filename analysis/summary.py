@@ -9,6 +9,7 @@ from hiddenweights.analysis.aggregate import FEW
 from hiddenweights.analysis.claims import OUT_OF_SCOPE
 from hiddenweights.analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from hiddenweights.analysis.table import FROZEN, Table
+from hiddenweights.claims.registry import CLAIMS
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, OPEN, SUPPORTED
 from hiddenweights.errors import UserError
 from hiddenweights.flat import parse_value
@@ -33,13 +34,31 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
 
 
 def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
-    """One line per panel (the best subnetwork and dense), one about kept and unchanged weights, and one per
-    curve whose cells were computed by several kinds of processor."""
+    """One line per panel (the best subnetwork and dense), one about kept and unchanged weights, one per data
+    set in several versions, and one per curve whose cells were computed by several kinds of processor."""
     found = [
         _best(points[points["panel"] == panel], group, spec)
         for panel, group in drawn.groupby("panel", sort=False)
     ]
-    return [line for line in found if line] + [unchanged(points, table), *mixed_processors(points)]
+    return [line for line in found if line] + [
+        unchanged(points, table),
+        *mixed_data(points),
+        *mixed_processors(points),
+    ]
+
+
+def mixed_data(cells: pd.DataFrame) -> list[str]:
+    """A line for each data set of which the cells read different images or labels under one name.
+
+    `cells` has the columns `cell`, `data.name` and `data_digest` (empty if unknown).
+    """
+    cells, found = cells.drop_duplicates("cell"), []
+    for name, digests in cells["data_digest"].replace("", pd.NA).dropna().groupby(cells["data.name"]):
+        counts = digests.value_counts()
+        if len(counts) > 1:
+            versions = "; ".join(f"{count} cells read {str(digest)[:8]}" for digest, count in counts.items())
+            found.append(f"data: {len(counts)} versions of {name} are compared: {versions}")
+    return found
 
 
 def mixed_processors(points: pd.DataFrame) -> list[str]:
@@ -112,16 +131,21 @@ def claim_lines(verdicts: pd.DataFrame) -> list[str]:
 
 
 def verdict_counts(verdicts: pd.DataFrame) -> str:
-    """How many verdicts of each kind: on the paper, and apart from them those on other settings."""
-    counts = verdicts["verdict"].value_counts()
-    own = {word: int(counts.get(word, 0)) for word in (SUPPORTED, CONTRADICTED, OPEN)}
-    here = {word: int(counts.get(word, 0)) for word in HERE.values()}
-    parts = [
-        f"{lead}: " + ", ".join(f"{n} {word}" for word, n in group.items() if n)
-        for lead, group in (("on the paper", own), ("on other settings", here))
-        if any(group.values())
-    ]
-    absent = len(verdicts) - sum(own.values()) - sum(here.values())
+    """How many verdicts of each kind: on the paper, on other settings, and on claims that are no paper's."""
+    of_paper = verdicts["claim"].isin([claim.name for claim in CLAIMS])
+    on_paper, others = verdicts.loc[of_paper, "verdict"], verdicts.loc[~of_paper, "verdict"]
+    decided = (SUPPORTED, CONTRADICTED, OPEN)
+    groups = (
+        ("on the paper", on_paper, decided),
+        ("on other settings", on_paper, tuple(HERE.values())),
+        ("on claims of your own", others, (*decided, *HERE.values())),
+    )
+    parts = []
+    for lead, found, words in groups:
+        counts = [(int((found == word).sum()), word) for word in words]
+        if any(n for n, _ in counts):
+            parts.append(f"{lead}: " + ", ".join(f"{n} {word}" for n, word in counts if n))
+    absent = int((verdicts["verdict"] == OUT_OF_SCOPE).sum())
     return "; ".join([*parts, *([f"{absent} {OUT_OF_SCOPE}"] if absent else [])])
 
 
@@ -148,7 +172,8 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     band = ", band: 95% t interval" if most >= FEW else ""
     band += ", bars: single values (n < 3: no interval)" if drawn["n"].between(2, FEW - 1).any() else ""
     paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
-    return f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; {seeds}{band}{paper}"
+    data = "; ".join(["", *mixed_data(points)])
+    return f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; {seeds}{band}{paper}{data}"
 
 
 def left_out(table: Table, sweep: str) -> str:

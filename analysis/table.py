@@ -9,6 +9,7 @@
 ``model.arch`` ...        the resolved config under the names of `hiddenweights.config.flatten`
 ``test_accuracy`` ...     the record of the last epoch, `best_validation_accuracy`, `best_epoch`,
                           `initial_weights_checksum`, total training `seconds`, `device`,
+                          `data_digest` (of the images and labels; empty in old results),
                           `weights` of the masked layers and `weights_kept` of them
 ``processor.model`` ...   what computed it: also ``.instructions``, ``.precision`` and
                           ``.threads``; empty for results that do not say
@@ -39,7 +40,7 @@ FROZEN = ("edge_popup", "sampled", "random", "biprop")  # not iterand, which red
 # Summary columns that the analysis uses. Every table has them, empty if the source lacks them.
 NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds", "processor.threads")
 PROCESSOR = ("processor.model", "processor.instructions", "processor.precision")
-TEXTS = ("weights_checksum", "initial_weights_checksum", "device", *PROCESSOR)
+TEXTS = ("weights_checksum", "initial_weights_checksum", "data_digest", "device", *PROCESSOR)
 LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
 
 

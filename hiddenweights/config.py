@@ -6,8 +6,9 @@ A field left at ``None`` is filled by `hiddenweights.identity.resolve`.
 import math
 import re
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Literal, get_args
 
+from hiddenweights import own
 from hiddenweights.errors import choices_error
 from hiddenweights.fields import RUNTIME, check, check_types
 
@@ -43,6 +44,9 @@ NETWORKS = (
     "resnet101",
 )
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
+METHODS: tuple[str, ...] = get_args(Method)
+# The fields that may name user code, with the group of its entry points.
+GROUPS = {"model.method": "methods", "data.name": "data"}
 
 TICKET_SUFFIX = ".ticket"
 
@@ -57,8 +61,9 @@ class ModelConfig:
     """Network: linear, fc, conv2/4/6/8, resnet18/34/50/101, torchvision/NAME, or your own module:callable."""
     width: float = 1.0
     """Factor by which the number of channels of every hidden layer is multiplied."""
-    method: Method = "edge_popup"
-    """How to find the subnetwork. `dense` trains all weights, `finetune` those of a found subnetwork."""
+    method: str = "edge_popup"
+    """How to find the subnetwork: edge_popup, sampled, random, iterand, biprop, or your own subclass of Mask
+    as FILE.py:CLASS or module:CLASS. `dense` trains all weights, `finetune` those of a found subnetwork."""
     k: float | None = 0.5
     """Fraction of the weights that is kept, in (0, 1]. `dense` keeps all; `sampled` learns the fraction."""
     selection: Selection = "layer"
@@ -75,6 +80,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types(self, "model")
         _check_arch(self.arch)
+        if self.method not in METHODS and not own.is_name(self.method, "methods"):
+            choices = (*METHODS, *own.names("methods"), "FILE.py:CLASS", "module:CLASS")
+            raise choices_error("model.method", self.method, choices)
         check(0 < self.width < math.inf, "model.width", self.width, "must be above 0")
         if self.method == "sampled":
             check(not self.scaled, "model.scaled", self.scaled, "needs a given k; sampled has none")
@@ -101,7 +109,9 @@ class DataConfig:
     """The images, and their split into training, validation and test images."""
 
     name: str = "digits"
-    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, or folder:NAME for a folder of images."""
+    """Data set: digits, mnist, fashion_mnist, cifar10, cifar100, torchvision/NAME (such as torchvision/SVHN),
+    hf:NAME for one of Hugging Face, folder:NAME for a folder of images, or your own function as
+    FILE.py:FUNCTION or module:FUNCTION."""
     root: str = field(default="data", metadata=RUNTIME)
     """Folder of the data, in torchvision's layout. For folder:NAME it contains train/ and test/ (or val/)."""
     protocol: Protocol = "validation"
@@ -114,7 +124,8 @@ class DataConfig:
     """Augmentation of the training images. If not given: crop_flip for CIFAR and image folders, else none.
     resized_crop_flip is ImageNet's, for image folders; test images are then cropped as is usual there."""
     image_size: int | None = None
-    """Side in pixels to which the images of a folder are resized. If not given: 224."""
+    """Side in pixels of the squares to which images are cut. If not given: 224 for image folders, else their
+    own size. digits, mnist, fashion_mnist and CIFAR have a fixed size."""
 
     def __post_init__(self) -> None:
         check_types(self, "data")
@@ -126,8 +137,9 @@ class DataConfig:
                 self.name,
                 "must be folder:NAME, NAME of letters, digits, - and _",
             )
-        elif self.name not in DATASETS:
-            raise choices_error("data.name", self.name, (*DATASETS, "folder:NAME"))
+        elif not (self.name in DATASETS or _in_a_library(self.name) or own.is_name(self.name, "data")):
+            forms = ("torchvision/NAME", "hf:NAME", "folder:NAME", "FILE.py:FUNCTION", "module:FUNCTION")
+            raise choices_error("data.name", self.name, (*DATASETS, *own.names("data"), *forms))
         check(
             self.augment != "resized_crop_flip" or self.name.startswith("folder:"),
             "data.augment",
@@ -252,6 +264,15 @@ class CellConfig:
         return self.seed if own is None else own
 
 
+def own_code(config: CellConfig) -> dict[str, str]:
+    """The fields that name user code which affects the result, with these names."""
+    method, data = config.model.method, config.data.name
+    named = {} if method in METHODS else {"model.method": method}
+    if data not in DATASETS and not data.startswith("folder:") and not _in_a_library(data):
+        named["data.name"] = data
+    return named
+
+
 SEEDS = tuple(f.name for f in fields(SeedsConfig))
 
 
@@ -259,3 +280,7 @@ def _check_arch(arch: str) -> None:
     user_module = ":" in arch and all(part for part in arch.split(":", 1))
     if arch not in NETWORKS and not user_module and not arch.startswith("torchvision/"):
         raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "module:callable"))
+
+
+def _in_a_library(data: str) -> bool:
+    return any(len(data) > len(place) and data.startswith(place) for place in ("torchvision/", "hf:"))

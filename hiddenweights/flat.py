@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, get_type_hints
 
-from hiddenweights.config import CellConfig, Scalar
+from hiddenweights import own
+from hiddenweights.config import CellConfig, Scalar, own_code
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.fields import field_types
 
@@ -57,14 +58,21 @@ def to_dict(config: CellConfig) -> dict[str, Any]:
 
 
 def from_dict(nested: Mapping[str, Any]) -> CellConfig:
-    """The inverse of `to_dict`. Missing fields take their defaults, unknown ones raise `UserError`."""
+    """The inverse of `to_dict`. Missing fields take their defaults.
+
+    Raises `UserError` for an unknown field, and for user code without a version: that comes from no cell.
+    """
     flat: dict[str, Any] = {}
     for name, value in nested.items():
         if isinstance(value, Mapping):
             flat.update({f"{name}.{leaf}": inner for leaf, inner in value.items()})
         else:
             flat[name] = value
-    return unflatten(flat)
+    config = unflatten(flat)
+    for name, text in own_code(config).items():
+        if not own.is_versioned(text):
+            raise UserError(f"{name}: {text!r} is user code without a version")
+    return config
 
 
 def parse_value(name: str, text: str) -> Scalar:

@@ -11,7 +11,10 @@ import json
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from hiddenweights import own
 from hiddenweights.config import (
+    DATASETS,
+    GROUPS,
     SEEDS,
     TICKET_SUFFIX,
     Augment,
@@ -25,9 +28,10 @@ from hiddenweights.config import (
     Schedule,
     SeedsConfig,
     TrainConfig,
+    own_code,
 )
 from hiddenweights.fields import check
-from hiddenweights.flat import field_of, flatten
+from hiddenweights.flat import field_of, flatten, unflatten
 from hiddenweights.recipes import recipe
 
 
@@ -68,14 +72,28 @@ class Resolved(CellConfig):
     optim: ResolvedOptim
 
 
+def pinned(config: CellConfig) -> CellConfig:
+    """The config with the version of the user's code that it names: ``my_masks.py:Mine@0123456789ab``.
+
+    Raises `UserError` if there is no such code.
+    """
+    named = {name: text for name, text in own_code(config).items() if not own.is_versioned(text)}
+    if not named:
+        return config
+    return unflatten({name: own.versioned(text, name, GROUPS[name]) for name, text in named.items()}, config)
+
+
 def resolve(config: CellConfig) -> Resolved:
     """The same cell with every field filled in, and fields without effect set to a fixed value.
+
+    The user's own code gets its version (see `pinned`), so that two versions are two cells.
 
     Idempotent. Two configs that compute the same result resolve to equal configs, except for the fields
     that only say where a cell runs.
 
     Raises `UserError` if `model.init_from` is a file: a cell is trained from a ticket in its store.
     """
+    config = pinned(config)
     settled = _resolve_all_but_seeds(config.model, config.data, config.optim, config.train)
     model, idle = settled.model, set()  # seeds without effect
     if model.method == "dense":
@@ -117,7 +135,9 @@ def _resolve_data(data: DataConfig) -> ResolvedData:
     folder = data.name.startswith("folder:")
     values = _values(data)
     values["augment"] = data.augment or ("crop_flip" if folder or data.name.startswith("cifar") else "none")
-    values["image_size"] = (data.image_size or 224) if folder else None
+    values["image_size"] = 224 if folder and data.image_size is None else data.image_size
+    if data.name in DATASETS:
+        values["image_size"] = None
     if data.protocol != "validation":
         values["validation"] = 0.1
     return ResolvedData(**values)

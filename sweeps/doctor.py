@@ -9,11 +9,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hiddenweights import own
 from hiddenweights.cells.store import Store, default_store
-from hiddenweights.config import DataConfig
+from hiddenweights.config import CellConfig, DataConfig
+from hiddenweights.identity import pinned
 from hiddenweights.sweeps import host
 
 Facts = dict[str, host.Fact]
+Code = Mapping[str, Mapping[str, Any]]
 PATIENCE = 40.0  # seconds for all nodes together to answer
 WIDTH = 150  # columns at least; a log file has no width
 SKEW = 5.0  # seconds that clocks may differ; a lease expires after 90
@@ -33,13 +36,13 @@ def doctor(
     Args:
         address: A running Ray cluster (auto, or host:port). If not given: this machine.
         store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
-        data: Data set that the sweep needs.
+        data: Data set that the sweep needs, as for data.name.
         root: Folder of the data set on every node.
         patience: Seconds that all nodes together have to answer.
     """
     from hiddenweights.sweeps import ray_executor
 
-    wanted = DataConfig(name=data, root=root)
+    wanted = pinned(CellConfig(data=DataConfig(name=data, root=root))).data
     results = Store(store or default_store())
     results.prepare()
     if address:
@@ -59,8 +62,9 @@ def doctor(
 class Probe:
     """An actor on a node. It reports facts about the node and its clock."""
 
-    def facts(self, store: str, data: DataConfig) -> Facts:
-        """`host.facts` of the node."""
+    def facts(self, store: str, data: DataConfig, code: Code) -> Facts:
+        """`host.facts` of the node; `code` is the user's own (`own.carried`)."""
+        own.receive(code)
         return host.facts(store, data)
 
     def clock(self) -> float:
@@ -85,7 +89,7 @@ def look_at_cluster(store: str, data: DataConfig, patience: float) -> dict[str, 
         actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
         for node in nodes
     ]
-    answers = [probe.facts.remote(store, data) for probe in probes]
+    answers = [probe.facts.remote(store, data, own.carried()) for probe in probes]
     ray.wait(answers, num_returns=len(answers), timeout=patience)
     found: dict[str, Facts] = {}
     for node, probe, answer in zip(nodes, probes, answers, strict=True):

@@ -11,7 +11,7 @@ from typing import Literal
 from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import flatten, parse_value, unflatten
-from hiddenweights.identity import cell_id, resolve
+from hiddenweights.identity import cell_id, pinned, resolve
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Sweep:
 
     def cells(self) -> "Cells":
         """The cells of all arms by id, each once, in the order of the arms."""
-        configs = [config for arm in self.arms for config in arm.cells()]
+        configs = [pinned(config) for arm in self.arms for config in arm.cells()]
         cells: dict[str, CellConfig] = {}
         for config in configs:
             cells.setdefault(cell_id(config), config)

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hiddenweights.cells.store import Store
-from hiddenweights.config import DataConfig
+from hiddenweights.config import CellConfig, DataConfig, own_code
 from hiddenweights.errors import UserError
 
 GIB = 2**30
@@ -67,7 +67,10 @@ def data_trouble(config: DataConfig) -> str | None:
     """Why the data set cannot be loaded here; None if it can. Nothing is downloaded."""
     from hiddenweights.images.dataset import load_dataset
 
-    if config.name != "digits" and not any(Path(config.root).glob("*")):
+    reads_root = (
+        config.name != "digits" and not own_code(CellConfig(data=config)) and config.name[:3] != "hf:"
+    )
+    if reads_root and not any(Path(config.root).glob("*")):
         return f"{config.root} is empty or not there"
     try:
         load_dataset(config)

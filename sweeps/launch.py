@@ -8,9 +8,10 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, installed_trackers, run_cell
+from hiddenweights import own
+from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, check_method, installed_trackers, run_cell
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
-from hiddenweights.config import NETWORKS, CellConfig, Scalar
+from hiddenweights.config import METHODS, NETWORKS, CellConfig, Scalar
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten
 from hiddenweights.identity import resolve
@@ -101,18 +102,25 @@ def preflight(configs: Iterable[CellConfig], address: str | None) -> list[str]:
     """Raise `UserError` for data and networks that the workers could not load.
 
     Returns a line per image folder. Runs in a separate process, because loading needs torch and memory, and
-    the launch needs neither. With the `address` of a cluster nothing is checked: the data is on the
-    workers.
+    the launch needs neither. With the `address` of a cluster only mask methods of the user are checked: the
+    data is on the workers.
     """
     needs = {
-        (config.data, config.model.arch): config
+        (config.data, config.model.arch, config.model.method): config
         for config in configs
-        if config.data.name != "digits" or config.data.subset or config.model.arch not in NETWORKS
+        if config.data.name != "digits"
+        or config.data.subset
+        or config.model.arch not in NETWORKS
+        or config.model.method not in METHODS
     }
-    if not needs or address:
+    if address:
+        needs = {key: config for key, config in needs.items() if config.model.method not in METHODS}
+    if not needs:
         return []
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return [*dict.fromkeys(filter(None, pool.map(check_inputs, needs.values())))]
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, spawn, own.receive, (own.carried(),)) as pool:
+        check = check_method if address else check_inputs
+        return [*dict.fromkeys(filter(None, pool.map(check, needs.values())))]
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
@@ -208,6 +216,7 @@ def executor(name: str, cells: Mapping[str, CellConfig], store: Store, options: 
             store=store.uri,
             launched=datetime.now(UTC).isoformat(),
             options=options,
+            code=own.carried(),
         )
     )
     try:

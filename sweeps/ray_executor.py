@@ -8,7 +8,7 @@ import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -63,11 +63,14 @@ def run(
     store: Store,
     progress: Progress,
     *,
+    code: Mapping[str, Any],
     retries: int,
     patience: float,
     search: bool,
 ) -> None:
     """Hand every job to a worker, once (more often where workers die), and return when all have ended.
+
+    `code` is the user's own code (`own.carried`), which goes to every worker.
 
     Raises `StoreAway` when the store has been away for `patience` seconds, and `UserError` when the first
     worker to say so can train no cell: it lacks the store, or the GPU that it should have.
@@ -93,7 +96,11 @@ def run(
     with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
         tuner = tune.Tuner(
             tune.with_resources(CellTrial, request),
-            param_space={"job": grid, "report_every": 0.0 if search else REPORT_EVERY},
+            param_space={
+                "job": grid,
+                "report_every": 0.0 if search else REPORT_EVERY,
+                "code": json.dumps(code),
+            },
             tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
             run_config=tune.RunConfig(
                 storage_path=scratch,  # Tune's own notes, which are not used

@@ -121,6 +121,7 @@ def _serve(work: Work, launch: _Launch) -> None:
                 jobs,
                 store,
                 progress,
+                code=work.code,
                 retries=options.retries,
                 patience=options.patience,
                 search=options.search,

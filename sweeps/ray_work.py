@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -26,6 +27,8 @@ class Work:
     store: str
     launched: str
     options: Options
+    code: Mapping[str, Mapping[str, Any]]
+    """The user's own code (`own.carried`)."""
 
 
 def kill_all(session: int, mark: str) -> None:

@@ -135,6 +135,7 @@ class WandbTracker:
                 {
                     **result["summary"],
                     "initial_weights_checksum": result["initial_weights_checksum"],
+                    "data_digest": result.get("data_digest", ""),
                     "seconds": result["seconds"],
                     "finished": True,
                 }

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray import tune
 
+from hiddenweights import own
 from hiddenweights.cells.cell import TIME_LIMIT, TRACKING, cell_epochs, failure_record, installed_trackers
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.errors import RankDied
@@ -49,6 +50,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._store: Store | None = None
         self._fit: bool | None = None  # unknown
         self._job, self._report_every = job_of(config), config["report_every"]
+        own.receive(json.loads(config["code"]))
         self._said = _Said()
         logging.getLogger(TRACKING).addHandler(self._said)
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()

@@ -140,6 +140,23 @@ def test_published_numbers_stand_beside_ours_on_the_same_data_only(tmp_path: Pat
     assert published("quickstart", points).empty
 
 
+def test_a_curve_of_two_versions_of_the_data_says_so(tmp_path: Path) -> None:
+    cells = [config(seed=seed, model__k=k) for k in (0.3, 0.5) for seed in range(3)]
+    results = [result(cell) for cell in cells]
+    for digest, found in zip(["a" * 32] * 4 + ["b" * 32], results, strict=False):  # one cell does not say
+        found["data_digest"] = digest
+    notes = []
+    for name, last in (("mixed", "b" * 32), ("same", "a" * 32)):
+        results[4]["data_digest"] = last
+        store = write_store(tmp_path / name, results, {"depth": [cell_id(cell) for cell in cells]})
+        table = fetch(str(store))
+        points = specs.points(table, specs.find_spec("depth"))
+        drawn, words = aggregate.curves(points), "4 cells read aaaaaaaa; 1 cells read bbbbbbbb"
+        lines = summary.lines(points, drawn, table, specs.find_spec("depth"))
+        notes.append((sum(words in line for line in lines), words in summary.note(points, drawn)))
+    assert notes == [(1, True), (0, False)]
+
+
 def test_a_curve_of_several_kinds_of_processor_says_so(tmp_path: Path) -> None:
     cells = [config(seed=seed, model__k=k) for k in (0.3, 0.5) for seed in range(3)]
     results = [result(cell) for cell in cells]

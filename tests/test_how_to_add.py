@@ -77,7 +77,7 @@ def add_mask_method(code: Path) -> None:
     masks = code / "hiddenweights/masking/masks.py"
     insert(
         masks,
-        "METHODS: dict[Method, type[Mask]] = {\n",
+        "METHODS: dict[str, type[Mask]] = {\n",
         '''class Positive(Mask):
     """Keep the top k by score instead of |score|."""
 

@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from analysis_stores import config, result, write_store
 
 from hiddenweights import own
+from hiddenweights.__main__ import main
+from hiddenweights.claims import registry
 from hiddenweights.errors import UserError
+from hiddenweights.identity import cell_id, resolve
 from hiddenweights.sweeps import experiments
 
 SWEEP = '''
@@ -104,15 +108,61 @@ def test_a_wrong_name_is_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_a_package_adds_sweeps_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    info = tmp_path / "theirs-1.0.dist-info"
+CLAIM = """
+from hiddenweights.claims.contrasts import Claim, compare, pick
+
+
+def contrasts(cells):
+    yield from compare(pick(cells, k=0.7), pick(cells, k=0.3), ["model.k"], "minus k = 0.3")
+
+
+MORE = Claim("more", "More is better.", "k = 0.7 minus k = 0.3 is above 0.", "mine", contrasts, data=None)
+LESS = Claim("less", "Less is better.", "never", "mine", contrasts, data=None)
+BOTH = [MORE, LESS]
+WRONG = 3
+ODD = Claim("a/b", "", "", "mine", contrasts)
+"""
+
+
+def test_a_claim_of_ones_own_is_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [config(model__k=k, seed=seed) for k in (0.3, 0.7) for seed in range(4)]
+    results = [result(cell, 0.5 + resolve(cell).model.k / 5 + cell.seed / 1000) for cell in cells]
+    write_store(tmp_path / "runs", results, {"mine": [cell_id(cell) for cell in cells]})
+    (tmp_path / "my_claims.py").write_text(CLAIM)
+    monkeypatch.chdir(tmp_path)
+    assert main(["analysis", "claims", "--claim", "my_claims.py:MORE", "--no-cache"]) == 0
+    out = capsys.readouterr().out
+    assert "supported                  more: More is better." in out
+    assert "on claims of your own: 1 supported" in out
+    # A package's claims need no option.
+    distribution(tmp_path, "[hiddenweights.claims]\ntheirs = my_claims:BOTH\n", monkeypatch)
+    assert main(["analysis", "claims", "--no-cache"]) == 0
+    out = capsys.readouterr().out
+    assert "supported                  more: More is better." in out
+    assert "less: Less is better." in out
+    assert registry.find("more").sweep == "mine"
+    for name, says in (("WRONG", "not a Claim"), ("BOTH", "2 claims"), ("ODD", "a/b"), ("NONE", "MORE")):
+        with pytest.raises(UserError, match=says):
+            registry.find(f"my_claims.py:{name}")
+    with pytest.raises(UserError, match="did you mean 'more'"):
+        registry.find("mor")
+
+
+def distribution(folder: Path, entry_points: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package `theirs` with these entry points."""
+    info = folder / "theirs-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(
-        "[hiddenweights.sweeps]\ntheirs = their_sweeps:plain\n[hiddenweights.none]\nbroken = absent_one:x\n"
-    )
+    (info / "entry_points.txt").write_text(entry_points)
+    monkeypatch.syspath_prepend(str(folder))
+
+
+def test_a_package_adds_sweeps_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "their_sweeps.py").write_text(SWEEP.replace("from helper import EPOCHS", "EPOCHS = 1"))
-    monkeypatch.syspath_prepend(str(tmp_path))
+    broken = "[hiddenweights.none]\nbroken = absent_one:x\n"
+    distribution(tmp_path, f"[hiddenweights.sweeps]\ntheirs = their_sweeps:plain\n{broken}", monkeypatch)
     assert len(experiments.sweep("theirs").cells()) == 4
     with pytest.raises(UserError, match="broken of package theirs"):
         own.registered("none")

@@ -12,9 +12,10 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from hiddenweights import own
 from hiddenweights.cells.format import RESULT_FORMAT
 from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway, Unreachable
-from hiddenweights.config import NETWORKS, CellConfig
+from hiddenweights.config import DATASETS, METHODS, NETWORKS, CellConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
 from hiddenweights.identity import cell_id, resolve, short_name
@@ -206,6 +207,7 @@ def _attempt(
             "history": history,
             "summary": summary(history),
             "initial_weights_checksum": trainer.initial_weights_checksum,
+            "data_digest": trainer.data_digest,
             "seconds": sum(float(record["seconds"]) for record in history),
             "attempts": lease.attempt,
             "started": started.isoformat(),
@@ -274,7 +276,7 @@ def stored_ticket(cell: str, store: Store) -> "Ticket":
 def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
     """Raise `UserError` if the data cannot be loaded or the network cannot be built. Imports torch.
 
-    Returns a description of an image folder; "" for other data.
+    Returns a description of the data; "" for a data set of this package.
     """
     from hiddenweights.images.dataset import load_dataset, split
     from hiddenweights.training.build import build_cell_network
@@ -283,15 +285,30 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
     split(dataset, config.data, config.seed_of("data"))
     resolved = resolve(config)
     finetune = resolved.model.method == "finetune"
-    # networks of torchvision, of the user, and of tickets
-    if ticket or (config.model.arch not in NETWORKS and not finetune):
+    # networks of torchvision, of the user, and of tickets; mask methods of the user
+    code = config.model.arch not in NETWORKS or config.model.method not in METHODS
+    if ticket or (code and not finetune):
         build_cell_network(resolved, dataset, ticket)
-    if not config.data.name.startswith("folder:"):
+    name = own.plain(config.data.name)
+    if name in DATASETS:
         return ""
+    if not name.startswith("folder:"):
+        shape = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
+        return (
+            f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
+            f" {len(dataset.test):,} test images of {shape}, digest {dataset.digest[:8]}"
+        )
     return (
-        f"{config.data.name}: {dataset.classes} classes, {len(dataset.train):,} training and"
+        f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
         f" {len(dataset.test):,} test images in {config.data.root}"
     )
+
+
+def check_method(config: CellConfig) -> None:
+    """Raise `UserError` if the mask method cannot be used. Imports torch."""
+    from hiddenweights.training.methods import mask_type
+
+    mask_type(resolve(config).model.method)
 
 
 def summary(history: Sequence[Record]) -> Record:

@@ -139,7 +139,7 @@ def _check_result(result: Json, cell: str) -> None:
     for name, value in summary.items():
         if isinstance(value, str):
             _text(value, name)
-    for name in ("name", "device", "started", "finished", "initial_weights_checksum"):
+    for name in ("name", "device", "started", "finished", "initial_weights_checksum", "data_digest"):
         _text(_typed(result, name, str, ""), name)
     for numbers, name in ((summary, "test_accuracy"), (result, "seconds")):
         if type(numbers.get(name)) not in (int, float):

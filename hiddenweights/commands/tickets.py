@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Literal
 
 from tyro.conf import Positional
 
-from hiddenweights.config import TrainConfig
+from hiddenweights.config import CellConfig, TrainConfig
 from hiddenweights.errors import UserError
-from hiddenweights.identity import cell_id, short_name
+from hiddenweights.identity import cell_id, pinned, short_name
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +63,10 @@ def evaluate(
         raise UserError(f"device: {device!r}, but there is no such device; choices: auto, cpu")
     ticket = read_ticket(file)
     config = ticket.config
-    chosen = replace(config.data, name=data or config.data.name, root=root)
+    named = config.data.name
+    if data is None and named.startswith("hf:"):
+        raise UserError(f"data: the ticket names {named!r}, which is loaded only if you name it too: --data")
+    chosen = pinned(CellConfig(data=replace(config.data, name=data or named, root=root))).data
     network = ticket.network(arch)
     dataset = load_dataset(chosen)
     ticket.inputs.check(dataset)

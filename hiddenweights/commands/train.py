@@ -7,9 +7,10 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from hiddenweights import own
 from hiddenweights.cells.cell import SUBNETWORK, check_inputs, installed_trackers, run_cell, stored_ticket
 from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
-from hiddenweights.config import TICKET_SUFFIX, CellConfig, ModelConfig
+from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown
 from hiddenweights.identity import cell_id, resolve, short_name
 from hiddenweights.records import Record
@@ -37,6 +38,9 @@ def train(
         raise UserError(f"--ranks: {ranks} must be above 0")
     results = Store(store or default_store())
     results.check()
+    for name, text in own_code(config).items():
+        if own.is_versioned(text):  # as a report names it
+            own.same_version(text, name, GROUPS[name])
     ticket = None
     if config.model.init_from:
         config, ticket = _finetune(config, results)

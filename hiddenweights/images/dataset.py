@@ -5,7 +5,9 @@ remain files, which are decoded during training.
 """
 
 import functools
+import hashlib
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +20,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from hiddenweights import own
 from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
 from hiddenweights.images.decoding import try_sample
 from hiddenweights.images.folder import ImageFiles, image_folder
+from hiddenweights.images.mapped import MapImages, content
+from hiddenweights.images.sources import hugging_face_parts, own_parts, torchvision_parts
 from hiddenweights.masking.rng import halves, permutation, signs, stream
 
 PADDING = 4
@@ -31,6 +36,7 @@ PADDING = 4
 class Images:
     """Raw images, uint8 (n, channels, height, width), and their labels, int64 (n,).
 
+    Images that were given as floats are float32, with 255 as the end of their range.
     The memory format is `torch.channels_last`, the fastest for convolutions and for making batches.
     """
 
@@ -58,6 +64,9 @@ class Images:
         return Images(self.pixels.to(device), self.labels.to(device))
 
 
+Part = Images | ImageFiles | MapImages
+
+
 @dataclass(frozen=True)
 class Dataset:
     """A data set: training and test images, and the constants that normalise them.
@@ -65,11 +74,31 @@ class Dataset:
     `mean` and `std` have one value per channel, in units of the full range [0, 1].
     """
 
-    train: Images | ImageFiles
-    test: Images | ImageFiles
+    train: Part
+    test: Part
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    sample: tuple[Tensor, ...] = ()
+    """Pixels of a sample of the training and the test images if these are `MapImages`."""
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """128 bits of BLAKE2b, as hex, over all that training reads: pixels, labels, and the constants above.
+
+        Of image folders it covers the names of the files instead of their pixels, and of `MapImages` a sample
+        of them: reading all would take too long.
+        """
+        whole = hashlib.blake2b(repr((self.classes, self.mean, self.std)).encode(), digest_size=16)
+        for part in (self.train, self.test):
+            whole.update(part.labels.numpy().tobytes())
+            if isinstance(part, ImageFiles):
+                whole.update("\0".join(map(os.fsdecode, part.names)).encode("utf-8", "surrogateescape"))
+            elif isinstance(part, Images):
+                whole.update(part.pixels.permute(0, 2, 3, 1).contiguous().numpy().data)
+        for pixels in self.sample:
+            whole.update(pixels.numpy().tobytes())
+        return whole.hexdigest()
 
     @property
     def channels(self) -> int:
@@ -84,9 +113,9 @@ class Dataset:
 class Splits:
     """Disjoint images for training, validation (None under the paper's protocol) and testing."""
 
-    train: Images | ImageFiles
-    validation: Images | ImageFiles | None
-    test: Images | ImageFiles
+    train: Part
+    validation: Part | None
+    test: Part
 
 
 # --- loading ---------------------------------------------------------------------------------------------
@@ -127,7 +156,9 @@ def _load(name: str, root: str, image_size: int | None, random_crop: bool) -> Da
         return _digits()
     if name.startswith("folder:"):
         return _folder(Path(root), image_size or 224, random_crop)
-    return _torchvision(name, Path(root))
+    if name in _SOURCES:
+        return _torchvision(name, Path(root))
+    return _mapped(name, Path(root), image_size)
 
 
 def _digits() -> Dataset:
@@ -180,6 +211,24 @@ def _folder(root: Path, image_size: int, random_crop: bool) -> Dataset:
     return Dataset(train, test, classes, *_IMAGENET)
 
 
+def _mapped(name: str, root: Path, image_size: int | None) -> Dataset:
+    kind, _, rest = name.partition("/" if name.startswith("torchvision/") else ":")
+    if kind == "torchvision":
+        parts: Any = torchvision_parts(rest, root)
+    elif kind == "hf":
+        parts = hugging_face_parts(rest, root)
+    else:
+        parts = own_parts(name, root)
+    found = content(parts, image_size, own.plain(name))
+    train, test = (
+        images
+        if isinstance(images, MapImages)
+        else Images(images.contiguous(memory_format=torch.channels_last), labels)
+        for images, labels in zip(found.images, found.labels, strict=True)
+    )
+    return Dataset(train, test, found.classes, found.mean, found.std, found.sample)
+
+
 # --- splits ------------------------------------------------------------------------------------------------
 
 
@@ -229,7 +278,7 @@ def crop_flip(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: 
 
 
 def normalise(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """uint8 (n, c, h, w) to float32: (pixel / 255 - mean) / std per channel, as in torchvision.
+    """uint8 or float32 (n, c, h, w) to float32: (pixel / 255 - mean) / std per channel, as in torchvision.
 
     The result is channels_last in memory.
     """

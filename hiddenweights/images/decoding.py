@@ -6,7 +6,7 @@ The cut is a function of (seed, epoch, image) alone, so the number of processes 
 import io
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -117,7 +117,8 @@ def random_crop(height: int, width: int, numbers: NDArray[np.float32]) -> tuple[
 class Request(NamedTuple):
     """Images to decode: one batch."""
 
-    paths: list[str]
+    paths: list[Any]
+    """What the decoder's `read` takes: the paths of files, for example."""
     size: int
     how: Cut
     seed: int
@@ -129,32 +130,44 @@ class Request(NamedTuple):
 Decoded = tuple[Tensor, list[tuple[int, str]]]
 """uint8 (n, 3, size, size), and of those that are corrupt the place and the reason."""
 
+Read = Callable[[Any], Tensor]
 
-def decode(request: Request) -> Decoded:
-    """Read and cut the images of `request`. Raises OSError for a file that cannot be read."""
-    pixels = torch.zeros(len(request.paths), 3, request.size, request.size, dtype=torch.uint8)
+
+def decode(request: Request, read: Read = read_image) -> Decoded:
+    """Read and cut the images of `request`. Raises OSError for a file that cannot be read.
+
+    Number of channels and dtype are those that `read` gives.
+    """
+    pixels = torch.zeros(0, 3, request.size, request.size, dtype=torch.uint8)
     corrupt = []
     for place in range(len(request.paths)):
         try:
-            pixels[place] = decode_one(request, place)
+            image = decode_one(request, place, read=read)
         except Corrupt as error:
             corrupt.append((place, str(error)))
-    return pixels, corrupt
+            continue
+        if not len(pixels):
+            pixels = image.new_zeros(len(request.paths), *image.shape)
+        pixels[place] = image
+    return pixels if len(pixels) else pixels.new_zeros(len(request.paths), *pixels.shape[1:]), corrupt
 
 
-def decode_one(request: Request, place: int, path: str | None = None) -> Tensor:
-    """Image number `place` of `request`, uint8 (3, size, size); `path`: another file in its stead."""
+def decode_one(request: Request, place: int, path: Any = None, read: Read = read_image) -> Tensor:
+    """Image number `place` of `request`, uint8 (3, size, size); `path`: another image in its stead."""
     numbers = None
     if request.how == "random":
         source = stream(request.seed, "augment", request.epoch, request.images[place])
         numbers = uniforms(source, 4 * TRIES + 1)
-    image = read_image(path or request.paths[place])
+    image = read(request.paths[place] if path is None else path)
     return cut(image, request.size, request.how, numbers)
 
 
 class _Decode(torch.utils.data.Dataset[Decoded]):
+    def __init__(self, read: Read) -> None:
+        self.read = read
+
     def __getitem__(self, request: Request) -> Decoded:
-        return decode(request)
+        return decode(request, self.read)
 
 
 def _as_it_is(decoded: Any) -> Any:
@@ -173,15 +186,22 @@ class Decoder:
     `processes` = 0 decodes in this process. Only one iteration can run at a time.
     """
 
-    def __init__(self, processes: int, *, pinned: bool = False) -> None:
-        """`pinned`: store results in page-locked memory, from which a GPU copies asynchronously."""
+    def __init__(self, processes: int, *, pinned: bool = False, read: Read = read_image) -> None:
+        """`pinned`: store results in page-locked memory, from which a GPU copies asynchronously.
+
+        `read` makes an image, uint8 (channels, height, width), of an entry of `Request.paths`. If it is not
+        `read_image`, it may be code that only a fork of this process can import.
+        """
+        self.read = read
+        fork = processes and read is not read_image
         self._requests: Iterable[Request] = ()
         self._loader: DataLoader[Decoded] | None = DataLoader(
-            _Decode(),
+            _Decode(read),
             sampler=self,  # any iterable works
             batch_size=None,
             num_workers=processes,
             persistent_workers=processes > 0,
+            multiprocessing_context="fork" if fork else None,
             pin_memory=pinned,
             collate_fn=_as_it_is,
             generator=torch.Generator(),  # else it would use torch's generator, which the network may use

@@ -59,6 +59,8 @@ class ImageFiles:
         """The file of image number `index`."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
+    item = path
+
 
 def image_folder(root: Path, image_size: int, random_crop: bool) -> tuple[ImageFiles, ImageFiles, int]:
     """Training images, test images and number of classes of an image folder.

@@ -11,6 +11,7 @@ from torch import Tensor
 from hiddenweights.images.dataset import (
     Batches,
     Images,
+    Part,
     crop_flip,
     crop_offsets,
     epoch_order,
@@ -21,12 +22,15 @@ from hiddenweights.images.decoding import (
     Corrupt,
     Cut,
     Decoder,
+    Read,
     Request,
     check_corrupt,
     decode_one,
     default_loaders,
+    read_image,
 )
 from hiddenweights.images.folder import ImageFiles
+from hiddenweights.images.mapped import MapImages
 
 EVALUATION_BATCH = 250  # images in one piece of work; shared memory holds two pieces per process
 
@@ -35,13 +39,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StreamedBatches:
-    """Normalised batches of image files, on the device of their labels: see `Batches`.
+    """Normalised batches of image files or of map datasets, on the device of their labels: see `Batches`.
 
     A corrupt file is named in a warning, and the next intact image of the part takes its place. Raises
     `UserError` if more than `CORRUPT_LIMIT` of a part are corrupt.
     """
 
-    images: ImageFiles
+    images: ImageFiles | MapImages
     mean: tuple[float, ...]
     std: tuple[float, ...]
     decoder: Decoder
@@ -84,7 +88,7 @@ class StreamedBatches:
         def requests() -> Iterator[Request]:
             for piece in pieces:
                 numbers = piece.tolist()
-                paths = [files.path(number) for number in numbers]
+                paths = [files.item(number) for number in numbers]
                 pending.append(Request(paths, files.image_size, how, seed, epoch, numbers))
                 yield pending[-1]
 
@@ -104,12 +108,12 @@ class StreamedBatches:
             self._note(number, reason)
             number = (number + 1) % len(self.images)
             try:
-                return number, decode_one(request, place, self.images.path(number))
+                return number, decode_one(request, place, self.images.item(number), self.decoder.read)
             except Corrupt as error:
                 reason = str(error)
 
     def _note(self, number: int, reason: str) -> None:
-        path = self.images.path(number)
+        path = str(self.images.item(number))
         if path not in self.named:
             logger.warning("%s is no intact image (%s); the next one takes its place", path, reason)
         self.named.add(path)
@@ -117,8 +121,13 @@ class StreamedBatches:
         check_corrupt(self.corrupt, len(self.images))
 
 
+def read_of(images: Part) -> Read:
+    """What a `Decoder` of these images reads them with."""
+    return images.read if isinstance(images, MapImages) else read_image
+
+
 def batches_of(
-    images: Images | ImageFiles,
+    images: Part,
     mean: tuple[float, ...],
     std: tuple[float, ...],
     decoder: Decoder | None = None,
@@ -131,4 +140,6 @@ def batches_of(
     """
     if isinstance(images, Images):
         return Batches(images, mean, std, rank, ranks)
-    return StreamedBatches(images, mean, std, decoder or Decoder(default_loaders(1)), rank, ranks)
+    return StreamedBatches(
+        images, mean, std, decoder or Decoder(default_loaders(1), read=read_of(images)), rank, ranks
+    )

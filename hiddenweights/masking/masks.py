@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiddenweights.config import Distribution, Method
+from hiddenweights.config import Distribution
 from hiddenweights.masking.rng import stream, uniforms
 from hiddenweights.masking.topk import Memory, keep_largest, keep_largest_each
 from hiddenweights.masking.weights import draw_weights
@@ -230,7 +230,7 @@ class Biprop(Mask):
         return (mask * (gain * weight.sign())).to(weight.dtype)
 
 
-METHODS: dict[Method, type[Mask]] = {
+METHODS: dict[str, type[Mask]] = {
     "edge_popup": EdgePopup,
     "sampled": Sampled,
     "random": RandomMask,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hiddenweights import own
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten, from_dict
@@ -46,9 +47,12 @@ class Inputs:
 
 
 def has_ticket(config: CellConfig) -> bool:
-    """Whether the method keeps the weights of the seed, so that a mask describes the network completely."""
+    """Whether the method keeps the weights of the seed, so that a mask describes the network completely.
+
+    For a method of the user only its network can tell (`Ticket.of`).
+    """
     method = config.model.method
-    return method in METHODS and not METHODS[method].redraws
+    return own.is_versioned(method) or (method in METHODS and not METHODS[method].redraws)
 
 
 def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
         if isinstance(value, str):
             _text(value)
     # The gains of `biprop`, and the masks.
-    gained = shapes if METHODS[config.model.method] is Biprop else {}
+    gained = shapes if METHODS.get(config.model.method) is Biprop else {}
     same_tensors(
         {name: (torch.Size(), torch.float32) for name in gained},
         {name: (gain.shape, gain.dtype) for name, gain in found["gain"].items()},
@@ -124,7 +128,7 @@ def _check_memory(weights: int) -> None:
 def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
     """Raise `UserError` if the masks do not keep the fraction k of the config."""
     k = config.model.k
-    if k is None:  # sampled: any fraction
+    if k is None or config.model.method not in METHODS:  # sampled, or a method of the user: any fraction
         return
     if config.model.selection == "global":
         sizes, counts = {"all layers": sum(sizes.values())}, {"all layers": sum(counts.values())}

@@ -27,7 +27,7 @@ from hiddenweights.config import Arithmetic, DataConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
 from hiddenweights.identity import Resolved
-from hiddenweights.masking.masks import Mask
+from hiddenweights.masking.masks import METHODS, Mask
 from hiddenweights.masking.rng import permutation, stream
 from hiddenweights.masking.supermask import set_weights, weight_layers
 from hiddenweights.models import build_network
@@ -66,7 +66,8 @@ class Ticket:
     ) -> "Ticket":
         """The ticket of a trained `network` with these `masks` (bool, by name) and this last `record`.
 
-        Raises `UserError` for methods that change the weights (`dense`, `finetune`, `iterand`), and
+        Raises `UserError` for methods that change the weights (`dense`, `finetune`, `iterand`) and for a
+        method of the user whose effective weights are not those of the seed times the masks, and
         `ValueError` if the record does not describe these masks.
         """
         if not has_ticket(config):
@@ -81,7 +82,7 @@ class Ticket:
         plain = network.state_dict()
         if wrong := [name for name, value in plain.items() if not isinstance(value, Tensor)]:
             raise UserError(f"model.arch: {wrong[0]!r} of the state dict is no tensor, which a ticket needs")
-        return cls(
+        ticket = cls(
             config=replace(config, data=replace(config.data, root=DataConfig().root)),
             inputs=inputs,
             masks=masks,
@@ -95,6 +96,9 @@ class Ticket:
             record={name: value for name, value in record.items() if "/" not in name and name not in _TIMES},
             versions=versions("hiddenweights", "torch", "numpy") | {"machine": platform.machine()},
         )
+        if config.model.method not in METHODS:
+            _check_plain(network, masks, ticket.weights())
+        return ticket
 
     @property
     def precision(self) -> Arithmetic:
@@ -303,6 +307,16 @@ def _gains(network: nn.Module) -> dict[str, Tensor]:
         for attribute, chain in module.parametrizations.items()  # type: ignore[operator, union-attr]
         if isinstance(chain[0], Mask)
     }
+
+
+@torch.no_grad()
+def _check_plain(network: nn.Module, masks: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> None:
+    """Raise `UserError` unless each effective weight of the `network` is the weight times its mask."""
+    for name, mask in masks.items():
+        owner, _, attribute = name.rpartition(".")
+        effective = getattr(network.get_submodule(owner), attribute).cpu()
+        if not torch.equal(effective, weights[name] * mask):
+            raise UserError(f"model.method: {name} is not its random weight times a mask of 0 and 1")
 
 
 def _first_line(error: Exception) -> str:

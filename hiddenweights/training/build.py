@@ -5,13 +5,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from hiddenweights.config import NETWORKS, Arithmetic, Precision
+from hiddenweights.config import METHODS, NETWORKS, Arithmetic, Precision
 from hiddenweights.errors import UserError
 from hiddenweights.identity import Resolved
 from hiddenweights.images.dataset import Dataset
 from hiddenweights.masking.supermask import select_together, set_weights, supermask, weight_layers
 from hiddenweights.models import build_network
 from hiddenweights.tickets.ticket import Ticket
+from hiddenweights.training.methods import mask_type
 
 
 def device_of(name: str) -> torch.device:
@@ -52,7 +53,7 @@ def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None
         supermask(
             network,
             k=1.0 if model.k is None else model.k,
-            method=model.method,
+            method=mask_type(model.method),
             distribution=model.distribution,
             scaled=model.scaled,
             selection=model.selection,
@@ -67,10 +68,10 @@ def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None
 def recordable(config: Resolved) -> bool:
     """Whether a training step can be recorded in a CUDA graph: it must copy nothing back to the CPU.
 
-    This is only known of our own architectures. Random numbers (`sampled`) are allowed: they come from
-    torch's generator, whose offset a graph advances as a step does.
+    This is only known of our own architectures and methods. Random numbers (`sampled`) are allowed: they come
+    from torch's generator, whose offset a graph advances as a step does.
     """
-    return config.model.arch in NETWORKS
+    return config.model.arch in NETWORKS and config.model.method in METHODS
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from hiddenweights import own
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import RankDied, UserError
 from hiddenweights.training.ranks import Ranks
@@ -122,7 +123,7 @@ class _Others:
             self._processes.append(process)
             assert process.stdin is not None
             # It stays open: the other process sees it close if this one dies.
-            pickle.dump((rank, ranks, meeting, config, folder, ticket, loaders), process.stdin)
+            pickle.dump((own.carried(), rank, ranks, meeting, config, folder, ticket, loaders), process.stdin)
             process.stdin.flush()
             threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
 
@@ -173,7 +174,8 @@ class _Others:
 def main() -> int:
     """Train the cell that standard input describes, as one of several processes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: process 0 ends this one
-    rank, count, meeting, config, folder, ticket, loaders = pickle.load(sys.stdin.buffer)
+    code, rank, count, meeting, config, folder, ticket, loaders = pickle.load(sys.stdin.buffer)
+    own.receive(code)
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     torch.set_num_threads(config.train.threads)
     try:

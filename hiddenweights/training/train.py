@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hiddenweights.config import CellConfig
+from hiddenweights.config import METHODS, CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.identity import cell_id, resolve
 from hiddenweights.images.dataset import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.images.decoding import Decoder, default_loaders
-from hiddenweights.images.stream import StreamedBatches, batches_of
+from hiddenweights.images.stream import StreamedBatches, batches_of, read_of
+from hiddenweights.masking.masks import Mask
 from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of, weight_layers
 from hiddenweights.records import Record, checksum
 from hiddenweights.tickets.contents import Inputs
@@ -85,11 +86,13 @@ class Trainer:
         self.seed = config.seed_of("scores")
         # Dropout must differ between the shares of a batch, but sampled masks must be the same.
         rank = ranks.rank if ranks else 0
-        alike = rank == 0 or config.model.method == "sampled"
+        own_method = config.model.method not in METHODS  # and may draw masks, too
+        alike = rank == 0 or config.model.method == "sampled" or own_method
         self.draws = "train" if alike else f"train, process {rank}"
 
         # The data, on the device.
         dataset = load_dataset(config.data)
+        self.data_digest = dataset.digest
         self.inputs = Inputs(dataset.channels, dataset.image_size, dataset.classes, dataset.mean, dataset.std)
         splits = split(dataset, config.data, config.seed_of("data"))
         self.evaluation_batches = self._placed(dataset, splits, loaders)
@@ -105,7 +108,11 @@ class Trainer:
             hold_at_zero(self.network, self.fixed_masks)
         self.initial_weights_checksum = self._weights_checksum()
         self.frozen = frozen_weights(self.network)
-        self.redrawing = {name: mask for name, mask in masks_of(self.network).items() if mask.redraws}
+        self.stepping = {
+            name: mask
+            for name, mask in masks_of(self.network).items()
+            if type(mask).after_step is not Mask.after_step
+        }
 
         # The trained parameters and their optimiser. A CUDA graph is only used by a single process.
         self.learnable = [p for p in self.network.parameters() if p.requires_grad]
@@ -128,7 +135,8 @@ class Trainer:
         """The batches of each split by name, stored on the device or decoded for it."""
         rank, count = (self.ranks.rank, self.ranks.count) if self.ranks else (0, 1)
         processes = default_loaders(count) if loaders is None else loaders
-        self.decoder = Decoder(processes, pinned=self.device.type == "cuda")
+        pinned, read = self.device.type == "cuda", read_of(dataset.train)
+        self.decoder = Decoder(processes, pinned=pinned, read=read)
         parts = {"train": splits.train, "validation": splits.validation, "test": splits.test}
         return {
             name: batches_of(images.to(self.device), dataset.mean, dataset.std, self.decoder, rank, count)
@@ -213,7 +221,7 @@ class Trainer:
         self.steps += 1
         totals = self.run_step(images, labels)
         # Outside the recorded step, because it draws on the CPU and does not happen in every step.
-        for name, mask in self.redrawing.items():
+        for name, mask in self.stepping.items():
             mask.after_step(self.frozen[name], self.steps)
         return totals
 

@@ -1,0 +1,339 @@
+"""Data that a user brings: a function in a file, torchvision's sets by name, and Hugging Face's."""
+
+import inspect
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import datasets as vision
+
+from hiddenweights import own
+from hiddenweights.__main__ import main
+from hiddenweights.cells.store import Store
+from hiddenweights.config import DataConfig
+from hiddenweights.errors import UserError
+from hiddenweights.flat import unflatten
+from hiddenweights.identity import cell_id, pinned, resolve
+from hiddenweights.images import mapped
+from hiddenweights.images.dataset import Dataset, Images, _load, load_dataset
+from hiddenweights.images.mapped import MapImages, content
+from hiddenweights.images.sources import EXCLUDED, TORCHVISION
+from hiddenweights.training.train import Trainer
+
+DATA = '''
+"""Data sets of a user."""
+
+import numpy as np
+import torch
+
+
+def tensors(n=60, channels=2, side=6, classes=3):
+    numbers = np.random.default_rng(0)
+    pixels = numbers.integers(0, 256, (n, channels, side, side), dtype=np.uint8)
+    return torch.from_numpy(pixels), torch.arange(n) % classes
+
+
+def make():
+    return tensors(), tensors(30)
+
+
+def rooted(root):
+    return torch.load(root / "mine.pt"), tensors(30)
+
+
+class Pictures:
+    """A map dataset in the style of torchvision."""
+
+    def __init__(self, n):
+        self.pixels, labels = tensors(n)
+        self.targets = labels.tolist()
+
+    def __len__(self):
+        return len(self.targets)
+
+    def __getitem__(self, place):
+        return self.pixels[place], self.targets[place]
+
+
+def pictures():
+    return Pictures(60), Pictures(30)
+
+
+def fails():
+    return 1 / 0
+
+
+number = 3
+'''
+TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 1, "optim.batch_size": 16}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The user's folder, as the present one."""
+    (tmp_path / "my_data.py").write_text(DATA)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(name: str, **fields: Any) -> Dataset:
+    config = pinned(unflatten({"data.name": name, **{f"data.{key}": value for key, value in fields.items()}}))
+    return load_dataset(config.data)
+
+
+def tensors(n: int = 12, shape: tuple[int, ...] = (1, 4, 4), classes: int = 3) -> tuple[Any, Any]:
+    pixels = np.random.default_rng(n).integers(0, 256, (n, *shape), dtype=np.uint8)
+    return torch.from_numpy(pixels), torch.arange(n) % classes
+
+
+class Items:
+    """A map dataset of given items."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> Any:
+        return self.items[place]
+
+
+# --- a function of the user --------------------------------------------------------------------------------
+
+
+def test_train_on_a_function_of_a_file(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    flags = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "hiddenweights", "train", *flags, "--data.name", "my_data.py:make"]
+    command += ["--no-track"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    cell = cell_id(unflatten({**TINY, "data.name": "my_data.py:make"}))
+    result = Store("runs").result(cell)
+    assert result is not None
+    assert result["config"]["data"]["name"].startswith("my_data.py:make@")
+    assert result["data_digest"] == load("my_data.py:make").digest
+    assert result["summary"]["weights"] == 2 * 36 * 30 + 30 * 10 + 10 * 3  # its channels, pixels and classes
+
+    # The ticket names code, which is imported only if the command names it, too.
+    Path("found.ticket").write_bytes(Store("runs").ticket(cell) or b"")
+    monkeypatch.setattr(own, "_NAMED", {})
+    _load.cache_clear()
+    assert main(["evaluate", "found.ticket"]) == 2
+    assert "names it: my_data.py:make" in capsys.readouterr().err
+    assert main(["evaluate", "found.ticket", "--data", "my_data.py:make"]) == 0
+    assert "at the end of training" in capsys.readouterr().out
+
+
+def test_statistics_and_classes_come_from_the_content(folder: Path) -> None:
+    data = load("my_data.py:make")
+    assert (data.classes, data.channels, data.image_size) == (3, 2, 6)
+    assert (len(data.train), len(data.test)) == (60, 30)
+    assert isinstance(data.train, Images)
+    scaled = data.train.pixels.double() / 255
+    assert data.mean == pytest.approx(scaled.mean((0, 2, 3)).tolist(), abs=1e-6)
+    assert data.std == pytest.approx(scaled.std((0, 2, 3), correction=0).tolist(), abs=1e-6)
+
+
+def test_the_root_is_given_and_its_content_has_a_digest(folder: Path, tmp_path: Path) -> None:
+    digests, cells = [], []
+    for name, n in (("one", 20), ("two", 21)):
+        (tmp_path / name).mkdir()
+        torch.save(tensors(n, (2, 6, 6)), tmp_path / name / "mine.pt")
+        digests.append(load("my_data.py:rooted", root=str(tmp_path / name)).digest)
+        cells.append(
+            cell_id(unflatten({"data.name": "my_data.py:rooted", "data.root": str(tmp_path / name)}))
+        )
+    assert digests[0] != digests[1]
+    assert cells[0] == cells[1]  # the root is no part of it: the digest is in the result
+
+
+@pytest.mark.parametrize("kind", ["tensor", "array", "pil", "pair", "arrays", "float"])
+def test_every_form_of_an_image_gives_the_same_pixels(kind: str) -> None:
+    pixels, labels = tensors(shape=(3, 4, 4))
+    last = pixels.permute(0, 2, 3, 1).numpy()
+    forms: dict[str, Any] = {
+        "tensor": Items([*zip(pixels, labels.tolist(), strict=True)]),
+        "array": Items([*zip(last, labels.tolist(), strict=True)]),
+        "pil": Items([(Image.fromarray(x), int(y)) for x, y in zip(last, labels, strict=True)]),
+        "pair": (pixels, labels),
+        "arrays": (last, labels.tolist()),
+        "float": (pixels.double() / 255, labels),
+    }
+    found = content((forms[kind], forms[kind]), None, "x")
+    torch.testing.assert_close(found.images[0].float(), pixels.float())
+    assert torch.equal(found.labels[1], labels)
+    assert found.mean == pytest.approx((pixels.double() / 255).mean((0, 2, 3)).tolist(), abs=1e-6)
+
+
+def test_what_is_given_is_taken() -> None:
+    part = tensors()
+    found = content((part, part, {"classes": 7, "mean": [0.5], "std": [0.25]}), None, "x")
+    assert (found.classes, found.mean, found.std) == (7, (0.5,), (0.25,))
+
+
+def test_images_of_any_size_are_cut_to_squares() -> None:
+    items = Items(
+        [(np.full((h, w), 9, np.uint8), i % 2) for i, (h, w) in enumerate([(6, 8), (9, 5), (4, 4)])]
+    )
+    found = content((items, items), 4, "x")
+    assert found.images[0].shape == (3, 1, 4, 4)
+    assert bool((found.images[0] == 9).all())
+
+
+PAIR = tensors()
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        (3, "not (train, test)"),
+        ((PAIR,), "not (train, test)"),
+        ((PAIR, tensors(shape=(3, 4, 4))), "1x4x4 and the test images 3x4x4"),
+        ((PAIR, (PAIR[0], PAIR[1] + 1)), "test images: have labels from 1 to 3"),
+        ((PAIR, (PAIR[0], PAIR[1] - 1)), "from -1"),
+        ((PAIR, (PAIR[0], PAIR[1].float())), "not whole numbers"),
+        ((PAIR, (PAIR[0], PAIR[1][:5])), "12 images"),
+        ((PAIR, (PAIR[0][:0], PAIR[1][:0])), "there are none"),
+        ((PAIR, (PAIR[0].long(), PAIR[1])), "int64"),
+        ((PAIR, (PAIR[0] / torch.zeros(1), PAIR[1])), "not finite"),
+        ((tensors(shape=(1, 4, 5)),) * 2, "data.image_size"),
+        ((Items([(np.zeros((4, 4), np.uint8), 0), (np.zeros((5, 5), np.uint8), 1)]),) * 2, "data.image_size"),
+        ((Items(["?"]), PAIR), "no (image, label)"),
+        ((Items([("?", 0)]), PAIR), "no image"),
+        ((iter([]), PAIR), "neither a map dataset"),
+        (((PAIR[0], PAIR[1] * 0),) * 2, "1 classes"),
+        ((PAIR, PAIR, {"mean": [1, 2]}), "mean"),
+        ((PAIR, PAIR, {"std": [0]}), "std"),
+        ((PAIR, PAIR, {"mode": 3}), "classes, mean, std"),
+    ],
+)
+def test_bad_content_is_one_line(parts: Any, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        content(parts, None, "my_data.py:make")
+    assert str(error.value).startswith("data.name: my_data.py:make")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("nowhere.py:make", "nowhere.py"),
+        ("my_data.py:absent", "tensors"),
+        ("my_data.py:number", "not a function"),
+        ("my_data.py:fails", "ZeroDivisionError"),
+        ("my_data.py", "FILE.py:FUNCTION"),
+        ("torchvision/SVNH", "torchvision/SVHN"),
+        ("torchvision/Caltech101", "no fixed training and test images"),
+        ("torchvision/EMNIST", "letters"),
+        ("hf:./nowhere", "no such folder"),
+    ],
+)
+def test_a_wrong_name_is_one_line(folder: Path, name: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        load(name)
+    assert str(error.value).startswith("data.name: ")
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_package_adds_data_by_entry_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[hiddenweights.data]\nnoise = their_data:make\n")
+    (tmp_path / "their_data.py").write_text(DATA)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert load("noise").classes == 3
+    with pytest.raises(UserError, match=r"cifar10.*noise"):
+        DataConfig(name="nothing")
+
+
+# --- a large one is read during training -------------------------------------------------------------------
+
+
+def test_a_large_map_dataset_is_read_during_training_with_the_same_result(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = unflatten({**TINY, "data.name": "my_data.py:pictures", "data.augment": "crop_flip"})
+    (whole,) = Trainer(config).epochs()
+    for loaders in (0, 1):
+        monkeypatch.setattr(mapped, "IN_MEMORY", 1000)
+        _load.cache_clear()
+        trainer = Trainer(config, loaders=loaders)
+        assert isinstance(trainer.train_batches.images, MapImages)
+        (streamed,) = trainer.epochs()
+        trainer.close()
+        for name in ("train_loss", "validation_accuracy", "test_loss", "mask_checksum"):
+            assert streamed[name] == whole[name]
+    _load.cache_clear()
+
+
+def test_a_large_map_dataset_must_list_its_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    items = Items([(image, int(label)) for image, label in zip(*tensors(), strict=True)])
+    with pytest.raises(UserError, match="`targets`"):
+        content((items, items), None, "x")
+    items.targets = [0] * 12  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match="not the labels of the items"):
+        content((items, items), None, "x")
+
+
+# --- libraries ---------------------------------------------------------------------------------------------
+
+
+def test_every_set_of_torchvision_that_is_named_can_be_constructed_so() -> None:
+    for name, parts in TORCHVISION.items():
+        for arguments in parts:
+            inspect.signature(getattr(vision, name.partition("/")[0])).bind(root="data", **arguments)
+    assert all(hasattr(vision, name) for name in EXCLUDED)
+
+
+def test_a_set_of_torchvision(tmp_path: Path) -> None:
+    raw = tmp_path / "KMNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part, n in (("train", 6), ("t10k", 3)):
+        for kind, sizes, body in (("images-idx3", (n, 28, 28), 784), ("labels-idx1", (n,), 1)):
+            head = bytes([0, 0, 8, len(sizes)]) + struct.pack(f">{len(sizes)}I", *sizes)
+            (raw / f"{part}-{kind}-ubyte").write_bytes(head + bytes(range(n)) * body)
+    data = load("torchvision/KMNIST", root=str(tmp_path))
+    assert (data.classes, data.channels, data.image_size, len(data.train), len(data.test)) == (6, 1, 28, 6, 3)
+    with pytest.raises(UserError, match=r"^data.root: no SVHN"):
+        load("torchvision/SVHN", root=str(tmp_path / "KMNIST/raw/train-images-idx3-ubyte"))
+
+
+def test_a_set_of_hugging_face_in_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(folder / "hf"))
+    from datasets import ClassLabel, DatasetDict, Features
+    from datasets import Dataset as Table
+    from datasets import Image as Picture
+
+    pixels, labels = tensors(12, (8, 8))
+    columns = Features({"img": Picture(), "kind": ClassLabel(names=["a", "b", "c", "d"])})
+    rows = {"img": [Image.fromarray(x.numpy()) for x in pixels], "kind": labels.tolist()}
+    table = Table.from_dict(rows, features=columns)
+    DatasetDict({"train": table, "test": table}).save_to_disk(folder / "saved")
+    for part in ("train", "test"):
+        (folder / "parquet").mkdir(exist_ok=True)
+        table.to_parquet(folder / f"parquet/{part}-0.parquet")
+    for name in ("hf:./saved", "hf:parquet"):
+        data = load(name, root=".")
+        assert isinstance(data.train, Images)
+        assert torch.equal(data.train.pixels[:, 0], pixels)
+        assert torch.equal(data.test.labels, labels)
+        assert data.classes == 4  # one of which no image has
+
+
+def test_existing_sets_keep_their_image_size() -> None:
+    assert resolve(unflatten({"data.name": "cifar10", "data.image_size": 16})).data.image_size is None
