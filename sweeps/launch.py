@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from hiddenweights import own
-from hiddenweights.cells.cell import STOPPED_EARLY, check_inputs, check_method, installed_trackers, run_cell
+from hiddenweights.cells.cell import STOPPED_EARLY, installed_trackers, run_cell
+from hiddenweights.cells.inputs import check_inputs, check_method
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.config import METHODS, NETWORKS, CellConfig, Scalar
 from hiddenweights.errors import UserError

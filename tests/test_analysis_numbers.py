@@ -150,9 +150,9 @@ def test_a_curve_of_two_versions_of_the_data_says_so(tmp_path: Path) -> None:
         results[4]["data_digest"] = last
         store = write_store(tmp_path / name, results, {"depth": [cell_id(cell) for cell in cells]})
         table = fetch(str(store))
-        points = specs.points(table, specs.find_spec("depth"))
+        points = specs.points(table, experiments.find_spec("depth"))
         drawn, words = aggregate.curves(points), "4 cells read aaaaaaaa; 1 cells read bbbbbbbb"
-        lines = summary.lines(points, drawn, table, specs.find_spec("depth"))
+        lines = summary.lines(points, drawn, table, experiments.find_spec("depth"))
         notes.append((sum(words in line for line in lines), words in summary.note(points, drawn)))
     assert notes == [(1, True), (0, False)]
 

@@ -11,7 +11,8 @@ from analysis_stores import result, write_store
 from hiddenweights import cli
 from hiddenweights.analysis import claims, summary
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.cells.cell import check_inputs, failure_record
+from hiddenweights.cells.cell import failure_record
+from hiddenweights.cells.inputs import check_inputs
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten

@@ -12,10 +12,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from hiddenweights import own
 from hiddenweights.cells.format import RESULT_FORMAT
 from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, Store, StoreAway, Unreachable
-from hiddenweights.config import DATASETS, METHODS, NETWORKS, CellConfig
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
 from hiddenweights.identity import cell_id, resolve, short_name
@@ -271,44 +270,6 @@ def stored_ticket(cell: str, store: Store) -> "Ticket":
     if content is None:
         raise UserError(f"model.init_from: cell {cell} has no ticket in {store.uri}")
     return Ticket.from_bytes(content, f"the ticket of cell {cell}")
-
-
-def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
-    """Raise `UserError` if the data cannot be loaded or the network cannot be built. Imports torch.
-
-    Returns a description of the data; "" for a data set of this package.
-    """
-    from hiddenweights.images.dataset import load_dataset, split
-    from hiddenweights.training.build import build_cell_network
-
-    dataset = load_dataset(config.data)
-    split(dataset, config.data, config.seed_of("data"))
-    resolved = resolve(config)
-    finetune = resolved.model.method == "finetune"
-    # networks of torchvision, of the user, and of tickets; mask methods of the user
-    code = config.model.arch not in NETWORKS or config.model.method not in METHODS
-    if ticket or (code and not finetune):
-        build_cell_network(resolved, dataset, ticket)
-    name = own.plain(config.data.name)
-    if name in DATASETS:
-        return ""
-    if not name.startswith("folder:"):
-        shape = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
-        return (
-            f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
-            f" {len(dataset.test):,} test images of {shape}, digest {dataset.digest[:8]}"
-        )
-    return (
-        f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
-        f" {len(dataset.test):,} test images in {config.data.root}"
-    )
-
-
-def check_method(config: CellConfig) -> None:
-    """Raise `UserError` if the mask method cannot be used. Imports torch."""
-    from hiddenweights.training.methods import mask_type
-
-    mask_type(resolve(config).model.method)
 
 
 def summary(history: Sequence[Record]) -> Record:

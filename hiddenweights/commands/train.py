@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hiddenweights import own
-from hiddenweights.cells.cell import SUBNETWORK, check_inputs, installed_trackers, run_cell, stored_ticket
+from hiddenweights.cells.cell import SUBNETWORK, installed_trackers, run_cell, stored_ticket
+from hiddenweights.cells.inputs import check_inputs
 from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown

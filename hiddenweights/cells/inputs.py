@@ -1,0 +1,48 @@
+"""Checks of what a cell reads, before it is trained: data, network, and mask method."""
+
+from typing import TYPE_CHECKING
+
+from hiddenweights import own
+from hiddenweights.config import DATASETS, METHODS, NETWORKS, CellConfig
+from hiddenweights.identity import resolve
+
+if TYPE_CHECKING:
+    from hiddenweights.tickets.ticket import Ticket
+
+
+def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
+    """Raise `UserError` if the data cannot be loaded or the network cannot be built. Imports torch.
+
+    Returns a description of the data; "" for a data set of this package.
+    """
+    from hiddenweights.images.dataset import load_dataset, split
+    from hiddenweights.training.build import build_cell_network
+
+    dataset = load_dataset(config.data)
+    split(dataset, config.data, config.seed_of("data"))
+    resolved = resolve(config)
+    finetune = resolved.model.method == "finetune"
+    # networks of torchvision, of the user, and of tickets; mask methods of the user
+    code = config.model.arch not in NETWORKS or config.model.method not in METHODS
+    if ticket or (code and not finetune):
+        build_cell_network(resolved, dataset, ticket)
+    name = own.plain(config.data.name)
+    if name in DATASETS:
+        return ""
+    if not name.startswith("folder:"):
+        shape = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
+        return (
+            f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
+            f" {len(dataset.test):,} test images of {shape}, digest {dataset.digest[:8]}"
+        )
+    return (
+        f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
+        f" {len(dataset.test):,} test images in {config.data.root}"
+    )
+
+
+def check_method(config: CellConfig) -> None:
+    """Raise `UserError` if the mask method cannot be used. Imports torch."""
+    from hiddenweights.training.methods import mask_type
+
+    mask_type(resolve(config).model.method)
