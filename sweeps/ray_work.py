@@ -4,7 +4,7 @@ import contextlib
 import os
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import psutil
@@ -27,7 +27,7 @@ class Work:
     store: str
     launched: str
     options: Options
-    code: Mapping[str, Mapping[str, Any]]
+    code: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The user's own code (`own.carried`)."""
 
 
