@@ -1,7 +1,10 @@
 """``hiddenweights analysis figure | table | claims | report``, from W&B projects, offline runs, or stores."""
 
 import contextlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -202,17 +205,29 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
         server = live.PageServer(port)
     except OSError as error:
         raise UserError(f"--port: {port} cannot be served on: {error.strerror}") from None
-    print(f"the page: {server.url} (also {source.out / 'report.html'}); Ctrl-C ends it", flush=True)
+    how = "" if parent else "; Ctrl-C ends it"
+    print(f"the page: {server.url} (also {source.out / 'report.html'}){how}", flush=True)
+    page = ""
 
     def look() -> str:
+        nonlocal page
         try:
-            return write.as_html(_write_report(source, mixed, price))
-        except UserError as error:  # no cell is finished yet
-            return write.waiting(str(error))
+            page = write.as_html(_write_report(source, mixed, price))
+        except UserError as error:  # no cell is finished yet, or the source cannot be read now
+            return page or write.waiting(str(error))
+        return page
 
-    with contextlib.suppress(KeyboardInterrupt):
-        live.keep_current(look, server, parent)
-    server.close()
+    stopped = threading.Event()
+    before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    try:
+        live.keep_current(
+            look, server, lambda: stopped.is_set() or (parent is not None and os.getppid() != parent)
+        )
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        server.close()
 
 
 COMMANDS: dict[str, cli.Command] = {

@@ -1,5 +1,6 @@
 """``hiddenweights sweeps launch | settle``: the commands that train."""
 
+import contextlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
@@ -17,6 +18,7 @@ from hiddenweights.sweeps import cost, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.grid import Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
+from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
 from hiddenweights.sweeps.supervise import RayLost
 
@@ -35,6 +37,7 @@ def launch_(
     rerun_failed: bool = False,
     rerun_damaged: bool = False,
     price: float | None = None,
+    page: bool = False,
     options: Run = Options(),  # noqa: B008 (it is frozen)
 ) -> int:
     """Train the cells of a sweep that the store does not have. Run it again to resume or to extend it.
@@ -53,11 +56,14 @@ def launch_(
         rerun_failed: Train failed cells again.
         rerun_damaged: Train cells with a damaged result again.
         price: Dollars per hour of one GPU (without GPUs: of one CPU), for the estimate of the cost.
+        page: Keep the report current while cells finish, and serve it on this machine (needs the analysis).
     """
     above_zero("samples", samples)
     at_least_zero("price", price)
     console, results = console_for_people(), Store(store or default_store())
     results.check()
+    if page:
+        check_installed()
     sweep, cells = chosen(name, set, axis, samples)
     if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
         raise UserError("data.protocol: a search selects, and so needs a validation split")
@@ -86,7 +92,8 @@ def launch_(
         "overrides": parse_settings(set) | ({"tuned": tuned} if tuned else {}),
         "launched": datetime.now(UTC).isoformat(),
     }
-    return _train(sweep, planned, results, record, replace(options, search=sweep.searched()), console)
+    with served(results.uri, console) if page else contextlib.nullcontext():
+        return _train(sweep, planned, results, record, replace(options, search=sweep.searched()), console)
 
 
 def _train(

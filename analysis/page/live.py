@@ -1,7 +1,6 @@
 """Keep a page up to date and serve it to browsers on this machine."""
 
 import http.server
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -77,17 +76,12 @@ class PageServer:
         self._server.server_close()
 
 
-def keep_current(look: Callable[[], str], server: PageServer, parent: int | None = None) -> None:
-    """Call `look` for the page and serve it, until interrupted or until the process `parent` has ended.
-
-    `parent`: a process id; None: until interrupted.
-    """
-    while True:
+def keep_current(look: Callable[[], str], server: PageServer, ended: Callable[[], bool]) -> None:
+    """Call `look` for the page and serve it, again and again until `ended`; then once more."""
+    while not ended():
         began = time.monotonic()
         server.show(look())
         until = time.monotonic() + max(LEAST_PAUSE, SHARE * (time.monotonic() - began))
-        while time.monotonic() < until:
-            if parent is not None and os.getppid() != parent:
-                server.show(look())  # what was finished at last
-                return
+        while time.monotonic() < until and not ended():
             time.sleep(0.2)
+    server.show(look())  # what was finished at last

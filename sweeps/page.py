@@ -1,0 +1,73 @@
+"""The page of a launch: `analysis report --watch` in a process of its own, as long as the launch runs.
+
+Drawing takes memory and time that the launch should not spend, and whatever happens to the page must not
+happen to the launch.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from rich.console import Console
+
+NEEDED = ("matplotlib", "pandas", "pyarrow", "vl_convert")
+LAST_LOOK = 60.0  # seconds for the page of the last results
+
+
+def check_installed() -> None:
+    """Raise `ModuleNotFoundError` for the first package that the page lacks."""
+    for package in NEEDED:
+        if find_spec(package) is None:
+            raise ModuleNotFoundError(f"--page needs {package}", name=package)
+
+
+@contextlib.contextmanager
+def served(store: str, console: Console) -> Iterator[None]:
+    """Serve the report on the store with this URI inside the block, and print its address when it is there.
+
+    The page is written once more at the end of the block. If its process fails, a line says so.
+    """
+    command = [sys.executable, "-m", "hiddenweights", "analysis", "report", "--watch", "--from", store]
+    try:
+        process = subprocess.Popen(
+            [*command, "--parent", str(os.getpid())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # Ctrl-C is for the launch, which then ends the page
+        )
+    except OSError as error:
+        console.print(f"no page: {error.strerror}")
+        yield
+        return
+    ending = threading.Event()
+    teller = threading.Thread(target=_tell, args=(process, ending, console), daemon=True)
+    teller.start()
+    try:
+        yield
+    finally:
+        ending.set()
+        process.terminate()
+        try:
+            process.wait(LAST_LOOK)
+        finally:  # also when Ctrl-C ends the wait
+            process.kill()
+            process.wait()
+            teller.join(1.0)
+
+
+def _tell(process: "subprocess.Popen[str]", ending: threading.Event, console: Console) -> None:
+    """Print the first line of the process, which is the address, and its last one if it fails."""
+    assert process.stdout
+    line = ""
+    for number, line in enumerate(process.stdout):
+        if number == 0 and line.startswith("the page:"):
+            console.print(line.rstrip(), markup=False)
+    if not ending.is_set():
+        console.print(f"the page has ended: {line.strip() or 'without a word'}", markup=False)
