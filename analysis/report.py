@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, specs, summary, training
+from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import FINISHED, Table
@@ -114,12 +115,13 @@ def duration(seconds: float) -> str:
 def collect(table: Table, source: str, *, mixed: bool = False, price: float | None = None) -> Report:
     """Everything the report shows, measured once."""
     drawings, skipped = [], {}
-    for spec in experiments.FIGURES.values():
+    for name in (*experiments.FIGURES, *own_sweeps(table)):
         try:
+            spec = experiments.FIGURES.get(name) or layout(name, table)
             points = specs.points(table, spec)
             ours = aggregate.curves(points, mixed=mixed)
         except UserError as error:
-            skipped[spec.name] = str(error)
+            skipped[name] = str(error)
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
         lines = summary.lines(points, ours, table, spec)
@@ -140,6 +142,12 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
         left_out=table.left_out,
         price=price,
     )
+
+
+def own_sweeps(table: Table) -> list[str]:
+    """The sweeps with finished cells that have no figure by name: it is laid out from what varies."""
+    names = table.cells.loc[table.cells["state"] == FINISHED, "sweeps"]
+    return sorted({name for cell in names for name in cell.split()} - experiments.FIGURES.keys())
 
 
 def facts(table: Table) -> pd.DataFrame:

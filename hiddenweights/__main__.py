@@ -38,7 +38,7 @@ COMMANDS: dict[str, Lazy] = {
         "Train cells seed by seed until they decide the claims. Run it again to resume.",
     ),
     "sweeps status": Lazy(
-        f"{_SWEEPS}:status",
+        "hiddenweights.sweeps.status:status",
         "Show the progress of a sweep, from its store. Exit status 0 if every cell is finished, else 1.",
     ),
     "sweeps doctor": Lazy(

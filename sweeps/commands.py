@@ -2,15 +2,14 @@
 
 from collections import Counter
 
-from hiddenweights import cli, own
+from hiddenweights import cli
 from hiddenweights.cells.store import Store, default_store
-from hiddenweights.flat import from_dict
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.arguments import Axes, Name, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.doctor import doctor
 from hiddenweights.sweeps.grid import Arm, Axis, Draw, Sweep
 from hiddenweights.sweeps.launching import launch_, settle_
-from hiddenweights.sweeps.progress import Curves
+from hiddenweights.sweeps.status import status
 
 
 def list_() -> None:
@@ -72,42 +71,6 @@ def _arm(arm: Arm) -> str:
 
 def _axis(field: str, axis: Axis) -> str:
     return f"{field}={axis if isinstance(axis, Draw) else ','.join(map(str, axis))}"
-
-
-def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None) -> int:
-    """Show the progress of a sweep, from its store. Exit status 0 if every cell is finished, else 1.
-
-    Args:
-        name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
-        set: As for `launch`. Without --set and --axis: the sweep as it was last launched.
-        axis: As for `launch`.
-        store: Folder or URL of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
-    """
-    console = console_for_people()
-    results = Store(store or default_store())
-    results.check()
-    saved = None if set or axis else results.plan(own.slug(name))
-    cells = saved["cells"] if saved else list(chosen(name, set, axis)[1])
-    states = results.states(cells)
-    configs, accuracies = {}, {}
-    damaged: dict[str, str] = {}
-    ended = (cell for cell, state in states.items() if state == "finished")
-    for cell, result in results.results(ended, damaged):
-        configs[cell], accuracies[cell] = from_dict(result["config"]), result["summary"]["test_accuracy"]
-    counts = Counter("damaged" if cell in damaged else state for cell, state in states.items())
-    kinds = ("finished", "running", "failed", "stopped", "missing", *(["damaged"] if damaged else []))
-    console.print(
-        f"{own.slug(name)}: {len(cells)} cells: {', '.join(f'{counts[kind]} {kind}' for kind in kinds)}"
-    )
-    if configs:
-        curves = Curves(configs)
-        console.print(curves.table(accuracies))
-    for cell, state in states.items():
-        if state == "failed" and (failure := results.failure(cell)):
-            console.print(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}", markup=False)
-    for cell, why in damaged.items():
-        console.print(f"damaged: {cell}: {why}", markup=False)
-    return 0 if counts["finished"] == len(cells) else 1
 
 
 def sync(store: str | None = None) -> int:

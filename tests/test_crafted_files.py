@@ -32,7 +32,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps.commands import COMMANDS as SWEEP_COMMANDS
-from hiddenweights.tickets import contents
+from hiddenweights.tickets import layers
 from hiddenweights.tickets.ticket import MAGIC, Ticket
 from hiddenweights.training.checkpoint import load_checkpoint, save_checkpoint
 from hiddenweights.training.train import Diverged, Trainer
@@ -251,7 +251,7 @@ def test_no_flipped_bit_of_an_offline_run_changes_what_is_read_as_finished(tmp_p
     ids=["edge_popup", "sampled", "biprop"],
 )
 def test_any_ticket_under_a_right_checksum(fields, tmp_path, monkeypatch):
-    monkeypatch.setattr(contents, "MAX_WEIGHTS", 10**6)
+    monkeypatch.setattr(layers, "MAX_WEIGHTS", 10**6)
     trainer = Trainer(unflatten({"train.epochs": 1, **fields}))
     body = trainer.ticket([*trainer.epochs()][-1]).to_bytes()[len(MAGIC) + 32 :]
     metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiddenweights.errors import UserError
+from hiddenweights.masking.distributions import DISTRIBUTIONS
 from hiddenweights.masking.rng import stream
-from hiddenweights.masking.weights import DISTRIBUTIONS, draw_scores, draw_weights
+from hiddenweights.masking.weights import draw_scores, draw_weights
 
 SHAPE = (250, 100, 4, 5)  # 500,000 weights
 FAN_IN, FAN_OUT = 100 * 20, 250 * 20

@@ -183,7 +183,7 @@ def diff(a: Positional[Path], b: Positional[Path]) -> None:
     if shapes[0] != shapes[1]:
         names = (short_name(ticket.config) for ticket in (first, second))
         raise UserError(f"{a} and {b} are of different networks: {', '.join(names)}")
-    layers = {name: overlap(mask, second.masks[name]) for name, mask in first.masks.items()}
+    layers = {name: overlap(mask.numpy(), second.masks[name].numpy()) for name, mask in first.masks.items()}
 
     def row(name: str, o: Overlap) -> Sequence[object]:
         chance = f"{o.low:.0f}..{o.high:.0f}"

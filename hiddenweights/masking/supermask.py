@@ -10,9 +10,10 @@ from torch.nn.utils import parametrize
 
 from hiddenweights.config import Distribution, Method, Selection
 from hiddenweights.errors import UserError, choices_error
+from hiddenweights.masking.distributions import DISTRIBUTIONS
 from hiddenweights.masking.masks import METHODS, EdgePopup, Group, Layer, Mask, Together
 from hiddenweights.masking.rng import stream
-from hiddenweights.masking.weights import DISTRIBUTIONS, draw_scores, draw_weights
+from hiddenweights.masking.weights import draw_scores, draw_weights
 
 Biases = Literal["zero", "frozen", "trained"]
 Norms = Literal["unit", "trained"]

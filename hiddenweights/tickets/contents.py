@@ -1,7 +1,6 @@
 """The required content of a ticket file (docs/ticket.md), and the limits for reading one."""
 
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,7 @@ from hiddenweights.identity import resolve
 from hiddenweights.images.dataset import Dataset
 from hiddenweights.masking.masks import METHODS, Biprop, kept_count
 from hiddenweights.records import Record
-from hiddenweights.tickets.rice import decode_mask
-
-FORMAT = 1
-# Larger files are refused. The largest network of torchvision has 6.4e8 weights.
-MAX_WEIGHTS = 2**30
-BYTES_A_WEIGHT = 32  # at most, while weights are drawn and masks are made
-MAX_SIDES = 8  # dimensions of a weight
+from hiddenweights.tickets.layers import count, decode_layers, layer_shapes, text
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,18 +53,8 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
     Raises `UserError`, or a built-in exception if the header has another structure.
     """
-    # The format, and the sizes of the layers.
-    if type(header["format"]) is not int or header["format"] != FORMAT:
-        raise UserError(f"has format {header['format']!r:.40}; this version reads format {FORMAT}")
-    layers = {_text(name): layer for name, layer in header["layers"].items()}
-    shapes = {name: [_count(side) for side in layer["shape"]] for name, layer in layers.items()}
-    # Checked before any arithmetic, because a file may contain integers of any length.
-    if any(len(shape) > MAX_SIDES or any(side > MAX_WEIGHTS for side in shape) for shape in shapes.values()):
-        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+    shapes = layer_shapes(header)
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
-    if sum(sizes.values()) > MAX_WEIGHTS:
-        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
-    _check_memory(sum(sizes.values()))
     # The tensors by kind, and the config.
     found: dict[str, dict[str, Tensor]] = {"mask": {}, "gain": {}, "state": {}}
     for name, tensor in tensors.items():
@@ -82,47 +65,29 @@ def parts(header: Any, tensors: dict[str, Tensor]) -> dict[str, Any]:
         raise UserError(f"model.method: {config.model.method!r} has no tickets")
     for value in flatten(config).values():
         if isinstance(value, str):
-            _text(value)
+            text(value)
     # The gains of `biprop`, and the masks.
     gained = shapes if METHODS.get(config.model.method) is Biprop else {}
     same_tensors(
         {name: (torch.Size(), torch.float32) for name in gained},
         {name: (gain.shape, gain.dtype) for name, gain in found["gain"].items()},
     )
-    if found["mask"].keys() != layers.keys():
-        raise ValueError("masks and layers differ")
-    counts = {name: _count(layer["kept"], 0) for name, layer in layers.items()}
+    counts = {name: count(header["layers"][name]["kept"], 0) for name in shapes}
     _check_counts(config, sizes, counts)
-    masks = {}
-    for name, layer in layers.items():
-        if found["mask"][name].dtype != torch.uint8:
-            raise ValueError("a mask's code is not of bytes")
-        code = found["mask"][name].numpy().tobytes()
-        mask = decode_mask(code, sizes[name], counts[name], _count(layer["rice"], 0))
-        masks[name] = torch.from_numpy(mask).view(shapes[name])
+    if any(code.dtype != torch.uint8 for code in found["mask"].values()):
+        raise ValueError("a mask's code is not of bytes")
+    codes = {name: code.numpy().tobytes() for name, code in found["mask"].items()}
+    masks = decode_layers(header, shapes, codes)
     return {
         "config": config,
         "inputs": _inputs(header["inputs"]),
-        "masks": masks,
+        "masks": {name: torch.from_numpy(mask) for name, mask in masks.items()},
         "gains": found["gain"],
         "state": found["state"],
-        "weights_checksum": _text(header["weights_checksum"]),
+        "weights_checksum": text(header["weights_checksum"]),
         "record": _record(header["record"]),
-        "versions": {_text(name): _text(value) for name, value in header["versions"].items()},
+        "versions": {text(name): text(value) for name, value in header["versions"].items()},
     }
-
-
-def _check_memory(weights: int) -> None:
-    """Raise `UserError` if so many weights do not fit in memory. (A small file can name a huge network.)"""
-    try:
-        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (ValueError, OSError):  # the system does not report it
-        return
-    if (needed := BYTES_A_WEIGHT * weights) > memory / 2:
-        raise UserError(
-            f"names a network of {weights} weights, which takes up to {needed / 2**30:.1f} GiB, more than"
-            f" half of this machine's {memory / 2**30:.1f}"
-        )
 
 
 def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[str, int]) -> None:
@@ -138,30 +103,18 @@ def _check_counts(config: CellConfig, sizes: Mapping[str, int], counts: Mapping[
 
 
 def _inputs(data: Any) -> Inputs:
-    channels, image_size, classes = (_count(data[name]) for name in ("channels", "image_size", "classes"))
+    channels, image_size, classes = (count(data[name]) for name in ("channels", "image_size", "classes"))
     mean, std = (tuple(float(value) for value in data[name]) for name in ("mean", "std"))
     if not len(mean) == len(std) == channels:
         raise ValueError(f"{channels} channels, but {len(mean)} means and {len(std)} deviations")
     return Inputs(channels, image_size, classes, mean, std)
 
 
-def _count(value: Any, least: int = 1) -> int:
-    if type(value) is not int or value < least:
-        raise ValueError(f"{value!r} is not a whole number of at least {least}")
-    return value
-
-
-def _text(value: Any) -> str:
-    if not (isinstance(value, str) and value.isprintable()):  # it may go to a terminal
-        raise ValueError(f"{value!r} is not printable text")
-    return value
-
-
 def _record(data: dict[str, Any]) -> Record:
-    _count(data["epoch"])
+    count(data["epoch"])
     for name, value in data.items():
-        _text(name)
-        if type(value) not in (int, float) and (name.endswith("_accuracy") or not _text(value)):
+        text(name)
+        if type(value) not in (int, float) and (name.endswith("_accuracy") or not text(value)):
             raise ValueError(f"{name}: {value!r} is not a number")
         if type(value) is int and abs(value) >= 2**64:
             raise ValueError(f"{name}: is too large a number")

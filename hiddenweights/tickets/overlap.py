@@ -4,7 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
+
+from hiddenweights.tickets.rice import Bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +26,9 @@ class Overlap:
         return "above" if self.both > self.high else "below" if self.both < self.low else "within"
 
 
-def overlap(a: Tensor, b: Tensor) -> Overlap:
+def overlap(a: Bits, b: Bits) -> Overlap:
     """The overlap of two bool masks of the same shape. The interval is exact (hypergeometric)."""
-    n, kept_a, kept_b = a.numel(), int(a.sum()), int(b.sum())
+    n, kept_a, kept_b = a.size, int(a.sum()), int(b.sum())
     return Overlap(n, kept_a, kept_b, int((a & b).sum()), *chance_interval(n, kept_a, kept_b))
 
 

@@ -32,14 +32,13 @@ from hiddenweights.masking.rng import permutation, stream
 from hiddenweights.masking.supermask import set_weights, weight_layers
 from hiddenweights.models import build_network
 from hiddenweights.records import Record, checksum
-from hiddenweights.tickets.contents import FORMAT, Inputs, has_ticket, parts, same_tensors
+from hiddenweights.tickets.contents import Inputs, has_ticket, parts, same_tensors
+from hiddenweights.tickets.layers import FORMAT, MAGIC, open_body, read_header
 from hiddenweights.tickets.rice import encode_mask
 from hiddenweights.versions import versions
 
-MAGIC = b"\x93ticket\n"
 MAX_BYTES = 2**30  # larger files are refused
 
-_DIGEST_BYTES = 32
 _TIMES = ("seconds", "images_per_second")  # left out, so that every run of a cell gives the same ticket
 
 
@@ -141,16 +140,10 @@ class Ticket:
     @classmethod
     def from_bytes(cls, content: bytes, source: str = "ticket") -> "Ticket":
         """The inverse of `to_bytes`. Raises `UserError` that names `source` for any other content."""
-        if not content.startswith(MAGIC):
-            raise UserError(f"{source}: is not a ticket")
-        start = len(MAGIC) + _DIGEST_BYTES
-        body = content[start:]
-        if hashlib.sha256(body).digest() != content[len(MAGIC) : start]:
-            raise UserError(f"{source}: is damaged; its checksum does not match")
+        body = open_body(content, source)
         try:
             tensors = safetensors.torch.load(body)
-            metadata = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-            return cls(**parts(json.loads(metadata["ticket"]), tensors))
+            return cls(**parts(read_header(body), tensors))
         except UserError as error:
             raise UserError(f"{source}: {shown(error)}") from error
         except (

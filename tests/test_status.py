@@ -1,0 +1,72 @@
+"""`sweeps status --watch`: a line per change, or in place on a terminal; q and Ctrl-C end it."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from analysis_stores import grid, result, write_store
+
+from hiddenweights import cli
+from hiddenweights.sweeps import commands, status
+
+CELLS = [result(cell) for cell in grid(archs=("conv2",), ks=(0.5,), seeds=(0, 1, 2))[:3]]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store with two of three cells."""
+    return write_store(tmp_path / "store", CELLS[:2], {"depth": [cell["cell"] for cell in CELLS]})
+
+
+def test_a_line_per_change_until_every_cell_is_finished(
+    store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            write_store(store, CELLS[2:])
+
+    monkeypatch.setattr(status.time, "sleep", sleep)
+    assert cli.run(commands.COMMANDS, "sweeps", ("status", "depth", "--store", str(store), "--watch")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2
+    assert "2 finished" in lines[0]
+    assert "3 finished" in lines[1]
+    assert len(looks) == 3
+
+
+@pytest.mark.parametrize("key", [b"q", b"\x03"])
+def test_on_a_terminal_a_key_ends_it(store: Path, key: bytes) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "hiddenweights",
+            "sweeps",
+            "status",
+            "depth",
+            "--store",
+            str(store),
+            "--watch",
+        ],
+        stdin=theirs,
+        stdout=theirs,
+        env=os.environ | {"TERM": "xterm", "COLUMNS": "120", "LINES": "30"},
+        start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(theirs), os.O_RDWR)),  # the terminal is theirs alone
+    )
+    os.close(theirs)
+    seen = b""
+    while b"q ends" not in seen:
+        seen += os.read(ours, 4096)
+    os.write(ours, key)
+    assert process.wait(30) == 0
+    os.close(ours)
+    assert b"2 finished" in seen
+    assert b"92." in seen  # their mean accuracy
