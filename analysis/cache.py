@@ -75,7 +75,8 @@ def read_cached(source: Source, listing: Mapping[str, str], cache: Path, report:
         if _write(folder, number, found, report):
             for path in old:
                 path.unlink(missing_ok=True)
-    return found
+    # A part has the name that the source had then; a relative path may have been another folder's.
+    return Raw(found.runs.assign(source=source.name), found.epochs)
 
 
 def _folder_name(identity: str) -> str:

@@ -47,6 +47,8 @@ def layout(
         known = {sweep for names in table.cells["sweeps"] for sweep in names.split()}
         raise choices_error("figure", name, [*FIGURES, *sorted(known - FIGURES.keys())])
     masked = cells[cells["model.method"] != "dense"]
+    if masked.empty:  # a sweep of dense networks: they are the curves
+        masked = cells
     varying = [field for field in FIELDS if masked[field].nunique(dropna=False) > 1]
     x = x or _x(name, masked, varying)
     left = [field for field in varying if field not in (x, panel, "model.arch")]
@@ -59,7 +61,7 @@ def layout(
         x_words="{:g}% of the weights kept" if kept else f"{x} = {{:g}}",
         scale=100 if kept else 1,
         reverse=kept,
-        level_baselines=x != EPOCH,
+        level_baselines=x != EPOCH and masked is not cells,
         curve=(lambda rows: _values(rows, [curve])) if curve else (lambda rows: _values(rows, left)),
         panel=(lambda rows: _values(rows, [panel])) if panel else network,
     )

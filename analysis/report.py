@@ -10,7 +10,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, specs, summary, training
+from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, masks, specs, summary, training
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.published import published
@@ -55,6 +55,9 @@ class Drawing:
     """Training curves, see `training.epoch_means`."""
     layers: pd.DataFrame
     """What each layer keeps, see `training.layer_means`."""
+    overlaps: pd.DataFrame
+    """How far masks of different seeds agree, see `masks.overlaps`."""
+    filters: list[masks.Filters]
 
 
 @dataclass(frozen=True)
@@ -126,7 +129,8 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
         lines = summary.lines(points, ours, table, spec)
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
-        drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines, epochs, layers))
+        seen = masks.look(points, table)
+        drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines, epochs, layers, *seen))
     columns = {name: label for name, label in SHOWN.items() if name in table.cells}
     measured = claims.measure(table, registry.registered())
     return Report(

@@ -35,15 +35,7 @@ def accuracy_chart(
 ) -> Chart:
     """One panel of a figure: `rows` are those of `aggregate.curves`, `curves` all curves of the figure."""
     values = [_point(row, spec) for _, row in rows.iterrows()]
-    x: Chart = {
-        "field": "x",
-        "type": "quantitative",
-        "title": spec.x_label,
-        "scale": {"reverse": spec.reverse, "zero": False, "padding": 12},
-    }
-    places = sorted(rows["x"].dropna().unique())
-    if len(places) <= 8:
-        x["axis"] = {"values": places}
+    x = _x(rows, spec)
     scale = {"domain": [*map(_number, y_domain)], "nice": True, "zero": False}
     y = {"field": "mean", "type": "quantitative", "title": spec.y_label, "scale": scale}
     return _chart(values, [*_levels(y, curves), *_lines(x, y, curves)])
@@ -187,6 +179,62 @@ def layer_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
     chart["params"].append({"name": "metric", "value": metrics[0]})
     chart["transform"] += [{"calculate": "datum[metric]", "as": "value"}, {"filter": "isValid(datum.value)"}]
     return chart
+
+
+def overlap_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
+    """The overlap of masks above chance over x, in front of the range of random masks, for one layer."""
+    values = [
+        {
+            "curve": row["curve"],
+            "place": _place(row["x"], spec),
+            "x": _number(row["x"]),
+            "layer": row["layer"],
+            "above": _number(row["both"] - row["chance"]),
+            "low": _number(row["low"] - row["chance"]),
+            "high": _number(row["high"] - row["chance"]),
+            "words": f"{row['both']:.2f}%; random masks {row['low']:.2f} to {row['high']:.2f}%",
+            "seeds": int(row["seeds"]),
+        }
+        for _, row in rows.iterrows()
+    ]
+    tips = [
+        {"field": "layer", "title": "layer"},
+        {"field": "curve", "title": "curve"},
+        {"field": "place", "title": "at"},
+        {"field": "words", "title": "kept by both"},
+        {"field": "seeds", "title": "seeds"},
+    ]
+    x = _x(rows, spec)
+    y = {"field": "above", "type": "quantitative", "title": "overlap above chance (%)"}
+    colour = _colour(curves)
+    chart = _chart(
+        values,
+        [
+            {"mark": {"type": "area", "opacity": 0.18}, "encoding": {"x": x, **_ends(y), "color": colour}},
+            {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": {"x": x, "y": y, "color": colour}},
+            {
+                "mark": {"type": "point", "size": 60, "filled": True},
+                "encoding": {"x": x, "y": y, "color": colour, "shape": _shape(curves), "tooltip": tips},
+            },
+        ],
+    )
+    chart["params"].append({"name": "metric", "value": str(rows["layer"].iloc[0])})
+    chart["transform"].append({"filter": "datum.layer === metric"})
+    return chart
+
+
+def _x(rows: pd.DataFrame, spec: Spec) -> Chart:
+    """The x axis of a figure, with ticks at its places if these are few."""
+    x: Chart = {
+        "field": "x",
+        "type": "quantitative",
+        "title": spec.x_label,
+        "scale": {"reverse": spec.reverse, "zero": False, "padding": 12},
+    }
+    places = sorted(rows["x"].dropna().unique())
+    if len(places) <= 8:
+        x["axis"] = {"values": places}
+    return x
 
 
 def _chart(values: list[dict[str, Any]], layers: list[Chart]) -> Chart:

@@ -1,23 +1,29 @@
 """A `Report` as one HTML file that needs no network: text, static figures, charts and their libraries."""
 
+import base64
 import functools
 import html
+import io
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from importlib import resources
 from string import Template
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import vl_convert
+from matplotlib import image
+from numpy.typing import NDArray
 
-from hiddenweights.analysis import claims, forest
+from hiddenweights.analysis import claims, forest, masks
 from hiddenweights.analysis.figures import looks
 from hiddenweights.analysis.page import charts
 from hiddenweights.analysis.report import CLAIM_COLUMNS, TITLE, Drawing, Report, as_svg, duration, svg
 from hiddenweights.analysis.training import METRICS
 
 VEGA_LITE = "6.4"
+_NO_TICKETS = "The source has no tickets of these cells. They are in the store of a sweep."
 
 
 def as_html(report: Report) -> str:
@@ -40,6 +46,8 @@ def as_html(report: Report) -> str:
         ),
         training="\n".join(map(_training, report.drawings)) or "<p>No epochs were recorded.</p>",
         masks="\n".join(map(_layers, report.drawings)) or "<p>No record has values per layer.</p>",
+        overlaps="\n".join(map(_overlaps, report.drawings)) or f"<p>{_NO_TICKETS}</p>",
+        filters="\n".join(map(_filters, report.drawings)) or f"<p>{_NO_TICKETS}</p>",
         facts=table(report.facts, "fact-table"),
         left_out=_folded(f"{len(report.left_out)} runs", table(report.left_out, "left-out-table"))
         or "<p>Nothing.</p>",
@@ -109,6 +117,46 @@ def _layers(drawing: Drawing) -> str:
     return _chosen(drawing, drawing.layers, charts.layer_chart, "layers", shown)
 
 
+def _overlaps(drawing: Drawing) -> str:
+    """How far masks of different seeds agree, for the layer that the reader chooses."""
+    if drawing.overlaps.empty:
+        return ""
+    rows = drawing.overlaps
+    whole = rows[rows["layer"] == masks.ALL]
+    within = int(whole["both"].between(whole["low"], whole["high"]).sum())
+    said = f"All layers together: {within} of {len(whole)} places are within the range of random masks."
+    names = {str(name): str(name) for name in [masks.ALL, *dict.fromkeys(rows["layer"])]}
+    rows = pd.concat([whole, rows[rows["layer"] != masks.ALL]])
+    drawn = _chosen(drawing, rows, charts.overlap_chart, "overlaps", names)
+    return drawn.replace("</figure>", f"<figcaption>{said}</figcaption></figure>")
+
+
+def _filters(drawing: Drawing) -> str:
+    """The first layers as pictures, without and with their masks."""
+    parts = []
+    for one in drawing.filters:
+        count = min(len(one.weights), 32)
+        words = (
+            f"{one.panel}: {count} of {len(one.weights)} filters of {one.layer}, cell {one.cell} ({one.name})"
+        )
+        parts.append(
+            f'<figure class="pair">{_picture(one.weights, "random weights")}'
+            f"{_picture(one.masked, 'with the mask')}<figcaption>{html.escape(words)}</figcaption></figure>"
+        )
+    return (_title(drawing) + "".join(parts)) if parts else ""
+
+
+def _picture(filters: NDArray[np.float32], words: str) -> str:
+    pixels = masks.mosaic(filters, columns=8, rows=4)
+    gap = np.isnan(pixels).any(axis=2)
+    shown = np.dstack([np.nan_to_num(pixels), ~gap])
+    buffer = io.BytesIO()
+    image.imsave(buffer, shown, format="png", metadata={"Software": None})
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
+    return f'<div><h4>{words}</h4><img class="pixels" alt="{words}" {size} src="{source}"></div>'
+
+
 def _chosen(
     drawing: Drawing,
     rows: pd.DataFrame,
@@ -167,9 +215,32 @@ def _forest(report: Report) -> str:
 
 
 def _claims(shown: pd.DataFrame) -> str:
+    """Per claim: the verdict, what it says and its rule, the setting, and the comparison that decides."""
     if shown.empty:
         return "<p>These runs decide none of the paper's claims.</p>"
-    return f'<div class="scroll">{table(shown, "claim-table", verdict=True)}</div>'
+    rows = pd.DataFrame(
+        {
+            "verdict": shown["verdict"],
+            "claim": shown["says"],
+            "rule": shown["rule"],
+            "setting": shown["setting"],
+            "lacks for the paper": shown["lacks"],
+            "comparison": shown["effect"],
+            "difference": [_difference(row) for row in shown.to_dict("records")],
+            "must be above": [f"{margin:+g}" if margin else "0" for margin in shown["margin"]],
+            "n": shown["n"],
+        }
+    )
+    small = {"claim": "rule", "setting": "lacks for the paper"}
+    return f'<div class="scroll">{table(rows, "claim-table", verdict=True, small=small)}</div>'
+
+
+def _difference(row: dict[Hashable, Any]) -> str:
+    """``+1.2 (0.3 to 2.1)``, without an interval if there is none."""
+    if pd.isna(row["mean"]):
+        return ""
+    interval = "" if pd.isna(row["low"]) else f" ({row['low']:+.1f} to {row['high']:+.1f})"
+    return f"{row['mean']:+.1f}{interval}"
 
 
 def _outside(shown: pd.DataFrame) -> list[str]:
@@ -189,20 +260,32 @@ def _folded(title: str, content: str) -> str:
     return f'<details class="screen">{summary}<div class="scroll">{content}</div></details>'
 
 
-def table(frame: pd.DataFrame, name: str, *, verdict: bool = False) -> str:
-    """A table whose heads sort it; numbers stand to the right."""
+def table(
+    frame: pd.DataFrame, name: str, *, verdict: bool = False, small: Mapping[str, str] | None = None
+) -> str:
+    """A table whose heads sort it; numbers stand to the right.
+
+    `small` names, by column, another column that is shown under its text instead of in a column of its own.
+    With `verdict`, the first column is shown with a sign.
+    """
     if frame.empty:
         return ""
-    numbers = [bool(pd.api.types.is_numeric_dtype(frame[column])) for column in frame]
+    under = dict(small or {})
+    columns = [column for column in frame if column not in under.values()]
+    numbers = {column: bool(pd.api.types.is_numeric_dtype(frame[column])) for column in columns}
     head = "".join(
-        f'<th scope="col"{_class(n)}><button type="button">{html.escape(str(column))}</button></th>'
-        for column, n in zip(frame, numbers, strict=True)
+        f'<th scope="col"{_class(numbers[column])}><button type="button">{html.escape(str(column))}</button>'
+        for column in columns
     )
     body = []
-    for row in frame.itertuples(index=False):
-        cells = [f"<td{_class(n)}>{_cell(value)}</td>" for value, n in zip(row, numbers, strict=True)]
-        if verdict:
-            cells[0] = f'<td class="verdict {str(row[0]).split()[0]}">{html.escape(str(row[0]))}</td>'
+    for row in frame.to_dict("records"):
+        cells = []
+        for i, column in enumerate(columns):
+            content = _cell(row[column])
+            if note := str(row[under[column]]) if column in under else "":
+                content += f"<small>{html.escape(note)}</small>"
+            sign = f' class="verdict {str(row[column]).split()[0]}"' if verdict and not i else ""
+            cells.append(f"<td{sign or _class(numbers[column])}>{content}</td>")
         body.append("<tr>" + "".join(cells) + "</tr>")
     return (
         f'<table class="sortable" id="{name}"><thead><tr>{head}</tr></thead>'
