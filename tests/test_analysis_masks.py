@@ -1,5 +1,6 @@
 """The masks on the page: read from tickets without torch, and the same as torch reads them."""
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -51,7 +52,7 @@ def test_the_overlap_is_that_of_the_tickets(store: Store) -> None:
     found = masks.overlaps(points(table), table).set_index("layer")
     seen = [ticket.masks for ticket in tickets(store)]
     for name, mask in seen[0].items():
-        both = sum(int((a[name] & b[name]).sum()) for a, b in zip(seen, seen[1:], strict=False))
+        both = sum(int((a[name] & b[name]).sum()) for a, b in itertools.pairwise(seen))
         kept = int(mask.sum())  # as many in each, for the same k
         assert found.loc[name, "both"] == pytest.approx(100 * both / (2 * kept))
         assert found.loc[name, "chance"] == pytest.approx(100 * kept / mask.numel())
