@@ -69,4 +69,4 @@ def test_on_a_terminal_a_key_ends_it(store: Path, key: bytes) -> None:
     assert process.wait(30) == 0
     os.close(ours)
     assert b"2 finished" in seen
-    assert b"92." in seen  # their mean accuracy
+    assert b"test accuracy" in seen
