@@ -155,7 +155,7 @@ def report_(
     Args:
         mixed: Let cells with different epochs or protocols share a curve.
         price: Dollars per hour of training, to show the cost.
-        wandb: Also save it in this W&B project (ENTITY/PROJECT), as a draft of a W&B Report.
+        wandb: Also save it in this W&B project (ENTITY/PROJECT): a draft of a W&B Report, and a view.
         watch: Keep the page current while cells finish, and serve it on this machine until interrupted.
         port: The port of the server. 0: any free port.
         parent: Stop when the parent process with this id has ended (set by `sweeps launch --page`).
@@ -170,7 +170,8 @@ def report_(
     if wandb:
         from hiddenweights.analysis.wandb_report import publish
 
-        print(f"W&B report: {publish(found, wandb)}")
+        address, view = publish(found, wandb)
+        print(f"W&B report: {address}\nW&B view: {view}")
     print(f"report: {source.out / 'report.html'}  {source.out / 'report.md'}")
 
 

@@ -3,7 +3,7 @@
 The pages are written for the repository, so that their links can be followed there. This script copies
 them to build/docs and rewrites each link that leaves docs/. It then leads to a page of the site or to the
 reference of a module; the link to any other file becomes plain text. Zensical builds the site from the
-copy, without a network.
+copy, without a network. The notebooks are run, and their pages have the outputs.
 """
 
 import os
@@ -11,7 +11,11 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+from nbconvert import MarkdownExporter
+from nbconvert.preprocessors import ExecutePreprocessor
 
 ROOT = Path(__file__).parents[1]
 PAGES, SITE = ROOT / "build/docs", ROOT / "build/site"
@@ -29,12 +33,17 @@ def main() -> int:
     """Write build/docs and build/site; the exit status."""
     shutil.rmtree(PAGES, ignore_errors=True)
     shutil.rmtree(SITE, ignore_errors=True)
-    shutil.copytree(ROOT / "docs", PAGES, ignore=shutil.ignore_patterns("*.py", "store", "__pycache__"))
+    shutil.copytree(
+        ROOT / "docs", PAGES, ignore=shutil.ignore_patterns("*.py", "*.ipynb", "store", "__pycache__")
+    )
     places = {page: page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")}
     places |= {ROOT / source: place for source, place in OUTSIDE.items()}
     modules = _documented_modules()
+    notebooks = sorted((ROOT / "docs/notebooks").glob("*.ipynb"))
+    places |= {notebook: f"notebooks/{notebook.stem}.md" for notebook in notebooks}
     for source, place in places.items():
-        (PAGES / place).write_text(_relinked(source, place, places, modules))
+        text = _executed(source) if source in notebooks else source.read_text()
+        (PAGES / place).write_text(_relinked(text, source, place, places, modules))
     # The documentation tool warns of docstrings on stderr, and counts only its own warnings as errors.
     command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
     built = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
@@ -56,13 +65,31 @@ def _documented_modules() -> dict[Path, str]:
     return found
 
 
-def _relinked(source: Path, place: str, places: dict[Path, str], modules: dict[Path, str]) -> str:
-    """The text of the page `source` for its `place` on the site."""
+def _executed(notebook: Path) -> str:
+    """The notebook as Markdown with the outputs of its cells; pictures go to build/docs/notebooks."""
+    os.environ["WANDB_MODE"] = "offline"
+    pictures = f"{notebook.stem}_files"
+    with tempfile.TemporaryDirectory() as folder:  # notebooks write files
+        exporter = MarkdownExporter(preprocessors=[ExecutePreprocessor(timeout=300)])
+        resources = {
+            "metadata": {"path": folder},
+            "output_files_dir": pictures,
+            "unique_key": notebook.stem,
+        }
+        text, found = exporter.from_filename(str(notebook), resources)
+    (PAGES / "notebooks" / pictures).mkdir()
+    for name, content in found["outputs"].items():
+        (PAGES / "notebooks" / name).write_bytes(content)
+    return str(text)
+
+
+def _relinked(text: str, source: Path, place: str, places: dict[Path, str], modules: dict[Path, str]) -> str:
+    """The `text` of the page `source` for its `place` on the site."""
 
     def link(match: re.Match[str]) -> str:
         image, label, target = match.groups()
         path, _, anchor = target.partition("#")
-        if target.startswith("https://") or not path:
+        if target.startswith("https://") or not path or (PAGES / place).parent.joinpath(path).is_file():
             return match[0]
         file = (source.parent / path).resolve()
         if file in places:
@@ -75,7 +102,7 @@ def _relinked(source: Path, place: str, places: dict[Path, str], modules: dict[P
             return label
         return f"{image}[{label}]({os.path.relpath(new, Path(place).parent)})"
 
-    return LINK.sub(link, source.read_text())
+    return LINK.sub(link, text)
 
 
 if __name__ == "__main__":

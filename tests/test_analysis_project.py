@@ -207,5 +207,11 @@ def test_the_report_as_a_wandb_report(
     text = json.dumps(spec, ensure_ascii=False)
     assert all(claim.says in text for claim in claims.CLAIMS)
     assert {block["type"] for block in spec["blocks"]} >= {"heading", "markdown-block", "panel-grid"}
+    (view,) = standin.views
+    section = json.loads(view["spec"])["section"]
+    panels = section["panelBankConfig"]["sections"][0]["panels"]
+    assert {panel["viewType"] for panel in panels} == {"Scatter Plot", "Run History Line Plot"}
+    assert "model.k" in json.dumps(section["runSets"][0]["grouping"])
+    assert "depth" in json.dumps([block for block in spec["blocks"] if block["type"] == "panel-grid"])
     assert main([*command, "someone"]) == 2
     assert main([*command, "someone/elsewhere"]) == 2
