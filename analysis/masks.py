@@ -140,7 +140,7 @@ def mosaic(filters: NDArray[np.float32], columns: int, rows: int) -> NDArray[np.
     A weight takes at least one pixel; small filters are enlarged, so that gaps are narrower than weights.
     """
     shown = filters[: columns * rows]
-    zoom = max(1, 24 // shown.shape[-1])
+    zoom = max(1, 48 // shown.shape[-1])
     shown = shown.repeat(zoom, axis=2).repeat(zoom, axis=3)
     gap, (height, width) = 3, shown.shape[2:]
     colours = np.broadcast_to(

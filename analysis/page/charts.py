@@ -205,7 +205,7 @@ def overlap_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Char
         {"field": "seeds", "title": "seeds"},
     ]
     x = _x(rows, spec)
-    y = {"field": "above", "type": "quantitative", "title": "overlap above chance (%)"}
+    y = {"field": "above", "type": "quantitative", "title": "overlap above chance (points)"}
     colour = _colour(curves)
     chart = _chart(
         values,
