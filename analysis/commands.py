@@ -206,8 +206,6 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
         server = live.PageServer(port)
     except OSError as error:
         raise UserError(f"--port: {port} cannot be served on: {error.strerror}") from None
-    how = "" if parent else "; Ctrl-C ends it"
-    print(f"the page: {server.url} (also {source.out / 'report.html'}){how}", flush=True)
     page = ""
 
     def look() -> str:
@@ -220,6 +218,8 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
 
     stopped = threading.Event()
     before = signal.signal(signal.SIGTERM, lambda *_: stopped.set())
+    how = "" if parent else "; Ctrl-C ends it"
+    print(f"the page: {server.url} (also {source.out / 'report.html'}){how}", flush=True)
     try:
         live.keep_current(
             look, server, lambda: stopped.is_set() or (parent is not None and os.getppid() != parent)

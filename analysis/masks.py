@@ -15,7 +15,7 @@ from hiddenweights.analysis.table import Table
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import StoreAway, UserError
 from hiddenweights.flat import from_dict
-from hiddenweights.identity import resolve
+from hiddenweights.identity import Resolved, resolve
 from hiddenweights.masking.distributions import draw
 from hiddenweights.masking.rng import stream
 from hiddenweights.tickets.layers import read_masks
@@ -90,7 +90,7 @@ def first_layers(points: pd.DataFrame, table: Table) -> list[Filters]:
     found = []
     for panel, cells in subnetworks.groupby("panel", sort=False):
         score = cells["validation"].fillna(cells["y"])
-        cell = str(cells.loc[score.idxmax(), "cell"])
+        cell = str(cells["cell"].iloc[int(score.argmax())])
         if layer := _first_layer(stores[cell], cell):
             found.append(Filters(str(panel), cell, names[cell], *layer))
     return found
@@ -118,20 +118,30 @@ def _read(store: str, cell: str) -> tuple[Any, Mapping[str, Bits]]:
 
 @functools.cache
 def _first_layer(store: str, cell: str) -> tuple[str, NDArray[np.float32], NDArray[np.float32]] | None:
-    """The name, the weights and the masked weights of the first layer, as images."""
+    """The name, the weights and the masked weights of the first layer, as images; None if they are none."""
     header, masks = _read(store, cell)
-    for name, mask in masks.items():
+    if not masks:
+        return None
+    name, mask = next(iter(masks.items()))
+    try:  # only the masks of the ticket have been checked
         config = resolve(from_dict(header["config"]))
-        model, scaled_for_k = config.model, config.model.k if config.model.scaled else None
-        source = stream(config.seed_of("weights"), "weights", name)
-        weights = draw(mask.shape, model.distribution, source, scaled_for_k=scaled_for_k)
-        channels, size = header["inputs"]["channels"], header["inputs"]["image_size"]
-        if weights.ndim == 2:  # a fully connected layer sees the whole image
-            weights, mask = (array.reshape(-1, channels, size, size) for array in (weights, mask))
-        if weights.ndim != 4 or weights.shape[1] not in (1, 3):
-            return None
-        return name, weights, (np.sign(weights) if model.method == "biprop" else weights) * mask
-    return None
+        channels, size = int(header["inputs"]["channels"]), int(header["inputs"]["image_size"])
+        weights = _weights(name, mask.shape, config)
+    except (UserError, KeyError, TypeError, ValueError):
+        return None
+    if weights.ndim == 2 and weights.shape[1] == channels * size**2:  # each unit sees the whole image
+        weights = weights.reshape(-1, channels, size, size)
+    if weights.ndim != 4 or weights.shape[1] not in (1, 3):
+        return None
+    effective = np.sign(weights) if config.model.method == "biprop" else weights
+    return name, weights, effective * mask.reshape(weights.shape)
+
+
+def _weights(name: str, shape: tuple[int, ...], config: Resolved) -> NDArray[np.float32]:
+    """The random weights of the layer, drawn from the cell's seed."""
+    model = config.model
+    source = stream(config.seed_of("weights"), "weights", name)
+    return draw(shape, model.distribution, source, scaled_for_k=model.k if model.scaled else None)
 
 
 def mosaic(filters: NDArray[np.float32], columns: int, rows: int) -> NDArray[np.float32]:

@@ -46,28 +46,32 @@ def served(store: str, console: Console) -> Iterator[None]:
         console.print(f"no page: {error.strerror}")
         yield
         return
-    ending = threading.Event()
-    teller = threading.Thread(target=_tell, args=(process, ending, console), daemon=True)
+    begun, ending = threading.Event(), threading.Event()
+    teller = threading.Thread(target=_tell, args=(process, begun, ending, console), daemon=True)
     teller.start()
     try:
         yield
     finally:
         ending.set()
-        process.terminate()
-        try:
+        with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # Ctrl-C: no last page
+            begun.wait(LAST_LOOK)  # before, it would die of the signal instead of ending well
+            process.terminate()
             process.wait(LAST_LOOK)
-        finally:  # also when Ctrl-C ends the wait
-            process.kill()
-            process.wait()
-            teller.join(1.0)
+        process.kill()
+        process.wait()
+        teller.join(1.0)
 
 
-def _tell(process: "subprocess.Popen[str]", ending: threading.Event, console: Console) -> None:
+def _tell(
+    process: "subprocess.Popen[str]", begun: threading.Event, ending: threading.Event, console: Console
+) -> None:
     """Print the first line of the process, which is the address, and its last one if it fails."""
     assert process.stdout
     line = ""
     for number, line in enumerate(process.stdout):
         if number == 0 and line.startswith("the page:"):
             console.print(line.rstrip(), markup=False)
+            begun.set()
+    begun.set()
     if not ending.is_set():
         console.print(f"the page has ended: {line.strip() or 'without a word'}", markup=False)

@@ -146,7 +146,12 @@ def _quit_key() -> Iterator[Callable[[float], bool]]:
     """A function that waits for so many seconds, and returns True as soon as q is pressed."""
     keys = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None
     if keys is None or os.tcgetpgrp(keys) != os.getpgrp():  # no terminal, or in its background
-        yield lambda seconds: bool(time.sleep(seconds))
+
+        def pause(seconds: float) -> bool:
+            time.sleep(seconds)
+            return False
+
+        yield pause
         return
     import termios
     import tty

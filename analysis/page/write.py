@@ -151,7 +151,7 @@ def _picture(filters: NDArray[np.float32], words: str) -> str:
     gap = np.isnan(pixels).any(axis=2)
     shown = np.dstack([np.nan_to_num(pixels), ~gap])
     buffer = io.BytesIO()
-    image.imsave(buffer, shown, format="png", metadata={"Software": None})
+    image.imsave(buffer, shown, format="png", metadata={"Software": ""})
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     size = f'width="{pixels.shape[1]}" height="{pixels.shape[0]}"'
     return f'<div><h4>{words}</h4><img class="pixels" alt="{words}" {size} src="{source}"></div>'
