@@ -33,7 +33,8 @@ export RAY_AUTH_TOKEN
 # The first node's address, not its name: Ray does not ask every source of names that the system asks.
 head=$(getent ahostsv4 "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | awk '{print $1; exit}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs on the same node do not meet
-srun ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
+# --wait: a node that was lost and is back has forgotten its task, which srun would wait for when the sweep is done.
+srun --wait=30 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_ON_NODE" --disable-usage-stats -- \
   hiddenweights sweeps launch "$@" --address "$head:$port" &
 

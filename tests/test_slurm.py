@@ -48,7 +48,7 @@ def test_ray_runs_on_every_node_and_the_launch_on_the_first(tmp_path: Path, slur
     assert job(tmp_path, slurm, "depth", "--set", "data.root=my data").wait(20) == 0
     calls = (tmp_path / "calls").read_text()
     assert f"token secret {tmp_path}/runs" in calls
-    assert "srun ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 8" in calls
+    assert "srun --wait=30 ray symmetric-run --address 10.0.0.1:23456 --min-nodes 2 --num-cpus 8" in calls
     assert "-- hiddenweights sweeps launch depth --set data.root=my data --address 10.0.0.1:23456" in calls
     assert (tmp_path / "home/.ray/auth_token").stat().st_mode & 0o077 == 0
 
