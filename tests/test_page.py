@@ -13,7 +13,7 @@ from hiddenweights.sweeps.grid import arm
 
 def mine():
     base = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2}
-    return [arm(base, {"model.k": (0.3, 0.5), "seed": 0})]
+    return [arm(base, {"model.k": (0.3, 0.5), "seed": (0,)})]
 """
 
 
