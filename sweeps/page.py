@@ -68,10 +68,11 @@ def _tell(
     """Print the first line of the process, which is the address, and its last one if it fails."""
     assert process.stdout
     line = ""
-    for number, line in enumerate(process.stdout):
-        if number == 0 and line.startswith("the page:"):
-            console.print(line.rstrip(), markup=False)
-            begun.set()
+    with process.stdout:
+        for number, line in enumerate(process.stdout):
+            if number == 0 and line.startswith("the page:"):
+                console.print(line.rstrip(), markup=False)
+                begun.set()
     begun.set()
     if not ending.is_set():
         console.print(f"the page has ended: {line.strip() or 'without a word'}", markup=False)

@@ -62,7 +62,7 @@ def test_the_page_follows_the_store_and_ends_with_its_parent(
 
     monkeypatch.setattr(live, "PageServer", Server)
     parent = [1234]
-    monkeypatch.setattr(live.os, "getppid", lambda: parent[0])
+    monkeypatch.setattr("os.getppid", lambda: parent[0])
 
     def finish() -> None:
         assert seen.wait(60)
