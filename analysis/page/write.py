@@ -232,7 +232,8 @@ def _claims(shown: pd.DataFrame) -> str:
         }
     )
     small = {"claim": "rule", "setting": "lacks for the paper"}
-    return f'<div class="scroll">{table(rows, "claim-table", verdict=True, small=small)}</div>'
+    content = table(rows, "claim-table", verdict=True, small=small)
+    return f'<div class="scroll" tabindex="0" role="region" aria-label="Claims">{content}</div>'
 
 
 def _difference(row: dict[Hashable, Any]) -> str:
