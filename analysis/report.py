@@ -10,7 +10,17 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
 
-from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, masks, specs, summary, training
+from hiddenweights.analysis import (
+    aggregate,
+    claims,
+    experiments,
+    figures,
+    forest,
+    masks,
+    specs,
+    summary,
+    training,
+)
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.published import published

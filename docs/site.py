@@ -14,8 +14,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import nbformat
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
+from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES, SITE = ROOT / "build/docs", ROOT / "build/site"
@@ -70,13 +72,15 @@ def _executed(notebook: Path) -> str:
     os.environ["WANDB_MODE"] = "offline"
     pictures = f"{notebook.stem}_files"
     with tempfile.TemporaryDirectory() as folder:  # notebooks write files
-        exporter = MarkdownExporter(preprocessors=[ExecutePreprocessor(timeout=300)])
+        kernel = {"KernelManager": {"transport": "ipc"}}  # not a port that others on this machine can reach
+        run = ExecutePreprocessor(timeout=300, config=Config(kernel))
         resources = {
             "metadata": {"path": folder},
             "output_files_dir": pictures,
             "unique_key": notebook.stem,
         }
-        text, found = exporter.from_filename(str(notebook), resources)
+        exporter = MarkdownExporter(preprocessors=[run])
+        text, found = exporter.from_notebook_node(nbformat.read(notebook, as_version=4), resources)
     (PAGES / "notebooks" / pictures).mkdir()
     for name, content in found["outputs"].items():
         (PAGES / "notebooks" / name).write_bytes(content)
