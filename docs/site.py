@@ -17,7 +17,6 @@ from pathlib import Path
 import nbformat
 from nbconvert import MarkdownExporter
 from nbconvert.preprocessors import ExecutePreprocessor
-from traitlets.config import Config
 
 ROOT = Path(__file__).parents[1]
 PAGES, SITE = ROOT / "build/docs", ROOT / "build/site"
@@ -72,8 +71,7 @@ def _executed(notebook: Path) -> str:
     os.environ["WANDB_MODE"] = "offline"
     pictures = f"{notebook.stem}_files"
     with tempfile.TemporaryDirectory() as folder:  # notebooks write files
-        kernel = {"KernelManager": {"transport": "ipc"}}  # not a port that others on this machine can reach
-        run = ExecutePreprocessor(timeout=300, config=Config(kernel))
+        run = ExecutePreprocessor(timeout=300, startup_timeout=300)
         resources = {
             "metadata": {"path": folder},
             "output_files_dir": pictures,
