@@ -13,7 +13,12 @@ from hiddenweights.errors import UserError
 
 # Runs that agree in these differ in their seed: W&B shows their mean as one point or line.
 GROUPS = ("model.arch", "model.method", "model.distribution", "model.k")
-COLUMNS = ("summary:test_accuracy", "summary:kept", *(f"config:{name}.value" for name in GROUPS))
+# Columns of the table of runs. W&B keeps the nested config's `model.k` as `model.value.k`.
+COLUMNS = (
+    "summary:test_accuracy",
+    "summary:kept",
+    *(f"config:{name.replace('.', '.value.', 1)}" for name in GROUPS),
+)
 
 
 def publish(report: Report, path: str) -> tuple[str, str]:

@@ -211,7 +211,10 @@ def test_the_report_as_a_wandb_report(
     section = json.loads(view["spec"])["section"]
     panels = section["panelBankConfig"]["sections"][0]["panels"]
     assert {panel["viewType"] for panel in panels} == {"Scatter Plot", "Run History Line Plot"}
-    assert "model.k" in json.dumps(section["runSets"][0]["grouping"])
+    (runs,) = section["runSets"]
+    names = [key["name"] for key in runs["grouping"]]
+    assert "model.value.k" in names  # where W&B keeps the nested config's model.k
+    assert {f"config:{name}" for name in names} <= {*runs["runFeed"]["columnPinned"]}
     assert "depth" in json.dumps([block for block in spec["blocks"] if block["type"] == "panel-grid"])
     assert main([*command, "someone"]) == 2
     assert main([*command, "someone/elsewhere"]) == 2
