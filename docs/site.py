@@ -70,15 +70,12 @@ def _executed(notebook: Path) -> str:
     """The notebook as Markdown with the outputs of its cells; pictures go to build/docs/notebooks."""
     os.environ["WANDB_MODE"] = "offline"
     pictures = f"{notebook.stem}_files"
+    content = nbformat.read(notebook, as_version=4)
     with tempfile.TemporaryDirectory() as folder:  # notebooks write files
         run = ExecutePreprocessor(timeout=300, startup_timeout=300)
-        resources = {
-            "metadata": {"path": folder},
-            "output_files_dir": pictures,
-            "unique_key": notebook.stem,
-        }
-        exporter = MarkdownExporter(preprocessors=[run])
-        text, found = exporter.from_notebook_node(nbformat.read(notebook, as_version=4), resources)
+        run.preprocess(content, {"metadata": {"path": folder}})
+    resources = {"output_files_dir": pictures, "unique_key": notebook.stem}
+    text, found = MarkdownExporter().from_notebook_node(content, resources)
     (PAGES / "notebooks" / pictures).mkdir()
     for name, content in found["outputs"].items():
         (PAGES / "notebooks" / name).write_bytes(content)
