@@ -78,7 +78,7 @@ def worker(folder: Path, gpu: float) -> Any:
         "loaders": 0,
     }
     made = trial.CellTrial.__new__(trial.CellTrial)
-    made.setup({"job": json.dumps(job), "report_every": 0.0})
+    made.setup({"job": json.dumps(job), "report_every": 0.0, "code": "{}"})
     return made
 
 
