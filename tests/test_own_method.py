@@ -139,18 +139,13 @@ def test_the_version_of_the_code_is_part_of_the_identity(
     assert cell_id(unflatten({**TINY, "model.method": "c/my_masks.py:Halved"})) != other
 
 
-def test_a_sweep_compares_it_with_ours_by_edge_popups_recipe(folder: Path) -> None:
-    axes = ["--axis", "model.method=edge_popup,my_masks.py:Positive", "--set", "model.arch=fc"]
-    axes += ["--axis", "model.distribution=signed_constant", "--axis", "seed=0"]
-    shrink = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
-    launch = ["sweeps", "launch", "quickstart", *axes, *shrink, "--set", "model.k=0.5"]
-    assert main([*launch, "--executor", "inline"]) == 0
-    results = [result for _, result in Store("runs").results(Store("runs").finished())]
-    recipes: dict[str, set[str]] = {}
-    for result in results:
-        method = own.plain(result["config"]["model"]["method"])
-        recipes.setdefault(method, set()).add(json.dumps(result["config"]["optim"]))
-    assert recipes["my_masks.py:Positive"] == recipes["edge_popup"]
+def test_its_recipe_is_edge_popups(folder: Path) -> None:
+    for arch in ("fc", "resnet18", "torchvision/resnet50"):
+        mine = resolve(unflatten({"model.arch": arch, "model.method": "my_masks.py:Positive"}))
+        assert mine.optim == resolve(unflatten({"model.arch": arch})).optim
+        assert mine.model.distribution == "signed_constant"
+    given = {"model.method": "my_masks.py:Positive", "optim.lr": 0.3, "model.k": 0.1}
+    assert resolve(unflatten(given)).optim.lr == 0.3
 
 
 def test_it_is_told_of_every_step_and_leaves_a_ticket_only_for_a_plain_mask(folder: Path) -> None:
