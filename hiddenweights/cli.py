@@ -22,6 +22,8 @@ from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_erro
 
 Command = Callable[..., int | None]
 
+GIVEN = "given"  # a parameter of this name gets the names of the options that are on the command line
+
 # The optional packages, each with the extra of this package that installs it.
 EXTRAS = {
     "psutil": "sweeps",
@@ -143,7 +145,7 @@ def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callabl
     try:
         with contextlib.redirect_stderr(complaint):
             call: Callable[[], int | None] = tyro.cli(
-                _deferred(function), prog=prog, args=args, config=_style(tyro)
+                _deferred(function, args), prog=prog, args=args, config=_style(tyro)
             )
     except SystemExit as end:
         if not end.code:  # help was asked for, and printed
@@ -157,12 +159,21 @@ def _style(tyro: Any) -> tuple[Any, ...]:
     return (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
 
 
-def _deferred(command: Command) -> Callable[..., Callable[[], int | None]]:
+def _deferred(command: Command, words: Sequence[str]) -> Callable[..., Callable[[], int | None]]:
+    """`command`, bound to its options instead of called. Its parameter `given`, if it has one, is filled."""
+    given = {GIVEN: _given(words)} if GIVEN in inspect.signature(command).parameters else {}
+
     @functools.wraps(command)
     def bind(*args: Any, **kwargs: Any) -> Callable[[], int | None]:
-        return functools.partial(command, *args, **kwargs)
+        return functools.partial(command, *args, **kwargs | given)
 
     return bind
+
+
+def _given(words: Sequence[str]) -> frozenset[str]:
+    """The names of the options among `words`, spelled like fields: ``model.init_from``."""
+    options = (word.partition("=")[0] for word in words if word.startswith("--"))
+    return frozenset(option.removeprefix("--").replace("-", "_") for option in options)
 
 
 def _print_completion(commands: Commands, prog: str, args: Sequence[str]) -> None:

@@ -15,6 +15,7 @@ from hiddenweights import own
 from hiddenweights.config import (
     DATASETS,
     GROUPS,
+    METHODS,
     SEEDS,
     TICKET_SUFFIX,
     Augment,
@@ -30,6 +31,7 @@ from hiddenweights.config import (
     TrainConfig,
     own_code,
 )
+from hiddenweights.errors import UserError
 from hiddenweights.fields import check
 from hiddenweights.flat import field_of, flatten, unflatten
 from hiddenweights.recipes import recipe
@@ -151,6 +153,40 @@ def _resolve_optim(optim: OptimConfig, model: ResolvedModel, train: TrainConfig)
     if values["optimizer"] == "adam":
         values["momentum"] = 0.0
     return ResolvedOptim(**values)
+
+
+# The field that decides over another one, if it is not the method.
+_CAUSES = {
+    "model.method": "model.init_from",
+    "data.image_size": "data.name",
+    "data.validation": "data.protocol",
+    "optim.momentum": "optim.optimizer",
+}
+
+
+def has(config: Resolved, name: str, value: Scalar) -> bool:
+    """Whether the cell is trained with `value` in the field `name`. None stands for any value.
+
+    So does the name of the user's own code: it gets its version, but is never replaced.
+    """
+    if name in GROUPS and value not in METHODS:
+        return True
+    part, _, leaf = name.rpartition(".")
+    own = getattr(getattr(config, part) if part else config, leaf)
+    if part == "seeds" and own is None:
+        own = config.seed
+    return value is None or bool(own == value)
+
+
+def check_has(config: Resolved, name: str, value: Scalar) -> None:
+    """Raise `UserError` if the cell is not trained with `value` in the field `name` (see `resolve`)."""
+    if not has(config, name, value):
+        flat = flatten(config)
+        cause = _CAUSES.get(name, "model.method")
+        instead = "" if flat[name] is None else f", where it is {flat[name]!r}"
+        raise UserError(
+            f"{name}: {value!r} has no effect with {cause} {flat[cause]!r}{instead}; leave out one of them"
+        )
 
 
 def _values(part: ModelConfig | DataConfig | OptimConfig) -> dict[str, Any]:

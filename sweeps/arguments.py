@@ -1,13 +1,16 @@
 """Arguments shared by several commands on sweeps: the sweep, its changes, and the console."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Annotated
 
 import tyro
 from rich.console import Console
 
+from hiddenweights.config import Scalar
+from hiddenweights.identity import check_has, has, resolve
 from hiddenweights.sweeps import experiments
-from hiddenweights.sweeps.grid import Cells, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLAIM")]
@@ -18,10 +21,29 @@ Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metav
 def chosen(
     name: str, settings: tuple[str, ...], axes: tuple[str, ...], samples: int = 16
 ) -> tuple[Sweep, Cells]:
-    """The sweep `name` with the `settings` and `axes` of a command line, and its cells."""
-    sweep = experiments.sweep(name).override(parse_settings(settings), parse_axes(axes))
+    """The sweep `name` with the `settings` and `axes` of a command line, and its cells.
+
+    Raises `UserError` if one of these values has no effect on any cell.
+    """
+    fixed, varied = parse_settings(settings), parse_axes(axes)
+    sweep = experiments.sweep(name).override(fixed, varied)
     sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
-    return sweep, sweep.cells()
+    cells = sweep.cells()
+    _check_effect(cells, fixed, varied)
+    return sweep, cells
+
+
+def _check_effect(cells: Cells, settings: Mapping[str, Scalar], axes: Mapping[str, Axis]) -> None:
+    lists = {field: axis for field, axis in axes.items() if not isinstance(axis, Draw)}
+    lists |= {field: (value,) for field, value in settings.items()}
+    missing = {(field, value) for field, values in lists.items() for value in values}
+    for config in cells.values():
+        if not missing:
+            return
+        resolved = resolve(config)
+        missing = {(field, value) for field, value in missing if not has(resolved, field, value)}
+    for field, value in sorted(missing, key=str):
+        check_has(resolved, field, value)
 
 
 def console_for_people() -> Console:

@@ -68,7 +68,13 @@ def launch_(
     if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
         raise UserError("data.protocol: a search selects, and so needs a validation split")
     if tuned:
-        cells = cells.tuned(_winners(results, tuned))
+        won = _winners(results, tuned)
+        fields = {field for best in won.values() for field in best}
+        if both := fields & (parse_settings(set).keys() | parse_axes(axis).keys()):
+            raise UserError(
+                f"--tuned: {tuned} chooses {', '.join(sorted(both))}; --set and --axis name it, too"
+            )
+        cells = cells.tuned(won)
     name = sweep.name  # of a sweep of the user's own, one that can name a file
     part = cells.where(parse_settings(where, "--where"))
     planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)

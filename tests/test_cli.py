@@ -74,6 +74,9 @@ def test_the_store_comes_from_the_environment(tmp_path: Path, monkeypatch: pytes
         (["--data.subset", "100000"], ["data.subset", "100000"]),
         (["--store", "nosuch://place"], ["store", "nosuch"]),
         (["--model.arch", "nomodule:net"], ["model.arch", "nomodule"]),
+        (["--model.method", "dense", "--model.k", "0.5"], ["model.k", "0.5", "dense", "1.0"]),
+        (["--data.image_size=64"], ["data.image_size", "64", "digits"]),
+        (["--seeds.scores", "3", "--model.method", "dense"], ["seeds.scores", "3", "dense"]),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -201,8 +201,16 @@ def test_train_takes_a_ticket_file(store: Store, tmp_path: Path, capsys: pytest.
     assert result is not None
     assert result["summary"]["weights_checksum"] == expected["summary"]["weights_checksum"]
 
-    for wrong in (("--model.k", "0.7"), ("--model.arch", "conv6"), ("--model.method", "biprop")):
-        assert run("--model.init-from", str(file), *wrong, *common) == 2
+    # Also a value that is the default, if it was given.
+    wrong = {"k": ("0.7",), "arch": ("conv6", "conv4"), "method": ("biprop", "edge_popup")}
+    for name, values in wrong.items():
+        for value in values:
+            capsys.readouterr()
+            assert run("--model.init-from", str(file), f"--model.{name}", value, *common) == 2
+            error = capsys.readouterr().err
+            assert f"model.{name}" in error or "model.init_from" in error
+            assert value in error
+    assert run("--model.init-from", str(file), "--model.method", "finetune", *common) == 0
     assert run("--model.init-from", str(tmp_path / "none.ticket"), *common) == 2
     file.write_bytes(content[:-1])
     assert run("--model.init-from", str(file), *common) == 2

@@ -181,6 +181,7 @@ def test_what_a_search_found_is_what_another_sweep_takes(monkeypatch: pytest.Mon
     best = max(results, key=lambda result: result["summary"]["best_validation_accuracy"])
     assert found == {"optim.lr": best["config"]["optim"]["lr"]}
     assert launch("tiny", "--axis", "seed=1", "--tuned", "depth") == 2
+    assert launch("tiny", "--axis", "seed=1", "--set", "optim.lr=0.1", "--tuned", "wide") == 2
     configs = trained(monkeypatch)
     assert launch("tiny", "--axis", "seed=1", "--tuned", "wide") == 0
     rates = {config.optim.lr for config in configs if config.model.method == "edge_popup"}
@@ -222,6 +223,7 @@ def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]
         (["tiny", "--set", "model.kk=0.5"], ["model.kk", "model.k"]),
         (["tiny", "--set", "model.k=2"], ["model.k", "2"]),
         (["tiny", "--axis", "model.k="], ["model.k"]),
+        (["tiny", "--axis", "data.image_size=64,32"], ["data.image_size", "32", "digits"]),
         (["tiny", "--axis", "modle.k=0.5"], ["modle.k", "model.k"]),
         (["tiny", "--set", "seed=0", "--axis", "seed=1,2"], ["seed"]),
         (["tiny", "--set", "seed=0", "--set", "seed=1"], ["seed"]),

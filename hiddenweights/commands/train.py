@@ -1,5 +1,6 @@
 """``hiddenweights train``: one cell by hand."""
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,8 @@ from hiddenweights.cells.inputs import check_inputs
 from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown
-from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.flat import flatten
+from hiddenweights.identity import cell_id, check_has, resolve, short_name
 from hiddenweights.records import Record
 
 if TYPE_CHECKING:
@@ -26,6 +28,7 @@ def train(
     track: bool = True,
     patience: float = PATIENCE,
     ranks: int = 1,
+    given: Annotated[frozenset[str], tyro.conf.Suppress, tyro.conf.Fixed] = frozenset(),
 ) -> int:
     """Train one cell, or resume it. A finished cell is reported and not trained again.
 
@@ -34,6 +37,7 @@ def train(
         track: Log to the installed trackers (W&B; offline without a key).
         patience: Seconds to wait if the store is unreachable, read-only or full.
         ranks: Processes that train the cell together, data parallel, each on its own GPU if there are any.
+        given: The fields whose values were chosen. None of them is replaced by that of a ticket or a method.
     """
     if ranks < 1:
         raise UserError(f"--ranks: {ranks} must be above 0")
@@ -42,10 +46,12 @@ def train(
     for name, text in own_code(config).items():
         if own.is_versioned(text):  # as a report names it
             own.same_version(text, name, GROUPS[name])
-    ticket = None
+    ticket, asked = None, flatten(config)
     if config.model.init_from:
-        config, ticket = _finetune(config, results)
+        config, ticket = _finetune(config, results, given)
     config = resolve(config)
+    for name in sorted(given & asked.keys() - {"model.init_from"}):  # that may be a file, and is now its cell
+        check_has(config, name, asked[name])
     cell = cell_id(config)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if result := results.result(cell):
@@ -85,30 +91,34 @@ def train(
     return 0
 
 
-def _finetune(config: CellConfig, store: Store) -> tuple[CellConfig, "Ticket"]:
-    """The config with the network of the ticket that `model.init_from` names, by cell or by file."""
+def _finetune(config: CellConfig, store: Store, given: Collection[str]) -> tuple[CellConfig, "Ticket"]:
+    """The config with the network of the ticket that `model.init_from` names, by cell or by file.
+
+    Raises `UserError` if a value that is `given`, or not the default, differs from that of the ticket.
+    """
     from hiddenweights.tickets.ticket import read_ticket
 
-    given = config.model
-    assert given.init_from is not None
-    file = given.init_from.endswith(TICKET_SUFFIX)
-    ticket = read_ticket(given.init_from) if file else stored_ticket(given.init_from, store)
+    model = config.model
+    assert model.init_from is not None
+    file = model.init_from.endswith(TICKET_SUFFIX)
+    ticket = read_ticket(model.init_from) if file else stored_ticket(model.init_from, store)
     cell = cell_id(ticket.config)
     if file and store.has_ticket(cell) and stored_ticket(cell, store).record != ticket.record:
         raise UserError(
-            f"model.init_from: {given.init_from!r} is of cell {cell}; {store.uri} has another one"
+            f"model.init_from: {model.init_from!r} is of cell {cell}; {store.uri} has another one"
         )
     for name in SUBNETWORK:
-        value, found = getattr(given, name), getattr(ticket.config.model, name)
-        if value not in (getattr(ModelConfig(), name), found):
-            raise UserError(f"model.{name}: {value!r}, but the ticket has {found!r}")
-    if ":" in ticket.config.model.arch and given.arch != ticket.config.model.arch:
+        value, found = getattr(model, name), getattr(ticket.config.model, name)
+        chosen = f"model.{name}" in given or value != getattr(ModelConfig(), name)
+        if chosen and value != found:
+            raise UserError(f"model.{name}: {value!r}, but the ticket has {found!r}; leave it out")
+    if ":" in ticket.config.model.arch and model.arch != ticket.config.model.arch:
         raise UserError(
             f"model.arch: the ticket's network is code, {ticket.config.model.arch!r}, which is imported only"
             f" if you name it too: --model.arch {ticket.config.model.arch}"
         )
     settled = {name: getattr(ticket.config.model, name) for name in SUBNETWORK}
-    return replace(config, model=replace(given, **settled, init_from=cell)), ticket
+    return replace(config, model=replace(model, **settled, init_from=cell)), ticket
 
 
 def _line(record: Record, epochs: int) -> str:
