@@ -19,6 +19,9 @@ from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import commands, launch, settle, tracking
 from hiddenweights.sweeps.arguments import chosen
+from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.progress import Progress
+from hiddenweights.sweeps.ray_work import Work
 from hiddenweights.training.train import Trainer
 
 # Above chance after two epochs, far above a random mask: a few seeds decide it.
@@ -139,6 +142,39 @@ def test_the_budget_is_spent_on_cells_as_they_were_measured() -> None:
     assert settle.affordable(now, 1_300.0) == []  # half a step decides nothing
     for cell in now.plans[0].cells:
         assert now.expected(cell) == 600.0
+
+
+def test_all_steps_share_one_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    started, steps, measured_before = [], [], []
+
+    class Instant:
+        """In the place of Ray: cells are finished as soon as they are asked for."""
+
+        def __init__(self, work: Work) -> None:
+            started.append(work)
+            self._cells = work.cells
+
+        def __call__(self, cells: Any, measured: Measured, progress: Progress, alone: bool = False) -> None:
+            steps.append([*cells])
+            measured_before.append(len(measured.seconds()))
+            for cell in cells:
+                config = self._cells[cell]
+                better = 0.03 * (config.model.method == "edge_popup")
+                accuracy = 0.5 + better + 0.01 * (int(cell, 16) % 3)
+                write_store(Path("runs"), [result(config, accuracy)])
+                progress.finished(cell, accuracy, 1.0)
+
+        def close(self) -> None:
+            started.append(None)
+
+    monkeypatch.setattr(launch, "Supervisor", Instant)
+    words = [word for word in WORDS if word not in ("--executor", "inline")]
+    assert run(*words, *SETS) == 0
+    assert len(steps) > 2
+    assert len(started) == 2  # started once, and closed
+    # Each step knows what the cells before it took: two kinds.
+    assert measured_before[0] == 0
+    assert measured_before[-1] == 2
 
 
 def test_a_claim_is_given_up_that_the_budget_hardly_decides(capsys: pytest.CaptureFixture[str]) -> None:
