@@ -121,9 +121,9 @@ def hope(
 
     `goals_of` says how many pairs each comparison then has, if only those with the given indices get further
     ones. Either all open comparisons get them, or only those whose mean is below the margin; the larger bound
-    counts. A claim is supported at most as often as the comparison that is least often above its margin. The
-    product over comparisons that `chance` takes would be far too small for many of them, because three seeds
-    tell little of each.
+    counts. A claim is supported at most as often as the average open comparison is above its margin. `chance`
+    takes all comparisons together, which would be far too small here: three seeds tell little of each, and
+    the worst of many looks worse than it is.
     """
     left = [i for i, is_open in enumerate(judged.open) if is_open]
     below = [i for i in left if values[i] and fmean(values[i]) < margins[i]]
@@ -132,7 +132,7 @@ def hope(
         ends = _futures(values, margins, goals_of(group), anytime=True)
         if ends is None:
             return None
-        bounds.append(float(ends[0].mean(0).min() + ends[1].any(-1).mean()))
+        bounds.append(float(ends[0][:, left].mean() + ends[1].any(-1).mean()))
     return max(bounds)
 
 
