@@ -13,8 +13,18 @@ demo: $(READY)
 	$(BIN)/hiddenweights sweeps launch quickstart
 	$(BIN)/hiddenweights analysis figure quickstart --from runs/wandb
 
+# On three workers, one more than cores, because some tests mostly wait. CAPABILITY=default, avx2 or avx512 runs all
+# tests as on a processor without vector instructions, with AVX2, or with those of bfloat16; the first takes longest.
+AS_default = ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 HIDDENWEIGHTS_TEST_PRECISION=float32 \
+	HIDDENWEIGHTS_TEST_THREADS=1
+AS_avx2 = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 HIDDENWEIGHTS_TEST_PRECISION=float32 \
+	HIDDENWEIGHTS_TEST_THREADS=2
+AS_avx512 = ATEN_CPU_CAPABILITY=avx512 ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 HIDDENWEIGHTS_TEST_PRECISION=bfloat16 \
+	HIDDENWEIGHTS_TEST_THREADS=2
 test: $(READY)
-	$(BIN)/python -m pytest -n 3 --dist worksteal  # one more than cores: some tests mostly wait
+	$(if $(CAPABILITY),env OMP_WAIT_POLICY=passive $(or $(AS_$(CAPABILITY)),$(error choices of CAPABILITY: default avx2 avx512))) \
+		$(BIN)/python -m pytest -n 3 --dist worksteal \
+		$(if $(CAPABILITY),--timeout 1200)
 
 # The tests that rest on the processor's arithmetic, as on older processors and with the other precision and
 # number of threads: each value of each at least once. Bfloat16 without its instructions takes minutes.

@@ -137,6 +137,7 @@ class WandbTracker:
                     "initial_weights_checksum": result["initial_weights_checksum"],
                     "data_digest": result.get("data_digest", ""),
                     "seconds": result["seconds"],
+                    **{f"processor.{name}": value for name, value in result.get("processor", {}).items()},
                     "finished": True,
                 }
             )
@@ -151,16 +152,19 @@ class WandbTracker:
 
     def _log_ticket(self, run: wandb.Run) -> None:
         """Log the ticket of the cell, if it has one, as an artifact."""
-        name = f"{self._cell}.ticket"
-        artifact = wandb.Artifact(f"ticket-{self._cell}", type="ticket")
-        if path := self._store.local_ticket(self._cell):
-            # Used in place: offline, W&B would otherwise keep a copy in the home folder for good.
-            artifact.add_file(str(path), name, policy="immutable", skip_cache=True)
-        elif content := self._store.ticket(self._cell):
-            with artifact.new_file(name, "wb") as file:
-                file.write(content)
-        else:
+        path = self._store.local_ticket(self._cell)
+        if path is None and (content := self._store.ticket(self._cell)):
+            path = Path(run.settings.sync_file).with_name("ticket.ticket")
+            path.write_bytes(content)
+        if path is None:
             return
+        artifact = wandb.Artifact(f"ticket-{self._cell}", type="ticket")
+        # Used in place: offline, W&B would otherwise keep a copy in the home folder for good.
+        entry = artifact.add_file(str(path), f"{self._cell}.ticket", policy="immutable", skip_cache=True)
+        # Runs get published, with this path. W&B's service reads it: its folder is that of `sync`, or ours.
+        base = wandb_folder(self._store) if run.offline else Path.cwd()
+        if path.is_relative_to(base):
+            entry.local_path = str(path.relative_to(base))
         run.log_artifact(artifact)
         if not run.offline:
             artifact.wait(PATIENCE)  # or nobody learns that the server did not take it
@@ -322,10 +326,13 @@ def sync(store: Store, console: Console) -> int:
         raise UserError(f"sync: W&B cannot be reached: {reason}")
     known = _known(waiting)
     fresh = [run for run in waiting if _cell_of(run) not in known]
+    # Not with our service: the paths of tickets in the runs are relative to the folder.
+    environment = {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
     for i in range(0, len(fresh), AT_ONCE):
         some = [str(run) for run in fresh[i : i + AT_ONCE]]
         # It writes a log to the working directory. Its status is 0 even if nothing was uploaded.
-        subprocess.run([sys.executable, "-m", "wandb", "sync", *some], cwd=folder, check=False)
+        command = [sys.executable, "-m", "wandb", "sync", *some]
+        subprocess.run(command, cwd=folder, env=environment, check=False)
     for run in waiting:
         if run not in fresh:
             _resume(run, store)

@@ -143,7 +143,7 @@ def test_a_store_behind_fsspec_reads_the_same(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(table.epochs, local.epochs, check_dtype=False)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=25)
 def test_ten_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
     """20 s from the store, 2 s cached, 2 GB; CPU time where the machine is busy."""
     layers = [f"layers.{i}.weight" for i in range(7)]

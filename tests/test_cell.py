@@ -1,5 +1,6 @@
 """One cell from claim to result: trained once, resumed exactly, its failures on record."""
 
+import errno
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hiddenweights.cells import cell as cell_module
 from hiddenweights.cells import files
 from hiddenweights.cells.cell import Run, cell_epochs, run_cell
-from hiddenweights.cells.store import Busy, Json, Store, StoreAway
+from hiddenweights.cells.store import Busy, Checkpoint, Json, Store, StoreAway
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import from_dict, unflatten
 from hiddenweights.identity import cell_id, resolve
@@ -158,6 +159,28 @@ def test_a_store_that_goes_away_is_waited_for(
     assert masks(result) == masks(undisturbed)
     folder = tmp_path / "runs" / "cells" / result["cell"]
     assert {path.name for path in folder.iterdir()} == {"result.json", "ticket.ticket"}
+
+
+@pytest.mark.usefixtures("every_epoch_saved")
+def test_a_store_that_was_away_for_a_moment_is_not_the_cells_fault(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is back when one looks: what says so is the path of the file that was missing."""
+    monkeypatch.setattr(files, "POLL", 0.05)
+    real, missed = Checkpoint.save, list[int]()
+
+    def save(self: Checkpoint) -> None:
+        missed.append(len(missed))
+        if len(missed) == 2:
+            assert store.local
+            raise FileNotFoundError(errno.ENOENT, "not there", str(store.local / "cells"))
+        real(self)
+
+    monkeypatch.setattr(Checkpoint, "save", save)
+    result = run_cell(config(), store)
+    assert [record["epoch"] for record in result["history"]] == [1, 2, 3, 4]
+    assert result["attempts"] == 1
+    assert store.failure(result["cell"]) is None
 
 
 @pytest.mark.usefixtures("every_epoch_saved")

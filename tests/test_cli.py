@@ -102,42 +102,40 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert flag in printed
 
 
-def test_killed_at_random_moments_the_masks_are_those_of_an_undisturbed_run(tmp_path: Path) -> None:
+def test_killed_and_stopped_the_masks_are_those_of_an_undisturbed_run(
+    tmp_path: Path,
+) -> None:
     fields: dict[str, Any] = {"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}
-    with subprocess.Popen(command(*LONG, "--store", str(tmp_path / "calm"))) as process:
-        _wait_for(tmp_path / "calm", "cells/*/checkpoint/*", process)
-        began = time.monotonic()
-    assert process.returncode == 0
-    seconds = time.monotonic() - began
+    assert train(*LONG, "--no-track", "--store", str(tmp_path / "calm")) == 0
+    calm = result(tmp_path / "calm", **fields)
     seed = time.time_ns()
     moments = random.Random(seed)
     killed = tmp_path / "killed"
-    for furthest in (0.5, 0.2):  # shares of the time from the calm run's first checkpoint to its end
-        with subprocess.Popen(command(*LONG, "--store", str(killed)), start_new_session=True) as process:
-            _wait_for(killed, "cells/*/checkpoint/*", process)
-            time.sleep(moments.uniform(0, furthest) * seconds)
-            os.killpg(process.pid, signal.SIGKILL)
+    # From the first epoch on, at most this share of the undisturbed run's time.
+    ends = ((signal.SIGKILL, 0.4), (signal.SIGINT, 0.0), (signal.SIGKILL, 0.2), (signal.SIGTERM, 0.0))
+    for number, longest in ends:
+        with subprocess.Popen(
+            command(*LONG, "--store", str(killed)), start_new_session=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        ) as process:  # fmt: skip
+            assert process.stdout
+            assert any(line.startswith("epoch ") for line in process.stdout)  # reads up to the first one
+            time.sleep(moments.uniform(0, longest) * calm["seconds"])
+            os.killpg(process.pid, number)
+            out, err = process.communicate(timeout=60)
+        if number != signal.SIGKILL:
+            assert process.returncode == 130
+            assert "same command" in out
+            assert err == ""
+            cell = cell_id(unflatten(fields))
+            assert Store(killed).states([cell]) == {cell: "stopped"}
     assert subprocess.run(command(*LONG, "--store", str(killed)), check=False).returncode == 0
-    calm, resumed = result(tmp_path / "calm", **fields), result(killed, **fields)
+    resumed = result(killed, **fields)
     key = "mask_checksum"
     assert [r[key] for r in calm["history"]] == [r[key] for r in resumed["history"]], f"seed {seed}"
     assert [record["epoch"] for record in resumed["history"]] == list(range(1, 26))
     assert {path.name for path in killed.glob("cells/*/*")} == {"result.json", "ticket.ticket"}
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_says_how_to_go_on(number: signal.Signals, tmp_path: Path) -> None:
-    with subprocess.Popen(
-        command(*LONG, "--store", str(tmp_path)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        _wait_for(tmp_path, "cells/*/checkpoint/*", process)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "same command" in out
-    assert err == ""
-    cell = cell_id(unflatten({"model.arch": "conv2", "model.width": 0.25, "train.epochs": 25}))
-    assert Store(tmp_path).states([cell]) == {cell: "stopped"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -181,7 +179,7 @@ def test_a_failure_is_a_line_and_a_full_disk_is_not_the_cells_fault(tmp_path: Pa
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (70_000, 70_000))  # a checkpoint is larger
 
-    arguments = command(*LONG, "--store", str(tmp_path))
+    arguments = command(*LONG[:-1], "2", "--store", str(tmp_path))
     failed = subprocess.run(arguments, preexec_fn=small_files, capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert failed.stderr == ""
@@ -197,10 +195,3 @@ def test_flags_make_the_config_they_name() -> None:
     args = ["train", "--model.k", "0.3", "--seed", "4"]
     call: Any = cli.parse({"train": main.train}, "hiddenweights", args)
     assert unflatten({"model.k": 0.3, "seed": 4}) in (*call.args, *call.keywords.values())
-
-
-def _wait_for(folder: Path, pattern: str, process: subprocess.Popen[Any]) -> None:
-    deadline = time.monotonic() + 60
-    while not any(folder.glob(pattern)) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert any(folder.glob(pattern))

@@ -44,7 +44,7 @@ def plain_curve(config: CellConfig) -> list[float]:
     return curve
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=4)
 @pytest.mark.arithmetic
 def test_the_curve_over_five_seeds_is_the_plain_trainers_within_its_noise():
     ours = [[float(record["test_accuracy"]) for record in Trainer(cell(seed)).epochs()] for seed in SEEDS]

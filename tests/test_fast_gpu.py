@@ -87,7 +87,7 @@ def test_parts_are_run_by_name_and_a_failed_one_stops_no_other(monkeypatch, caps
     assert "other: no part; choices: bad, good, figure_3" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=5)
 def test_trials_at_once_in_every_way(monkeypatch):
     assert gpu._in_processes("conv2", 0.1, 1, "cpu", steps=2) > 0  # one: each is an import of torch
     monkeypatch.setattr(gpu, "_in_processes", lambda arch, width, count, device, steps: 100.0 * count)

@@ -27,7 +27,7 @@ from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Arm, arm
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 HERE = Path(__file__).parent
 EPOCHS = 12
@@ -214,6 +214,7 @@ def assert_tracked(store: Path, cells: set[str]) -> None:
         assert [record["epoch"] for record in run.history] == list(range(1, EPOCHS + 1))
 
 
+@pytest.mark.slow(seconds=33)
 def test_a_killed_worker_is_replaced_within_the_launch(store: Path, calm: dict[str, list[str]]) -> None:
     launch = Launch("fragile", store)
     wait_for_training(store, launch)
@@ -222,6 +223,7 @@ def test_a_killed_worker_is_replaced_within_the_launch(store: Path, calm: dict[s
     assert_undisturbed(store, calm)
 
 
+@pytest.mark.slow(seconds=66)
 def test_a_stop_is_clean_and_says_how_to_go_on(store: Path, calm: dict[str, list[str]]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         launch = Launch("fragile", store)
@@ -235,6 +237,7 @@ def test_a_stop_is_clean_and_says_how_to_go_on(store: Path, calm: dict[str, list
     assert_undisturbed(store, calm)
 
 
+@pytest.mark.slow(seconds=37)
 def test_after_a_killed_driver_and_checkpoints_cut_in_half_the_same_command_goes_on(
     store: Path, calm: dict[str, list[str]]
 ) -> None:
@@ -259,6 +262,7 @@ def of_ray(launch: Launch, part: str) -> list[psutil.Process]:
     return found
 
 
+@pytest.mark.slow(seconds=84)
 def test_rays_own_processes_may_die_one_after_the_other(store: Path, calm: dict[str, list[str]]) -> None:
     launch = Launch("fragile", store)
     wait_for_training(store, launch)
@@ -310,6 +314,7 @@ def cluster() -> Iterator[psutil.Popen]:
         process.wait(60)
 
 
+@pytest.mark.slow(seconds=35)
 def test_the_cells_of_a_lost_node_move_to_another(
     store: Path, calm: dict[str, list[str]], cluster: psutil.Popen
 ) -> None:
@@ -325,6 +330,7 @@ def test_the_cells_of_a_lost_node_move_to_another(
     assert max(result["attempts"] for _, result in Store(store).results(calm)) == 2
 
 
+@pytest.mark.slow(seconds=63)
 def test_a_cluster_that_has_gone_ends_the_launch(store: Path, cluster: psutil.Popen) -> None:
     address, *_ = cluster.stdout.readline().split()
     launch = Launch("fragile", store, "--address", address)
@@ -339,6 +345,7 @@ def test_a_cluster_that_has_gone_ends_the_launch(store: Path, cluster: psutil.Po
     assert psutil.wait_procs([*everything, *workers], timeout=20)[1] == []
 
 
+@pytest.mark.slow(seconds=55)
 def test_a_store_that_goes_away_is_waited_for_but_not_for_ever(
     store: Path, calm: dict[str, list[str]]
 ) -> None:
@@ -367,6 +374,7 @@ def test_a_store_that_goes_away_is_waited_for_but_not_for_ever(
     assert_undisturbed(store, calm)
 
 
+@pytest.mark.slow(seconds=32)
 def test_a_full_disk_is_waited_for(store: Path, calm: dict[str, list[str]]) -> None:
     store.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(store)]
@@ -390,6 +398,7 @@ def test_a_full_disk_is_waited_for(store: Path, calm: dict[str, list[str]]) -> N
         subprocess.run(["umount", "--lazy", str(store)], check=True)
 
 
+@pytest.mark.slow(seconds=47)
 def test_a_cell_that_raises_and_one_that_hangs_do_not_stop_the_rest(store: Path) -> None:
     launch = Launch("faulty", store, "--time-limit", "20", "--retries", "3")
     assert launch.end() == 1
@@ -402,6 +411,7 @@ def test_a_cell_that_raises_and_one_that_hangs_do_not_stop_the_rest(store: Path)
     assert len(list(store.glob("cells/*/result.json"))) == 1
 
 
+@pytest.mark.slow(seconds=12)
 def test_wanting_more_than_there_is_is_refused_at_the_start(store: Path) -> None:
     launch = Launch("fragile", store, "--gpus", "64")
     assert launch.end(60) == 2
@@ -410,6 +420,7 @@ def test_wanting_more_than_there_is_is_refused_at_the_start(store: Path) -> None
     assert not list(store.glob("cells/*"))
 
 
+@pytest.mark.slow(seconds=74)
 def test_chaos(store: Path, calm: dict[str, list[str]]) -> None:
     seed = time.time_ns()
     chance = random.Random(seed)

@@ -18,7 +18,7 @@ from PIL import Image
 from hiddenweights.analysis.commands import main
 from hiddenweights.tickets.ticket import Ticket
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.slow(seconds=60)
 
 CLASSES, TRAIN, VAL = 40, 4, 1
 ROOT = Path(__file__).parents[1]
@@ -59,7 +59,7 @@ def started_by_cells(launch: psutil.Process) -> list[psutil.Process]:
 
 def test_from_a_folder_to_the_figure(imagenet: Path, tmp_path: Path) -> None:
     store = tmp_path / "runs"
-    fields = ["model.width=0.25", "data.image_size=32", "optim.batch_size=32", "train.epochs=3", "seed=0"]
+    fields = ["model.width=0.25", "data.image_size=32", "optim.batch_size=32", "train.epochs=2", "seed=0"]
     arguments = [word for field in (f"data.root={imagenet}", *fields) for word in ("--set", field)]
     arguments += ["--ranks", "2", "--store", str(store), "--axis", "model.arch=torchvision/resnet50"]
     arguments += ["--axis", "model.distribution=signed_constant"]
@@ -85,7 +85,7 @@ def test_from_a_folder_to_the_figure(imagenet: Path, tmp_path: Path) -> None:
     assert sorted(result["config"]["model"]["method"] for result in results) == ["dense", "edge_popup"]
     assert sorted(result["attempts"] for result in results) == [1, 2]
     for result in results:
-        assert [record["epoch"] for record in result["history"]] == [1, 2, 3]
+        assert [record["epoch"] for record in result["history"]] == [1, 2]
         assert (result["ranks"], result["summary"]["corrupt_images"]) == (2, 0)
         assert result["config"]["optim"]["lr"] == pytest.approx(0.032)  # for a batch of 32
     (ticket,) = store.glob("cells/*/ticket.ticket")

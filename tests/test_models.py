@@ -123,11 +123,11 @@ def test_building_leaves_batch_norms_statistics_as_they_were():
     ("name", "size", "layers"),
     [
         ("resnet50", 32, 54),
-        pytest.param("wide_resnet50_2", 32, 54, marks=pytest.mark.slow),
+        pytest.param("wide_resnet50_2", 32, 54, marks=pytest.mark.slow(seconds=3)),
         ("efficientnet_b0", 32, 82),
-        pytest.param("alexnet", 64, 8, marks=pytest.mark.slow),
+        pytest.param("alexnet", 64, 8, marks=pytest.mark.slow(seconds=3)),
         # 12 blocks of input projection, output projection and two matrices; patches and head.
-        pytest.param("vit_b_16", 32, 12 * 4 + 2, marks=pytest.mark.slow),
+        pytest.param("vit_b_16", 32, 12 * 4 + 2, marks=pytest.mark.slow(seconds=3)),
     ],
 )
 def test_torchvisions_networks_become_supermask_networks(name, size, layers):

@@ -21,7 +21,7 @@ from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.slow(seconds=170), pytest.mark.timeout(400)]
 
 TOP = Path(__file__).parents[1]
 EPOCHS = 40

@@ -26,6 +26,8 @@ from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Arm, Sweep, arm
 
+pytestmark = pytest.mark.slow(seconds=50)
+
 KEY = "f00dfeed" * 5
 MARK = "HIDDENWEIGHTS_TEST_MARK"  # names a file that exists once memory was short
 FIELDS = {"model.width": 0.25, "train.epochs": 40}  # seconds, for a kill in the middle

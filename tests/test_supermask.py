@@ -202,7 +202,7 @@ def test_compiles_every_kind_of_layer_without_a_graph_break(inputs):
     compare_compiled(supermask(Everything(), distribution="kaiming_normal"), "eager", inputs)
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_compiles_a_network_of_torchvision_without_a_graph_break():
     network = build_network("torchvision/efficientnet_b0", channels=3, image_size=32, classes=10)
     compare_compiled(supermask(network).eval(), "eager", torch.randn(2, 3, 32, 32))
@@ -383,7 +383,7 @@ def three_steps(network: nn.Module, images: torch.Tensor) -> None:
         optimizer.step()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(seconds=8)
 def test_data_parallel_processes_learn_what_one_process_learns(tmp_path):
     here = str(Path(__file__).parent)
     workers = [

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ import pytest
 import wandb
 import wandb_standin
 
+from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import chunks, read_run
 from hiddenweights.cells.cell import Run, cell_epochs, installed_trackers, run_cell
 from hiddenweights.cells.store import Store
@@ -22,7 +24,7 @@ from hiddenweights.identity import cell_id
 from hiddenweights.records import Record
 from hiddenweights.sweeps import tracking
 from hiddenweights.sweeps.commands import COMMANDS
-from hiddenweights.sweeps.tracking import WandbTracker, choose_mode
+from hiddenweights.sweeps.tracking import WandbTracker, choose_mode, wandb_folder
 
 CONFIG = unflatten(
     {"model.arch": "fc", "model.width": 0.1, "train.epochs": 3, "data.subset": 200, "model.k": 0.3}
@@ -88,13 +90,29 @@ def test_no_folder_is_made_where_the_store_has_gone(store: Store, tmp_path: Path
     assert gone.exists()
 
 
-def test_a_run_names_neither_its_host_nor_a_repository(store: Store) -> None:
+@pytest.mark.parametrize("uri", ["{}/runs", "memory://tracked"])
+def test_a_run_names_nothing_of_its_machine(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No path, no host, no repository: runs get published."""
     from wandb.proto.wandb_internal_pb2 import Record as WandbRecord
 
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "host-of-this-machine")
+    store = Store(uri.format(tmp_path))
+    store.prepare()
     run_cell(CONFIG, store, trackers=[WandbTracker])
-    records = [WandbRecord.FromString(chunk) for chunk in chunks(files(store)[0])]
+    (path,) = tmp_path.rglob("offline-run-*/run-*.wandb")
+    records = [WandbRecord.FromString(chunk) for chunk in chunks(path)]
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (run.host, run.git.remote_url) == ("-", "")
+    (artifact,) = [
+        r.request.log_artifact.artifact for r in records if r.request.HasField("log_artifact")
+    ] or [r.artifact for r in records if r.WhichOneof("record_type") == "artifact"]
+    (entry,) = artifact.manifest.contents
+    assert (wandb_folder(store) / entry.local_path).read_bytes() == store.ticket(cell_id(CONFIG))
+    machine = (tmp_path, Path.home(), Path(sys.prefix), Path(__file__).parents[1], "host-of-this-machine")
+    assert [str(word) for word in machine if str(word).encode() in path.read_bytes()] == []
 
 
 def test_a_run_is_the_cell(store: Store) -> None:
@@ -113,6 +131,8 @@ def test_a_run_is_the_cell(store: Store) -> None:
     assert run.summary["test_accuracy"] == result["summary"]["test_accuracy"]
     assert run.summary["initial_weights_checksum"] == result["initial_weights_checksum"]
     assert run.summary["best_epoch"] == result["summary"]["best_epoch"]
+    (cell,) = fetch(str(path.parent)).cells.to_dict("records")
+    assert {name: cell[f"processor.{name}"] for name in result["processor"]} == result["processor"]
 
 
 def test_a_resumed_cell_is_still_one_run_with_every_epoch_once(store: Store) -> None:
@@ -234,9 +254,10 @@ def test_what_was_trained_without_a_server_is_uploaded_later(
                 record["test_accuracy"] for record in result["history"]
             ]
             assert run["summary"]["finished"]
+            assert run["summary"]["processor.threads"] == result["processor"]["threads"]
             assert run["state"] == "finished"
             assert run["group"] == "depth"
-        assert server.artifacts == {f"ticket-{result['cell']}" for result in results}
+        assert server.artifacts == {f"ticket-{cell}": store.ticket(cell) for cell in server.runs}
         asked = server.asked.total()
         assert COMMANDS["sync"](store=store.uri) == 0  # nothing is left to upload
         assert server.asked.total() == asked
@@ -273,6 +294,8 @@ def test_trouble_at_the_server_costs_no_cell_and_no_row(
     monkeypatch.setenv("WANDB_MODE", "online")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setattr(tracking, "PATIENCE", 1)
+    assert store.local
+    monkeypatch.chdir(store.local.parent)
     configs = [CONFIG, unflatten({"seed": 1}, CONFIG)]
     with wandb_standin.serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -291,7 +314,8 @@ def test_trouble_at_the_server_costs_no_cell_and_no_row(
         for run in server.runs.values():
             assert [row["epoch"] for row in run["rows"]] == [1, 2, 3]
             assert run["summary"]["finished"]
-        assert server.artifacts == {f"ticket-{result['cell']}" for result in results}
+        assert server.artifacts == {f"ticket-{cell}": store.ticket(cell) for cell in server.runs}
+        assert str(store.local).encode() not in server.uploaded["/upload/manifest"]
 
 
 def refused(variables: object) -> NoReturn:

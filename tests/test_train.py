@@ -13,8 +13,8 @@ from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.images.dataset import load_dataset, normalise, split
 from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of
-from hiddenweights.training import train
-from hiddenweights.training.build import arithmetic
+from hiddenweights.training import build, train
+from hiddenweights.training.build import WITHOUT_BFLOAT16, arithmetic
 from hiddenweights.training.train import Diverged, Trainer
 
 pytestmark = pytest.mark.arithmetic
@@ -378,10 +378,19 @@ def test_any_batch_size_trains(batch_size):
     ],
 )
 def test_auto_is_bfloat16_where_the_processor_computes_it(wanted, features, expected, monkeypatch):
+    monkeypatch.setattr(build, "WITHOUT_BFLOAT16", ())
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
     trainer = Trainer(cell(train__precision=wanted, train__epochs=1))
     record = next(trainer.epochs())
     assert record["precision"] == trainer.precision == expected
+
+
+@pytest.mark.parametrize(("limit", "expected"), [("AVX2", "float32"), ("AVX512_CORE_BF16", "bfloat16")])
+def test_auto_counts_a_limit_for_onednn(limit, expected, monkeypatch):
+    monkeypatch.setattr(build, "WITHOUT_BFLOAT16", WITHOUT_BFLOAT16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert arithmetic("auto", torch.device("cpu")) == expected
 
 
 def test_a_torch_that_names_no_features_computes_in_float32(monkeypatch):
@@ -398,6 +407,7 @@ def test_auto_is_bfloat16_on_gpus_that_compute_it(capability, expected, monkeypa
 
 
 def test_a_resumed_cell_keeps_the_precision_in_which_it_began(tmp_path, monkeypatch):
+    monkeypatch.setattr(build, "WITHOUT_BFLOAT16", ())
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     records = without_clock(Trainer(cell()).epochs())
     [*itertools.islice(Trainer(cell(), tmp_path).epochs(), 1)]

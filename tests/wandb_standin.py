@@ -28,6 +28,9 @@ FAULTS = {
     "silence": (0, b""),  # the answer does not come, for a minute
 }
 
+ARTIFACT = ("CreateArtifact", "CreateArtifactManifest", "CreateArtifactFiles", "UpdateArtifactManifest")
+ARTIFACT += ("CommitArtifact", "ArtifactByID")
+
 
 class Unanswered(Exception):
     """The stand-in has no answer to this request of the real client."""
@@ -49,8 +52,10 @@ class Standin:
     """What was saved as W&B Reports."""
     views: list[dict[str, Any]] = field(default_factory=list)
     """What was saved as views of the project."""
-    artifacts: set[str] = field(default_factory=set)
-    """Names of the artifacts that were uploaded."""
+    artifacts: dict[str, bytes] = field(default_factory=dict)
+    """The artifacts that were committed: the content of the one file that each has, by their names."""
+    uploaded: dict[str, bytes] = field(default_factory=dict)
+    """What was uploaded, by its path."""
     faults: dict[str, str] = field(default_factory=dict)
     """How an operation is answered (`file_stream`, or one of GraphQL; "*": all): a name of `FAULTS`, and
     behind an @ the number of requests that are answered well before."""
@@ -101,17 +106,8 @@ class Standin:
             return {"serverInfo": {"features": []}}
         if operation == "ArtifactType":  # whether a ticket's is another type: there is none yet
             return {"project": {"artifact": None}}
-        if operation == "CreateArtifact":  # whose content is said to be here already
-            name = variables["input"]["artifactCollectionName"]
-            self.artifacts.add(name)
-            artifact = {
-                "id": name,
-                "state": "COMMITTED",
-                "artifactSequence": {"latestArtifact": {"id": name}},
-            }
-            return {"createArtifact": {"artifact": artifact}}
-        if operation == "ArtifactByID":
-            return {"artifact": _artifact(variables["id"])}
+        if operation in ARTIFACT:
+            return self._artifact(operation, variables)
         if operation == "RunResumeStatus":
             return {"model": self._resume_status(variables["name"])}
         if variables.get("entity") != "someone" or variables.get("project") != "hidden-weights":
@@ -123,6 +119,27 @@ class Standin:
         if run is None:
             return {"project": {"run": None}}
         return {"project": {"run": self._run(operation, run, variables)}}
+
+    def _artifact(self, operation: str, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """An artifact is made, its manifest and its file are uploaded, it is committed."""
+        if operation == "CreateArtifact":
+            name = variables["input"]["artifactCollectionName"]
+            artifact = {"id": name, "state": "PENDING", "artifactSequence": {"latestArtifact": None}}
+            return {"createArtifact": {"artifact": artifact}}
+        if operation == "CreateArtifactFiles":
+            (wanted,) = variables["input"]["artifactFiles"]
+            name = wanted["artifactID"]
+            node = {"storagePath": name, "uploadMultipartUrls": None, "artifact": {"id": name}}
+            node |= {"uploadUrl": f"{self.url}/upload/{name}", "uploadHeaders": []}
+            return {"createArtifactFiles": {"files": {"edges": [{"node": node}]}}}
+        if operation == "CommitArtifact":
+            name = variables["artifactID"]
+            self.artifacts[name] = self.uploaded[f"/upload/{name}"]
+            return {"commitArtifact": {"artifact": {"id": name, "digest": "1"}}}
+        if operation == "ArtifactByID":
+            return {"artifact": _artifact(variables["id"])}
+        file = {"id": "1", "uploadUrl": f"{self.url}/upload/manifest", "uploadHeaders": []}
+        return {operation[0].lower() + operation[1:]: {"artifactManifest": {"id": "1", "file": file}}}
 
     def _resume_status(self, name: str) -> dict[str, Any]:
         """What is there of a run that is begun once more: the client drops the rows up to the last one."""
@@ -292,6 +309,10 @@ def serve() -> Iterator[Standin]:
                 return self._send(200, {"data": standin.answer(asked["query"], asked.get("variables") or {})})
             except Unanswered as error:
                 return self._send(400, {"errors": [{"message": f"not in the stand-in: {error}"}]})
+
+        def do_PUT(self) -> None:
+            standin.uploaded[self.path] = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._send(200, {})
 
         def _fail(self, fault: str) -> None:
             status, body = FAULTS[fault]

@@ -156,7 +156,8 @@ def cell_epochs(
                 return (yield from _attempt(run, lease, trackers, history))
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-                passing = full or isinstance(error, Unreachable)  # seen here, and maybe not by `trouble`
+                # Seen here, and maybe not by `trouble`: a store that was away may be back.
+                passing = full or isinstance(error, Unreachable) or _is_missing(error, store)
                 if not passing and not store.trouble():
                     if not isinstance(error, (Busy, LeaseLost)):
                         _record_failure(store, cell, error, history, lease.attempt)
@@ -173,6 +174,13 @@ def cell_epochs(
                     _record_failure(store, cell, error, history, lease.attempt)  # if possible
                     raise
                 store.insist(lambda why=str(error): lease.renew(waiting=why), patience)  # type: ignore[misc]
+
+
+def _is_missing(error: Exception, store: Store) -> bool:
+    """Whether `error` says that a file of the local store is not there."""
+    if not (store.local and isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)):
+        return False
+    return Path(str(error.filename)).is_relative_to(store.local)
 
 
 def _attempt(

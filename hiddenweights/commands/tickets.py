@@ -218,8 +218,27 @@ def _exported_program(network: "nn.Module", inputs: "Inputs") -> bytes:
     import torch
 
     content = io.BytesIO()
-    torch.export.save(_program(network, inputs), content)
+    program = _program(network, inputs)
+    _name_axis(program, "batch")
+    torch.export.save(program, content)
     return content.getvalue()
+
+
+def _name_axis(program: "torch.export.ExportedProgram", name: str) -> None:
+    """Call the one axis of any size `name`: torch numbers it, say ``s31``, and forgets the `Dim`'s name."""
+    import sympy
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    (numbered,) = program.range_constraints
+    named = sympy.Symbol(name, positive=True, integer=True)
+    for node in program.graph.nodes:
+        for value in tree_leaves(node.meta.get("val")):
+            sizes = [*value.shape, *value.stride()] if isinstance(value, torch.Tensor) else [value]
+            for size in sizes:
+                if isinstance(size, torch.SymInt):
+                    size.node._expr = size.node._expr.xreplace({numbered: named})
+    program.range_constraints[named] = program.range_constraints.pop(numbered)
 
 
 def _onnx(network: "nn.Module", inputs: "Inputs") -> bytes:

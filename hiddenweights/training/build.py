@@ -1,5 +1,6 @@
 """From a resolved config to the initial network of the cell, its device and its precision."""
 
+import os
 from collections.abc import Mapping
 
 import torch
@@ -13,6 +14,11 @@ from hiddenweights.masking.supermask import select_together, set_weights, superm
 from hiddenweights.models import build_network
 from hiddenweights.tickets.ticket import Ticket
 from hiddenweights.training.methods import mask_type
+
+# The values of oneDNN's ONEDNN_MAX_CPU_ISA that exclude the instructions of bfloat16.
+WITHOUT_BFLOAT16 = (
+    "SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE", "AVX512_CORE_VNNI",
+)  # fmt: skip
 
 
 def device_of(name: str) -> torch.device:
@@ -78,7 +84,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
     """The precision that `precision` means on `device`; `auto` is bfloat16 if it is native, else float32.
 
     Emulated bfloat16 makes a step ten to twenty times slower. Torch below 2.11 does not report the
-    capabilities of a CPU; float32 is used then.
+    capabilities of a CPU; float32 is used then. A limit set for oneDNN, which computes the layers, counts.
     """
     if precision != "auto":
         return precision
@@ -87,6 +93,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
     else:
         features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
         native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+        native &= os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
     return "bfloat16" if native else "float32"
 
 
