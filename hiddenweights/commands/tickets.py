@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
@@ -237,7 +237,8 @@ def _name_axis(program: "torch.export.ExportedProgram", name: str) -> None:
             sizes = [*value.shape, *value.stride()] if isinstance(value, torch.Tensor) else [value]
             for size in sizes:
                 if isinstance(size, torch.SymInt):
-                    size.node._expr = size.node._expr.xreplace({numbered: named})
+                    symbolic: Any = size.node
+                    symbolic._expr = symbolic._expr.xreplace({numbered: named})
     program.range_constraints[named] = program.range_constraints.pop(numbered)
 
 
