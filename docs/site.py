@@ -88,7 +88,9 @@ def _relinked(text: str, source: Path, place: str, places: dict[Path, str], modu
     def link(match: re.Match[str]) -> str:
         image, label, target = match.groups()
         path, _, anchor = target.partition("#")
-        if target.startswith("https://") or not path or (PAGES / place).parent.joinpath(path).is_file():
+        if target.startswith("https://") or not path:
+            return match[0]
+        if source.suffix == ".ipynb" and path.startswith(f"{source.stem}_files/"):  # its own picture
             return match[0]
         file = (source.parent / path).resolve()
         if file in places:
