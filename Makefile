@@ -40,8 +40,8 @@ test-processors: $(READY)
 # The smallest part of the published study (docs/results): CIFAR-10, which torchvision downloads to DATA. On a
 # processor without bfloat16 arithmetic take PRECISION=float32.
 study-small: $(READY)
-	$(BIN)/python -m sweeps launch study_small --set data.root=$(DATA) --set train.precision=$(PRECISION)
-	$(BIN)/python -m analysis figure study_small
+	$(BIN)/hiddenweights sweeps launch study_small --set data.root=$(DATA) --set train.precision=$(PRECISION)
+	$(BIN)/hiddenweights analysis figure study_small
 
 check: $(READY)
 	$(BIN)/ruff check .

@@ -126,7 +126,7 @@ def claim_lines(verdicts: pd.DataFrame) -> list[str]:
             nearest = min(rows["lacks"], key=lambda lacks: lacks.count(";"))
             found.append(f"{'':<26} for a verdict on the paper it lacks: {nearest}")
         elif not rows["n"].any():
-            found.append(f"{'':<26} needs: python -m sweeps launch {rows['sweep'].iloc[0]}")
+            found.append(f"{'':<26} needs: hiddenweights sweeps launch {rows['sweep'].iloc[0]}")
     return found
 
 
