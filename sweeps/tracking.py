@@ -5,11 +5,9 @@ import logging
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import time
-import zlib
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -22,7 +20,9 @@ from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
 from hiddenweights.cells.cell import TRACKING, Run
+from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store
+from hiddenweights.cells.wandb_log import records
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import from_dict, to_dict
 from hiddenweights.identity import short_name
@@ -32,7 +32,6 @@ from hiddenweights.sweeps.experiments import memberships
 PROJECT = "hidden-weights"
 # Seconds. W&B itself waits 90 s per run for an unreachable server.
 PATIENCE = 20
-BLOCK = 32 * 1024  # bytes per block of W&B's files
 AT_ONCE = 100  # runs per `wandb sync`, which takes a second to start
 
 
@@ -237,28 +236,12 @@ def _written(file: Path) -> int:
 
 
 def _kinds(file: Path) -> list[str]:
-    """The types of the records in the file of an offline run, up to the first damage. Empty without a file.
-
-    The file has a header of 7 bytes, then blocks of 32 KiB of pieces: crc32, length, kind (1 whole, 2 first,
-    3 middle, 4 last).
-    """
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError:  # the store is unreachable
-        return []
-    kinds, position, record = list[str](), 7, b""
-    while position + 7 <= len(data):
-        if (room := BLOCK - position % BLOCK) < 7:  # padding
-            position += room
-            continue
-        crc, length, kind = struct.unpack_from("<IHB", data, position)
-        piece = data[position + 7 : position + 7 + length]
-        if zlib.crc32(piece, zlib.crc32(bytes([kind]))) != crc:
-            break
-        position += 7 + length
-        record = piece if kind in (1, 2) else record + piece
-        if kind in (1, 4):
-            kinds.append(WandbRecord.FromString(record).WhichOneof("record_type"))
+    """The types of the records in the file of an offline run, up to its first damage; none without a file."""
+    kinds: list[str] = []
+    with contextlib.suppress(Damaged, FileNotFoundError):  # without a file, the store is unreachable
+        for record in records(file):
+            message = WandbRecord.FromString(record)
+            kinds.append(message.WhichOneof("record_type"))
     return kinds
 
 

@@ -14,8 +14,9 @@ import pytest
 from analysis_stores import config, grid, made_store, result, write_store
 
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.analysis.sources.offline import chunks, read_run
+from hiddenweights.analysis.sources.offline import read_run
 from hiddenweights.analysis.table import combine
+from hiddenweights.cells import wandb_log
 from hiddenweights.cells.format import Damaged
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
@@ -98,7 +99,7 @@ def test_our_reader_agrees_with_the_official_one(tmp_path: Path) -> None:
     command = [str(Path(sys.executable).parent / "wandb"), "leet", "inspect", "--json", str(file)]
     lines = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.splitlines()
     official = [json.loads(line) for line in lines]
-    assert len(official) == sum(1 for _ in chunks(file))
+    assert len(official) == sum(1 for _ in wandb_log.records(file))
     rows = [record["history"]["item"] for record in official if record["type"] == "history"]
     ours = read_run(file)
     assert json.loads(json.dumps(ours.history).replace("NaN", '"NaN"')) == rows
@@ -111,18 +112,18 @@ def test_a_torn_file_ends_early_and_loses_nothing_before(tmp_path: Path) -> None
     records = [{"epoch": epoch, "test_accuracy": epoch / 100} for epoch in range(1, 60)]
     whole = log_offline(tmp_path, config(), records=records)
     data = whole.read_bytes()
-    full = [*chunks(whole)]
+    full = [*wandb_log.records(whole)]
     torn = tmp_path / "torn.wandb"
     for length in (0, 3, 7, 20, len(data) // 2, len(data) - 1):
         torn.write_bytes(data[:length])
-        found = [*chunks(torn)]
+        found = [*wandb_log.records(torn)]
         assert found == full[: len(found)]
         assert len(found) < len(full)
     flipped = bytearray(data)
     flipped[len(data) // 2] ^= 1
     torn.write_bytes(flipped)
     with pytest.raises(Damaged, match=r"torn\.wandb"):
-        [*chunks(torn)]
+        [*wandb_log.records(torn)]
     table = fetch(str(tmp_path / "wandb"))
     assert table.cells["state"].tolist() == ["finished"]
     whole.write_bytes(flipped)

@@ -25,7 +25,8 @@ from mutants import ESCAPE, as_json, mutants
 from hiddenweights import cli
 from hiddenweights.analysis import aggregate, experiments, specs, summary
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.analysis.sources.offline import chunks, read_run
+from hiddenweights.analysis.sources.offline import read_run
+from hiddenweights.cells import wandb_log
 from hiddenweights.cells.store import Busy, Store
 from hiddenweights.commands.tickets import COMMANDS as TICKET_COMMANDS
 from hiddenweights.errors import UserError
@@ -210,9 +211,9 @@ def wandb_logs(records: list[bytes], count: int) -> Iterator[list[bytes]]:
 def test_any_offline_run_of_wandb_under_right_checksums(tmp_path: Path) -> None:
     pytest.importorskip("wandb")
     file = tmp_path / "run-x.wandb"
-    records = [*chunks(GOLDEN)]
+    records = [*wandb_log.records(GOLDEN)]
     file.write_bytes(framed(records))
-    assert [*chunks(file)] == records
+    assert [*wandb_log.records(file)] == records
     whole = read_run(file)
     for number, log in enumerate(wandb_logs(records, 200)):
         file.write_bytes(framed(log))

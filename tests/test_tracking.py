@@ -15,7 +15,8 @@ import wandb
 import wandb_standin
 
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.analysis.sources.offline import chunks, read_run
+from hiddenweights.analysis.sources.offline import read_run
+from hiddenweights.cells import wandb_log
 from hiddenweights.cells.cell import Run, cell_epochs, installed_trackers, run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
@@ -103,7 +104,7 @@ def test_a_run_names_nothing_of_its_machine(
     store.prepare()
     run_cell(CONFIG, store, trackers=[WandbTracker])
     (path,) = tmp_path.rglob("offline-run-*/run-*.wandb")
-    records = [WandbRecord.FromString(chunk) for chunk in chunks(path)]
+    records = [WandbRecord.FromString(chunk) for chunk in wandb_log.records(path)]
     (run,) = [record.run for record in records if record.WhichOneof("record_type") == "run"]
     assert (run.host, run.git.remote_url) == ("-", "")
     (artifact,) = [

@@ -1,57 +1,18 @@
 """Read W&B's offline log, a `.wandb` file, without a server and without an upload.
 
-The format is private to wandb (checked with 0.31): a header of 7 bytes, then blocks of 32 KiB with records
-in the format of LevelDB's log (crc32, length, type). Each record is a `wandb.proto` message and may be split
-over blocks. A test compares this reader with W&B's own command ``wandb leet inspect --json``.
+Each record (see `wandb_log`) is a `wandb.proto` message, a format private to wandb (checked with 0.31).
+A test compares this reader with W&B's own command ``wandb leet inspect --json``.
 """
 
 import datetime
 import math
-import struct
-import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from hiddenweights.analysis.table import FINISHED, Run
 from hiddenweights.cells.format import SCALARS, Damaged, read_value
+from hiddenweights.cells.wandb_log import records
 from hiddenweights.errors import shown
-
-_HEADER = b":W&B\xe1\xbe\x00"
-_BLOCK = 32 * 1024
-_KINDS = _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
-
-
-def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of each record in order, up to the end or to an incomplete record of a killed process.
-
-    Raises `Damaged` if the bytes have changed since they were written.
-    """
-    data = path.read_bytes()
-    if not data.startswith(_HEADER):
-        if _HEADER.startswith(data):
-            return
-        raise Damaged(f"{path} is damaged: it does not start like a W&B file")
-    position, parts, begun = len(_HEADER), bytearray(), False
-    while position + 7 <= len(data):
-        if _BLOCK - position % _BLOCK < 7:  # no record header fits: the rest of the block is padding
-            position += _BLOCK - position % _BLOCK
-            continue
-        checksum, length, kind = struct.unpack_from("<IHB", data, position)
-        body = data[position + 7 : position + 7 + length]
-        crosses = position % _BLOCK + 7 + length > _BLOCK  # no piece does
-        if (len(body) < length and not crosses) or not any(data[position:]):
-            return  # incomplete; a power cut leaves zeros
-        whole = zlib.crc32(body, zlib.crc32(bytes([kind]))) == checksum
-        if crosses or not whole or kind not in _KINDS or begun != (kind in (_MIDDLE, _LAST)):
-            raise Damaged(f"{path} is damaged at byte {position}: its checksum or its order is wrong")
-        position += 7 + length
-        if not begun:
-            parts.clear()
-        parts += body
-        begun = kind in (_FIRST, _MIDDLE)
-        if not begun:
-            yield bytes(parts)
 
 
 def read_run(path: Path, version: str = "") -> Run:
@@ -62,8 +23,8 @@ def read_run(path: Path, version: str = "") -> Run:
     log = _Log()
     damage = ""
     try:
-        for chunk in chunks(path):
-            log.add(chunk, path)
+        for record in records(path):
+            log.add(record, path)
     except Damaged as error:
         damage = str(error)
     state, reason = wandb_state(log.summary, log.exit_code)
@@ -98,13 +59,13 @@ class _Log:
         self.exit_code: int | None = None
         self.named = False
 
-    def add(self, chunk: bytes, path: Path) -> None:
+    def add(self, content: bytes, path: Path) -> None:
         """Apply one record. Raises `Damaged` that names `path` if it is not valid."""
         from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
         from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
         try:
-            record = Record.FromString(chunk)
+            record = Record.FromString(content)
             match record.WhichOneof("record_type"):
                 case "run":
                     run, self.named = record.run, True
