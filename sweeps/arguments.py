@@ -8,6 +8,7 @@ import tyro
 from rich.console import Console
 
 from hiddenweights.config import Scalar
+from hiddenweights.errors import UserError
 from hiddenweights.identity import check_has, has, resolve
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
@@ -23,12 +24,14 @@ def chosen(
 ) -> tuple[Sweep, Cells]:
     """The sweep `name` with the `settings` and `axes` of a command line, and its cells.
 
-    Raises `UserError` if one of these values has no effect on any cell.
+    Raises `UserError` if one of these values has no effect on any cell, and for a search without validation.
     """
     fixed, varied = parse_settings(settings), parse_axes(axes)
     sweep = experiments.sweep(name).override(fixed, varied)
     sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
     cells = sweep.cells()
+    if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
+        raise UserError("data.protocol: a search selects, and so needs a validation split")
     _check_effect(cells, fixed, varied)
     return sweep, cells
 

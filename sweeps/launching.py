@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Annotated
@@ -16,7 +16,7 @@ from hiddenweights.errors import UserError, choices_error
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
-from hiddenweights.sweeps.grid import Cells, Draw, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
@@ -65,16 +65,8 @@ def launch_(
     if page:
         check_installed()
     sweep, cells = chosen(name, set, axis, samples)
-    if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
-        raise UserError("data.protocol: a search selects, and so needs a validation split")
     if tuned:
-        won = _winners(results, tuned)
-        fields = {field for best in won.values() for field in best}
-        if both := fields & (parse_settings(set).keys() | parse_axes(axis).keys()):
-            raise UserError(
-                f"--tuned: {tuned} chooses {', '.join(sorted(both))}; --set and --axis name it, too"
-            )
-        cells = cells.tuned(won)
+        cells = cells.tuned(_winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys()))
     name = sweep.name  # of a sweep of the user's own, one that can name a file
     part = cells.where(parse_settings(where, "--where"))
     planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
@@ -88,18 +80,23 @@ def launch_(
         return 0
     for line in launch.preflight(planned.todo.values(), options.address):
         console.print(line, markup=False)
-    record = {
+    overrides = parse_settings(set) | ({"tuned": tuned} if tuned else {})
+    record = _record(name, cells, parse_axes(axis), overrides)
+    with served(results.uri, console) if page else contextlib.nullcontext():
+        return _train(sweep, planned, results, record, replace(options, search=sweep.searched()), console)
+
+
+def _record(name: str, cells: Cells, axes: Mapping[str, Axis], overrides: Mapping[str, Scalar]) -> Json:
+    """What the store keeps of a launch."""
+    return {
         "name": name,
         "cells": list(cells),
         "axes": {
-            field: str(values) if isinstance(values, Draw) else values
-            for field, values in parse_axes(axis).items()
+            field: str(values) if isinstance(values, Draw) else values for field, values in axes.items()
         },
-        "overrides": parse_settings(set) | ({"tuned": tuned} if tuned else {}),
+        "overrides": overrides,
         "launched": datetime.now(UTC).isoformat(),
     }
-    with served(results.uri, console) if page else contextlib.nullcontext():
-        return _train(sweep, planned, results, record, replace(options, search=sweep.searched()), console)
 
 
 def _train(
@@ -214,11 +211,18 @@ def settle_(
     return settle.settle(asked, results, options, allowed, console)
 
 
-def _winners(store: Store, name: str) -> Mapping[str, Mapping[str, Scalar]]:
+def _winners(store: Store, name: str, given: Collection[str]) -> Mapping[str, Mapping[str, Scalar]]:
+    """The best values of the search `name`. Raises `UserError` if it chose a field that is `given`, too."""
     searches = {plan: (store.plan(plan) or {}).get("winners") for plan in store.plans()}
     if not searches.get(name):
         raise choices_error("--tuned", name, [plan for plan, found in searches.items() if found])
-    return searches[name]  # type: ignore[return-value]
+    winners: Mapping[str, Mapping[str, Scalar]] = searches[name]  # type: ignore[assignment]
+    if both := {field for best in winners.values() for field in best} & {*given}:
+        fields = ", ".join(sorted(both))
+        raise UserError(
+            f"--tuned: {name} chooses {fields}, and so does --set or --axis; leave out one of them"
+        )
+    return winners
 
 
 def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:

@@ -64,6 +64,20 @@ def test_no_import_goes_both_ways():
     assert after == {}
 
 
+def test_functions_fit_on_a_screen_and_files_are_short():
+    long = {}
+    for file in (file for package in FORBIDDEN for file in (ROOT / package).rglob("*.py")):
+        text = file.read_text()
+        if (lines := len(text.splitlines())) > 400:
+            long[str(file.relative_to(ROOT))] = lines
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or 0) - node.lineno + 1
+                if lines > 60:
+                    long[f"{file.relative_to(ROOT)}:{node.name}"] = lines
+    assert long == {}
+
+
 def loaded_by(statement: str) -> set[str]:
     """The top-level modules in memory after `statement` in a fresh interpreter."""
     program = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"

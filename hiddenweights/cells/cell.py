@@ -165,11 +165,7 @@ def cell_epochs(
                 if len(history) > reached:  # it has made progress since the last time
                     reached, deadline = len(history), time.monotonic() + patience
                 try:
-                    if passing:  # the disk is full for a checkpoint, and not for a small file
-                        with contextlib.suppress(OSError):
-                            lease.renew(waiting=str(error))
-                        store.pause(str(error), deadline)
-                    store.wait(deadline, 2**16 + (store.checkpoint_bytes(cell) if full else 0))
+                    _wait(store, lease, str(error) if passing else "", deadline, cell if full else "")
                 except StoreAway:
                     _record_failure(store, cell, error, history, lease.attempt)  # if possible
                     raise
@@ -181,6 +177,18 @@ def _is_missing(error: Exception, store: Store) -> bool:
     if not (store.local and isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ESTALE)):
         return False
     return Path(str(error.filename)).is_relative_to(store.local)
+
+
+def _wait(store: Store, lease: Lease, trouble: str, deadline: float, full: str) -> None:
+    """Wait until the store is usable again. `full`: the cell whose checkpoint did not fit; "" for none.
+
+    `trouble`, if not "", is a fault that the store may no longer show. Raises `StoreAway` at the deadline.
+    """
+    if trouble:  # the disk is full for a checkpoint, and not for a small file
+        with contextlib.suppress(OSError):
+            lease.renew(waiting=trouble)
+        store.pause(trouble, deadline)
+    store.wait(deadline, 2**16 + (store.checkpoint_bytes(full) if full else 0))
 
 
 def _attempt(

@@ -1,6 +1,5 @@
 """``hiddenweights train``: one cell by hand."""
 
-from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,7 +14,7 @@ from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import flatten
-from hiddenweights.identity import cell_id, check_has, resolve, short_name
+from hiddenweights.identity import Resolved, cell_id, check_has, resolve, short_name
 from hiddenweights.records import Record
 
 if TYPE_CHECKING:
@@ -43,15 +42,7 @@ def train(
         raise UserError(f"--ranks: {ranks} must be above 0")
     results = Store(store or default_store())
     results.check()
-    for name, text in own_code(config).items():
-        if own.is_versioned(text):  # as a report names it
-            own.same_version(text, name, GROUPS[name])
-    ticket, asked = None, flatten(config)
-    if config.model.init_from:
-        config, ticket = _finetune(config, results, given)
-    config = resolve(config)
-    for name in sorted(given & asked.keys() - {"model.init_from"}):  # that may be a file, and is now its cell
-        check_has(config, name, asked[name])
+    config, ticket = _settled(config, results, given)
     cell = cell_id(config)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if result := results.result(cell):
@@ -91,7 +82,24 @@ def train(
     return 0
 
 
-def _finetune(config: CellConfig, store: Store, given: Collection[str]) -> tuple[CellConfig, "Ticket"]:
+def _settled(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[Resolved, "Ticket | None"]:
+    """The config with every field filled in, and the ticket that it starts from.
+
+    Raises `UserError` if a value that is `given` has no effect, or differs from that of the ticket.
+    """
+    for name, text in own_code(config).items():
+        if own.is_versioned(text):  # as a report names it
+            own.same_version(text, name, GROUPS[name])
+    ticket, asked = None, flatten(config)
+    if config.model.init_from:
+        config, ticket = _finetune(config, store, given)
+    resolved = resolve(config)
+    for name in sorted(given & asked.keys() - {"model.init_from"}):  # that may be a file, and is now its cell
+        check_has(resolved, name, asked[name])
+    return resolved, ticket
+
+
+def _finetune(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[CellConfig, "Ticket"]:
     """The config with the network of the ticket that `model.init_from` names, by cell or by file.
 
     Raises `UserError` if a value that is `given`, or not the default, differs from that of the ticket.

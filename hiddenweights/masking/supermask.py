@@ -69,8 +69,29 @@ def supermask(
         UserWarning: k is so small that some layers keep a single weight, or less than 90% of the parameters
             have a mask (an embedding, say, has none). The warning names the layers.
     """
-    # Check the arguments before the model is changed.
     mask_type = _mask_type(method)
+    _check(mask_type, k, distribution, selection, biases, norms)
+    # Freeze all parameters; then draw weights and scores and attach a mask to each weight.
+    layers = weight_layers(model)
+    _warn_of_the_unmasked(model, layers)
+    _freeze(model, {id(owner) for owner, _, _ in layers}, biases, norms)
+    for owner, attribute, name in layers:
+        layer = Layer(name, weight_seed, distribution, k if scaled else None)
+        _attach(owner, attribute, layer, mask_type, k, score_seed)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            _forget_flat_weights(module)
+            module.register_forward_hook(_forget_flat_weights, always_call=True)
+    _warn_of_single_weights(model, selection)
+    if selection == "global":
+        _select_globally(model, k)
+    return model
+
+
+def _check(
+    mask_type: type[Mask], k: float, distribution: str | None, selection: str, biases: str, norms: str
+) -> None:
+    """Check the arguments of `supermask`, before the model is changed."""
     if not 0 < k <= 1:
         raise UserError(f"k: {k!r} is the fraction of weights kept, in (0, 1]")
     for field, value, known in (
@@ -81,38 +102,33 @@ def supermask(
     ):
         if value not in known:
             raise choices_error(field, value, known)
+    name = mask_type.__name__
     if selection == "global" and not mask_type.selects_globally:
-        raise UserError(f"selection: 'global' has no meaning for method {method!r}, which chooses no top k")
+        raise UserError(f"selection: 'global' has no meaning for {name}, which chooses no top k")
     if mask_type.redraws and distribution is None:
-        raise UserError(f"distribution: None, but method {method!r} draws new weights and needs one")
-    # Freeze all parameters; then draw weights and scores and attach a mask to each weight.
-    layers = weight_layers(model)
-    _warn_of_the_unmasked(model, layers)
-    _freeze(model, {id(owner) for owner, _, _ in layers}, biases, norms)
+        raise UserError(f"distribution: None, but {name} draws new weights and needs one")
 
-    scaled_for_k = k if scaled else None
-    for owner, attribute, name in layers:
-        weight: nn.Parameter = getattr(owner, attribute)
-        if distribution is not None:
-            set_weights(weight, name, distribution, weight_seed, scaled_for_k)
-        scores = draw_scores(weight.shape, stream(score_seed, "scores", name)).to(weight.device)
-        layer = Layer(name, weight_seed, distribution, scaled_for_k)
-        # unsafe=True skips torch's trial run of the mask, which takes time and, for `sampled`, random numbers
-        parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer), unsafe=True)
-    for module in model.modules():
-        if isinstance(module, nn.RNNBase):
-            _forget_flat_weights(module)
-            module.register_forward_hook(_forget_flat_weights, always_call=True)
-    _warn_of_single_weights(model, selection)
-    # Under global selection the masks share one selection per forward pass.
-    if selection == "global":
-        masks = [*masks_of(model).values()]
-        group = Group(masks, k)
-        for mask in masks:
-            mask.group = group
-        model.register_forward_pre_hook(group.hold)
-        model.register_forward_hook(group.release, always_call=True)
-    return model
+
+def _attach(
+    owner: nn.Module, attribute: str, layer: Layer, mask_type: type[Mask], k: float, score_seed: int
+) -> None:
+    """Draw the weights and the scores of one layer, and register its mask."""
+    weight: nn.Parameter = getattr(owner, attribute)
+    if layer.distribution is not None:
+        set_weights(weight, layer.name, layer.distribution, layer.seed, layer.scaled_for_k)
+    scores = draw_scores(weight.shape, stream(score_seed, "scores", layer.name)).to(weight.device)
+    # unsafe=True skips torch's trial run of the mask, which takes time and, for `sampled`, random numbers
+    parametrize.register_parametrization(owner, attribute, mask_type(scores, k, layer), unsafe=True)
+
+
+def _select_globally(model: nn.Module, k: float) -> None:
+    """Let the masks share one selection per forward pass."""
+    masks = [*masks_of(model).values()]
+    group = Group(masks, k)
+    for mask in masks:
+        mask.group = group
+    model.register_forward_pre_hook(group.hold)
+    model.register_forward_hook(group.release, always_call=True)
 
 
 def select_together(network: nn.Module) -> None:

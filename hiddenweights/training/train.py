@@ -83,12 +83,7 @@ class Trainer:
         if ranks and self.device.type == "cuda":
             self.device = torch.device("cuda", ranks.rank)
         self.precision = arithmetic(config.train.precision, self.device)
-        self.seed = config.seed_of("scores")
-        # Dropout must differ between the shares of a batch, but sampled masks must be the same.
-        rank = ranks.rank if ranks else 0
-        own_method = config.model.method not in METHODS  # and may draw masks, too
-        alike = rank == 0 or config.model.method == "sampled" or own_method
-        self.draws = "train" if alike else f"train, process {rank}"
+        self.seed, self.draws = config.seed_of("scores"), _draws(config.model.method, ranks)
 
         # The data, on the device.
         dataset = load_dataset(config.data)
@@ -108,11 +103,8 @@ class Trainer:
             hold_at_zero(self.network, self.fixed_masks)
         self.initial_weights_checksum = self._weights_checksum()
         self.frozen = frozen_weights(self.network)
-        self.stepping = {
-            name: mask
-            for name, mask in masks_of(self.network).items()
-            if type(mask).after_step is not Mask.after_step
-        }
+        masks = masks_of(self.network).items()
+        self.stepping = {name: mask for name, mask in masks if type(mask).after_step is not Mask.after_step}
 
         # The trained parameters and their optimiser. A CUDA graph is only used by a single process.
         self.learnable = [p for p in self.network.parameters() if p.requires_grad]
@@ -326,3 +318,12 @@ class Trainer:
             name: getattr(owner, attribute) for owner, attribute, name in weight_layers(self.network)
         }
         return checksum({name: w.detach().cpu().contiguous().numpy() for name, w in weights.items()})
+
+
+def _draws(method: str, ranks: Ranks | None) -> str:
+    """The purpose of the random numbers of training steps.
+
+    Dropout must differ between the shares of a batch, but sampled masks must be the same.
+    """
+    draws_masks = method == "sampled" or method not in METHODS
+    return "train" if ranks is None or ranks.rank == 0 or draws_masks else f"train, process {ranks.rank}"
