@@ -32,6 +32,9 @@ AXES = {"model.arch": ["unhurried:network"], "model.k": [0.5], "seed": [0, 1, 2]
 ENVIRONMENT = (
     f"{unhurried.PAUSE}=0.02 PYTHONPATH={hosts.SHARED}/hidden-weights/tests WANDB_BASE_URL=http://127.0.0.1:9"
 )
+for _name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):  # of `make test CAPABILITY=...`
+    if _name in os.environ:
+        ENVIRONMENT += f" {_name}={os.environ[_name]}"
 KEY = "0123456789" * 4
 
 

@@ -1,6 +1,6 @@
 """One launch on Ray, watched from outside: what listens, where the W&B key is, what the log says.
 
-In it a worker is killed, and a cell runs out of memory beside another one.
+In it a worker is killed, a cell runs out of memory beside another one, one raises and one hangs.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
@@ -45,21 +45,44 @@ if __name__ == "__main__":
 
 def watched() -> list[Arm]:
     """A sweep for this test."""
-    greedy = {"model.arch": f"{Path(__file__).stem}:greedy", "train.epochs": 1}
-    return [arm(greedy, {}), arm({**FIELDS, "model.arch": "conv2"}, {"model.k": (0.3, 0.5)})]
+    names = [f"{Path(__file__).stem}:{name}" for name in ("greedy", "raises", "hangs")]
+    healthy = arm({**FIELDS, "model.arch": "conv2"}, {"model.k": (0.3, 0.5)})
+    return [arm({"train.epochs": 1}, {"model.arch": names}), healthy]
 
 
 def greedy(num_classes: int) -> nn.Module:
     """A network that finds no memory the first time that it is trained."""
-    return Greedy(nn.Flatten(), nn.Linear(64, num_classes, bias=False))
+    return Faulty(_without_memory, num_classes)
 
 
-class Greedy(nn.Sequential):
+def raises(num_classes: int) -> nn.Module:
+    """A network that cannot be trained."""
+    return Faulty(_unlucky, num_classes)
+
+
+def hangs(num_classes: int) -> nn.Module:
+    """A network whose training never ends."""
+    return Faulty(lambda: time.sleep(3600), num_classes)
+
+
+class Faulty(nn.Sequential):
+    def __init__(self, then: Callable[[], None], num_classes: int) -> None:
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes, bias=False))
+        self._then = then
+
     def forward(self, x: Any) -> Any:
-        if torch.is_grad_enabled():
-            with contextlib.suppress(FileExistsError), open(os.environ[MARK], "x"):
-                raise torch.OutOfMemoryError("CUDA out of memory")
+        if torch.is_grad_enabled():  # in training, and not where the network is only looked at
+            self._then()
         return super().forward(x)
+
+
+def _without_memory() -> None:
+    with contextlib.suppress(FileExistsError), open(os.environ[MARK], "x"):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+
+def _unlucky() -> None:
+    raise ArithmeticError("an unlucky number")
 
 
 @dataclass
@@ -102,6 +125,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     }
     log = folder / "log"
     command = [sys.executable, "driver.py", "launch", "watched", "--store", str(seen.store)]
+    command += ["--time-limit", "20", "--retries", "3"]
     with log.open("w") as out:
         driver = psutil.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
     cells = [
@@ -136,9 +160,14 @@ def kill_one(store: Path, cells: Collection[str]) -> bool:
     return False
 
 
-def test_it_ends_well_and_says_what_happened(seen: Seen) -> None:
-    assert seen.status == 0, seen.printed
-    assert seen.printed.count("a worker died") == 1
+def test_cells_that_fail_do_not_stop_the_rest_and_it_says_what_happened(seen: Seen) -> None:
+    assert seen.status == 1, seen.printed
+    assert "3/5 cells" in seen.printed
+    assert seen.printed.count("a worker died") == 2  # of the kill, and of the time limit
+    assert "ArithmeticError: an unlucky number" in seen.printed
+    assert "TimeLimit" in seen.printed
+    failures = [json.loads(path.read_text()) for path in seen.store.glob("cells/*/failure.json")]
+    assert sorted(failure["error"] for failure in failures) == ["ArithmeticError", "TimeLimit"]
     assert "raylet" not in seen.printed
     assert "Traceback" not in seen.printed
     assert seen.printed.count("OutOfMemoryError") == 1
