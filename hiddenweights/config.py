@@ -46,7 +46,7 @@ NETWORKS = (
 DATASETS = ("digits", "mnist", "fashion_mnist", "cifar10", "cifar100")
 METHODS: tuple[str, ...] = get_args(Method)
 # The fields that may name user code, with the group of its entry points.
-GROUPS = {"model.method": "methods", "data.name": "data"}
+GROUPS = {"model.arch": "networks", "model.method": "methods", "data.name": "data"}
 
 TICKET_SUFFIX = ".ticket"
 
@@ -58,7 +58,8 @@ class ModelConfig:
     """The network and the method that finds its subnetwork."""
 
     arch: str = "conv4"
-    """Network: linear, fc, conv2/4/6/8, resnet18/34/50/101, torchvision/NAME, or your own module:callable."""
+    """Network: linear, fc, conv2/4/6/8, resnet18/34/50/101, torchvision/NAME, or your own function as
+    FILE.py:FUNCTION or module:FUNCTION, called with num_classes."""
     width: float = 1.0
     """Factor by which the number of channels of every hidden layer is multiplied."""
     method: str = "edge_popup"
@@ -266,10 +267,12 @@ class CellConfig:
 
 def own_code(config: CellConfig) -> dict[str, str]:
     """The fields that name user code which affects the result, with these names."""
-    method, data = config.model.method, config.data.name
+    arch, method, data = config.model.arch, config.model.method, config.data.name
     named = {} if method in METHODS else {"model.method": method}
     if data not in DATASETS and not data.startswith("folder:") and not _in_a_library(data):
         named["data.name"] = data
+    if own.is_versioned(arch) or arch.partition(":")[0].endswith(".py"):  # a module never had a version
+        named["model.arch"] = arch
     return named
 
 
@@ -279,7 +282,9 @@ SEEDS = tuple(f.name for f in fields(SeedsConfig))
 def _check_arch(arch: str) -> None:
     user_module = ":" in arch and all(part for part in arch.split(":", 1))
     if arch not in NETWORKS and not user_module and not arch.startswith("torchvision/"):
-        raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "module:callable"))
+        raise choices_error(
+            "model.arch", arch, (*NETWORKS, "torchvision/NAME", "FILE.py:FUNCTION", "module:FUNCTION")
+        )
 
 
 def _in_a_library(data: str) -> bool:

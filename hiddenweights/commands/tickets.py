@@ -47,7 +47,7 @@ def evaluate(
         root: Folder of the data set.
         split: The images to use. validation and train are the splits of the ticket's seed.
         device: cpu, cuda, cuda:N, or auto (cuda if available).
-        arch: module:callable that creates the network, if it is your own code.
+        arch: FILE.py:FUNCTION or module:FUNCTION that creates the network, if it is your own code.
     """
     TrainConfig(device=device)
     import torch
@@ -134,7 +134,7 @@ def export(
         file: The ticket.
         to: state_dict (torch.load), exported_program (torch.export.load) or onnx.
         output: The file to write. If not given: the name of the ticket with .pt, .pt2 or .onnx.
-        arch: module:callable that creates the network, if it is your own code.
+        arch: FILE.py:FUNCTION or module:FUNCTION that creates the network, if it is your own code.
     """
     if to == "onnx":
         _need_onnx()

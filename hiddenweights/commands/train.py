@@ -14,7 +14,7 @@ from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import flatten
-from hiddenweights.identity import Resolved, cell_id, check_has, resolve, short_name
+from hiddenweights.identity import Resolved, cell_id, check_has, pinned, resolve, short_name
 from hiddenweights.records import Record
 
 if TYPE_CHECKING:
@@ -90,7 +90,8 @@ def _settled(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[R
     for name, text in own_code(config).items():
         if own.is_versioned(text):  # as a report names it
             own.same_version(text, name, GROUPS[name])
-    ticket, asked = None, flatten(config)
+    config, ticket = pinned(config), None
+    asked = flatten(config)
     if config.model.init_from:
         config, ticket = _finetune(config, store, given)
     resolved = resolve(config)

@@ -1,7 +1,6 @@
 """Networks as plain modules that know nothing of masks, built by name."""
 
 import copy
-import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from hiddenweights import own
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.models.conv import conv
 from hiddenweights.models.plain import fc, linear
@@ -38,8 +38,9 @@ def build_network(
     """The network `arch` for float images (batch, channels, image_size, image_size) -> (batch, classes).
 
     `arch` is a name of `NETWORKS`; ``torchvision/NAME`` for a constructor of `torchvision.models`; or
-    ``module:callable`` for your own, called as ``callable(num_classes=classes)``. `seed` is the seed of the
-    constructors' own initialisation, which `supermask` replaces for the weights that it masks.
+    ``FILE.py:FUNCTION`` or ``module:FUNCTION`` for your own, called as ``FUNCTION(num_classes=classes)``.
+    `seed` is the seed of the constructors' own initialisation, which `supermask` replaces for the weights
+    that it masks.
 
     Raises `UserError` for an unknown name, a width that the network does not support, or a network that
     does not turn such images into one logit per class.
@@ -53,7 +54,7 @@ def build_network(
         elif arch in NETWORKS:
             network = NETWORKS[arch](channels, image_size, classes, width)
         else:
-            raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "module:callable"))
+            raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "FILE.py:FUNCTION"))
         _check_output(network, arch, (2, channels, image_size, image_size), classes)
     return network
 
@@ -75,11 +76,8 @@ def _from_torchvision(name: str, image_size: int, classes: int, width: float) ->
 
 
 def _from_import_path(path: str, classes: int, width: float) -> nn.Module:
-    module_name, _, attribute = path.partition(":")
-    try:
-        constructor = getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"model.arch: {path!r} does not resolve: {error}") from error
+    field = f"model.arch: {path!r}"
+    constructor = own.code(path, field) if own.is_versioned(path) else own.load(path, field)
     if width != 1:
         raise UserError(f"model.width: {width!r}, but only our networks and torchvision's ResNets scale")
     try:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
+from hiddenweights import own as user_code
 from hiddenweights.config import Arithmetic, DataConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
@@ -183,9 +184,9 @@ class Ticket:
     def network(self, arch: str | None = None) -> nn.Module:
         """The subnetwork as a plain network on the CPU, in evaluation mode. Dropped weights are zero.
 
-        `arch` is the constructor of the network, ``module:callable``. It is needed if the ticket names one,
-        because a ticket alone must never cause code to run. Raises `UserError` if the network does not fit
-        the ticket, or if its weights are not those of training.
+        `arch` is the constructor of the network, ``FILE.py:FUNCTION`` or ``module:FUNCTION``. It is needed if
+        the ticket names one, because a ticket alone must never cause code to run. Raises `UserError` if the
+        network does not fit the ticket, or if its weights are not those of training.
         """
         # The network must have exactly the tensors of the ticket.
         network = self._plain(arch)
@@ -220,8 +221,14 @@ class Ticket:
         """The network without values (on torch's meta device), if its constructor supports that."""
         model, inputs = self.config.model, self.inputs
         if (own := ":" in model.arch) != (arch is not None):
-            hint = f"needs your code: arch={model.arch!r}" if own else f"takes no arch, but got {arch!r}"
+            hint = (
+                f"needs your code: arch={user_code.plain(model.arch)!r}"
+                if own
+                else f"takes no arch, but got {arch!r}"
+            )
             raise UserError(f"model.arch: the ticket of {model.arch!r} {hint}")
+        if arch and arch.partition(":")[0].endswith(".py"):
+            arch = user_code.versioned(arch, "model.arch", "networks")
         regnet = model.arch.startswith("torchvision/regnet")
         with _EmptyOnMeta() if regnet else torch.device("cpu" if own else "meta"):
             try:
