@@ -15,7 +15,6 @@ from hiddenweights import own
 from hiddenweights.config import (
     DATASETS,
     GROUPS,
-    METHODS,
     SEEDS,
     TICKET_SUFFIX,
     Augment,
@@ -167,15 +166,17 @@ _CAUSES = {
 def has(config: Resolved, name: str, value: Scalar) -> bool:
     """Whether the cell is trained with `value` in the field `name`. None stands for any value.
 
-    So does the name of the user's own code: it gets its version, but is never replaced.
+    So does the file or module of the user's own code: its name gets a version, but is never replaced.
     """
-    if name in GROUPS and value not in METHODS:
-        return True
     part, _, leaf = name.rpartition(".")
-    own = getattr(getattr(config, part) if part else config, leaf)
-    if part == "seeds" and own is None:
-        own = config.seed
-    return value is None or bool(own == value)
+    found = getattr(getattr(config, part) if part else config, leaf)
+    if name in GROUPS and own.is_own(str(value)):
+        return True
+    if name in GROUPS:
+        found = own.plain(found)
+    if part == "seeds" and found is None:
+        found = config.seed
+    return value is None or bool(found == value)
 
 
 def check_has(config: Resolved, name: str, value: Scalar) -> None:
