@@ -53,6 +53,14 @@ RATES: Mapping[str, Sequence[float]] = {
 CHOSEN: Mapping[tuple[str, str, str], float] = {
     ("cifar10", "conv2", "sgd"): 0.01,
     ("cifar10", "conv4", "sgd"): 0.01,
+    ("cifar10", "linear", "edge_popup"): 0.3,
+    ("cifar10", "linear", "sgd"): 0.003,
+    ("cifar10", "fc", "edge_popup"): 0.1,
+    ("cifar10", "fc", "sgd"): 0.01,
+    ("fashion_mnist", "linear", "edge_popup"): 0.03,
+    ("fashion_mnist", "linear", "sgd"): 0.03,
+    ("fashion_mnist", "fc", "edge_popup"): 0.3,
+    ("fashion_mnist", "fc", "sgd"): 0.03,
 }
 
 
