@@ -12,7 +12,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
 
 import pandas as pd
 import pyarrow as pa
@@ -22,7 +21,6 @@ from hiddenweights.analysis.table import Raw, Run, Source, frame
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import flatten
 
-T = TypeVar("T")
 Report = Callable[[str, int, int], None]
 """Called with a message ("" for none), the number of runs read, and the number of all runs."""
 
@@ -40,11 +38,6 @@ def default_folder() -> Path:
     if own := os.environ.get("HIDDENWEIGHTS_CACHE"):
         return Path(own)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiddenweights"
-
-
-def batches(values: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    """The values, `size` at a time."""
-    return (values[start : start + size] for start in range(0, len(values), size))
 
 
 def read_all(source: Source, wanted: Mapping[str, str], report: Report) -> Raw:

@@ -1,25 +1,16 @@
 """A source of runs -> one tidy table: the result store, a folder of offline W&B runs, a W&B project."""
 
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import fsspec
 import pandas as pd
-from fsspec.implementations.local import LocalFileSystem
 
-from hiddenweights.analysis.cache import Report, batches, ignore, read_all, read_cached
+from hiddenweights.analysis.cache import Report, ignore, read_all, read_cached
 from hiddenweights.analysis.sources.offline import read_run, scalars
 from hiddenweights.analysis.table import Run, Source, Table, tidy
-from hiddenweights.cells.format import (
-    CELL,
-    STORE_FORMAT,
-    Damaged,
-    open_failure,
-    open_plan,
-    open_result,
-    read_json,
-)
+from hiddenweights.cells.format import Damaged, open_failure, open_result
+from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
 
 
@@ -95,69 +86,34 @@ def with_plans(table: Table, source: Source) -> Table:
 
 
 class StoreSource:
-    """The result store: ``cells/<id>/result.json`` and ``sweeps/<name>.json``, local or remote."""
+    """The result store, local or remote."""
 
     def __init__(self, uri: str) -> None:
         self.name = uri
-        self._filesystem, self._root = fsspec.url_to_fs(uri)
-        self.identity = self._filesystem.unstrip_protocol(self._root)
-        self._local = isinstance(self._filesystem, LocalFileSystem)
-        header = f"{self._root}/store.json"
-        stored = read_json(self._filesystem.cat_file(header), f"--from: {header}").get("format")
-        if type(stored) is not int or stored != STORE_FORMAT:
-            raise UserError(
-                f"--from: store {uri!r} has format {stored!r:.40}, this version reads {STORE_FORMAT}"
-            )
+        self._store = Store(uri)
+        self._store.check()
+        self.identity = self._store.location
 
     def listing(self) -> dict[str, str]:
         """The started cells by id. The version is the name, time and size of the most informative file."""
-        folder = f"{self._root}/cells"
-        rank = {"lock": 0, "failure.json": 1, "result.json": 2}
-        best: dict[str, tuple[int, str]] = {}
-        for path, info in self._entries(folder):
-            cell, _, name = path[len(folder) + 1 :].partition("/")
-            if name in rank and CELL.fullmatch(cell) and rank[name] >= best.get(cell, (-1, ""))[0]:
-                best[cell] = (rank[name], f"{name} {info}")
-        return {cell: version for cell, (_, version) in sorted(best.items())}
+        return {cell: f"{name} {version}" for cell, (name, version) in self._store.listing().items()}
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
         """The results and failures of the cells; for others, only that they were started."""
         names = {cell: version.partition(" ")[0] for cell, version in wanted.items()}
-        paths = {cell: f"{self._root}/cells/{cell}/{name}" for cell, name in names.items() if name != "lock"}
         for cell, version in wanted.items():
             if names[cell] == "lock":
                 reason = "started, not finished: being trained, or stopped"
                 yield Run(cell, cell, state="running", reason=reason, version=version)
-        for some in batches(list(paths), 1 if self._local else 100):  # a remote store: many per request
-            found = self._filesystem.cat([paths[cell] for cell in some])
-            for cell in some:
-                parse = _result if names[cell] == "result.json" else _failure
-                yield parse(cell, found[paths[cell]], paths[cell], wanted[cell])
-
-    def _entries(self, folder: str) -> Iterator[tuple[str, str]]:
-        """The files of each cell, each with a text that changes with it; object stores list them at once."""
-        if self._local:
-            for cell in os.scandir(folder) if os.path.isdir(folder) else ():
-                for entry in os.scandir(cell.path) if cell.is_dir() else ():
-                    if entry.is_file():
-                        stat = entry.stat()
-                        yield entry.path, f"{stat.st_mtime_ns} {stat.st_size}"
-            return
-        for path, info in self._filesystem.find(folder, detail=True).items():
-            times = (info.get(name) for name in ("ETag", "etag", "LastModified", "updated", "created"))
-            yield path, f"{next(filter(None, times), '')} {info.get('size')}"
+        ended = {cell: name for cell, name in names.items() if name != "lock"}
+        for cell, path, content in self._store.contents(ended):
+            parse = _result if names[cell] == "result.json" else _failure
+            yield parse(cell, content, path, wanted[cell])
 
     def plans(self) -> dict[str, tuple[str, ...]]:
         """The cells of each sweep at its last launch."""
-        try:
-            paths = self._filesystem.ls(f"{self._root}/sweeps", detail=False)
-        except FileNotFoundError:
-            return {}
-        return {
-            Path(path).stem: tuple(open_plan(self._filesystem.cat_file(path), f"--from: {path}")["cells"])
-            for path in paths
-            if path.endswith(".json")
-        }
+        plans = ((name, self._store.plan(name)) for name in self._store.plans())
+        return {name: tuple(plan["cells"]) for name, plan in plans if plan}
 
 
 class OfflineFolder:

@@ -50,6 +50,11 @@ class Files:
         protocol = self._fs.protocol
         return (protocol,) if isinstance(protocol, str) else tuple(protocol)
 
+    @property
+    def location(self) -> str:
+        """The store as a URL, the same for every way to write its path."""
+        return str(self._fs.unstrip_protocol(self._root))
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.uri!r})"
 

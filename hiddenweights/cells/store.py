@@ -127,6 +127,33 @@ class Store(Leases):
         """Store the failure of the cell. Its checkpoint remains."""
         self._write(self._of(cell, "failure.json"), failure)
 
+    def listing(self) -> dict[str, tuple[str, str]]:
+        """The started cells: the most informative file of each, and a text that changes with this file.
+
+        The file is ``result.json``, else ``failure.json``, else ``lock``.
+        """
+        rank = {"lock": 0, "failure.json": 1, "result.json": 2}
+        best: dict[str, tuple[int, str, str]] = {}
+        for cell, name, version in self._files():
+            if name in rank and CELL.fullmatch(cell) and rank[name] >= best.get(cell, (-1,))[0]:
+                best[cell] = (rank[name], name, version)
+        return {cell: (name, version) for cell, (_, name, version) in sorted(best.items())}
+
+    def contents(self, files: Mapping[str, str]) -> Iterator[tuple[str, str, bytes]]:
+        """Cell, path and content of one file per cell, given by its name. Missing files are left out."""
+        names = {cell: self._of(cell, name) for cell, name in files.items()}
+        if self.local:
+            for cell, name in names.items():
+                if (content := self._read_bytes(name)) is not None:
+                    yield cell, self._path(name), content
+            return
+        paths = {self._path(name): cell for cell, name in names.items()}
+        for start in range(0, len(paths), 100):  # many per request
+            with store_errors():
+                found = self._fs.cat([*paths][start : start + 100], on_error="omit")
+            for path, content in found.items():
+                yield paths[path], path, content
+
     def finished(self) -> set[str]:
         """All finished cells."""
         names = self._names().items()
@@ -170,6 +197,27 @@ class Store(Leases):
             cell_, _, rest = path[start:].partition("/")
             names.setdefault(cell_, set()).add(rest.partition("/")[0])
         return names
+
+    def _files(self) -> Iterator[tuple[str, str, str]]:
+        """Cell, name and version of each file of a cell. An object store lists them in one request."""
+        if self.local:
+            nothing = contextlib.suppress(FileNotFoundError, NotADirectoryError)
+            with nothing, os.scandir(self.local / "cells") as cells:
+                for cell in cells:
+                    with nothing, os.scandir(cell.path) as files:
+                        for file in files:
+                            if file.is_file():
+                                stat = file.stat()
+                                yield cell.name, file.name, f"{stat.st_mtime_ns} {stat.st_size}"
+            return
+        start = len(self._path("cells")) + 1
+        self._fs.invalidate_cache()  # other processes write here, too
+        with store_errors():
+            found = self._fs.find(self._path("cells"), detail=True)
+        for path, info in found.items():
+            cell_, _, name = path[start:].partition("/")
+            times = (info.get(key) for key in ("ETag", "etag", "LastModified", "updated", "created"))
+            yield cell_, name, f"{next(filter(None, times), '')} {info.get('size')}"
 
     # --- plans ---------------------------------------------------------------------------------------
 
