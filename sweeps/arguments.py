@@ -11,7 +11,7 @@ from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError
 from hiddenweights.identity import check_has, has, resolve
 from hiddenweights.sweeps import experiments
-from hiddenweights.sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings
 
 Name = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="NAME")]
 Names = Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="CLAIM")]
@@ -37,7 +37,7 @@ def chosen(
 
 
 def _check_effect(cells: Cells, settings: Mapping[str, Scalar], axes: Mapping[str, Axis]) -> None:
-    lists = {field: axis for field, axis in axes.items() if not isinstance(axis, Draw)}
+    lists = {field: axis for field, axis in axes.items() if not isinstance(axis, SearchedAxis)}
     lists |= {field: (value,) for field, value in settings.items()}
     missing = {(field, value) for field, values in lists.items() for value in values}
     for config in cells.values():

@@ -7,7 +7,7 @@ from hiddenweights.cells.store import Store, default_store
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.arguments import Axes, Name, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.doctor import doctor
-from hiddenweights.sweeps.grid import Arm, Axis, Draw, Sweep
+from hiddenweights.sweeps.grid import Arm, Axis, SearchedAxis, Sweep
 from hiddenweights.sweeps.launching import launch_, settle_
 from hiddenweights.sweeps.status import status
 
@@ -70,7 +70,7 @@ def _arm(arm: Arm) -> str:
 
 
 def _axis(field: str, axis: Axis) -> str:
-    return f"{field}={axis if isinstance(axis, Draw) else ','.join(map(str, axis))}"
+    return f"{field}={axis if isinstance(axis, SearchedAxis) else ','.join(map(str, axis))}"
 
 
 def sync(store: str | None = None) -> int:

@@ -13,7 +13,7 @@ from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.sweeps import study
 from hiddenweights.sweeps.declare import as_sweep, declare
-from hiddenweights.sweeps.grid import Arm, Draw, Sweep, arm
+from hiddenweights.sweeps.grid import Arm, SearchedAxis, Sweep, arm
 from hiddenweights.sweeps.papers import ramanujan2020
 from hiddenweights.sweeps.papers.ramanujan2020 import CIFAR, CONVS, DENSE, IMAGENET, KS, SEEDS, Axes
 
@@ -100,7 +100,7 @@ def shallow() -> list[Arm]:
 )
 def tune_lr() -> list[Arm]:
     """The learning rate of each side of depth's comparison, found under one budget."""
-    rates, slow = Draw("loguniform", (0.001, 1.0)), Draw("loguniform", (1e-5, 0.01))
+    rates, slow = SearchedAxis("loguniform", (0.001, 1.0)), SearchedAxis("loguniform", (1e-5, 0.01))
     archs: Axes = {"model.arch": CONVS}
     dense: Mapping[str, Scalar] = {**CIFAR, **DENSE}
     return [

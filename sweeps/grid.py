@@ -15,7 +15,7 @@ from hiddenweights.identity import cell_id, pinned, resolve
 
 
 @dataclass(frozen=True)
-class Draw:
+class SearchedAxis:
     """A searched axis: a distribution whose sample number i is always the same value.
 
     A search is therefore a set of cells, too. Launching it again resumes it, and more samples extend it.
@@ -39,7 +39,7 @@ class Draw:
         return f"{self.distribution}({','.join(map(str, self.values))})"
 
 
-Axis = tuple[Scalar, ...] | Draw
+Axis = tuple[Scalar, ...] | SearchedAxis
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +56,13 @@ class Arm:
     All fields come from the cells of that arm, except `optim`, which is that of `base`.
     """
 
-    def searched(self) -> dict[str, Draw]:
+    def searched(self) -> dict[str, SearchedAxis]:
         """The searched axes."""
-        return {name: axis for name, axis in self.axes.items() if isinstance(axis, Draw)}
+        return {name: axis for name, axis in self.axes.items() if isinstance(axis, SearchedAxis)}
 
     def cells(self) -> list[CellConfig]:
         """The cells; the last axis varies fastest. Raises `UserError` for unknown fields and bad values."""
-        grid = {name: axis for name, axis in self.axes.items() if not isinstance(axis, Draw)}
+        grid = {name: axis for name, axis in self.axes.items() if not isinstance(axis, SearchedAxis)}
         drawn = self.searched()
         points = [
             {name: axis.sample(name, i) for name, axis in drawn.items()}
@@ -197,10 +197,12 @@ def side(config: CellConfig) -> str:
 
 
 def arm(
-    base: Mapping[str, Scalar], axes: Mapping[str, Sequence[Scalar] | Draw], found_by: Arm | None = None
+    base: Mapping[str, Scalar],
+    axes: Mapping[str, Sequence[Scalar] | SearchedAxis],
+    found_by: Arm | None = None,
 ) -> Arm:
     """An arm from flat fields: ``arm({"model.arch": "conv4"}, {"model.k": (0.3, 0.5), "seed": SEEDS})``."""
-    fixed = {name: axis if isinstance(axis, Draw) else tuple(axis) for name, axis in axes.items()}
+    fixed = {name: axis if isinstance(axis, SearchedAxis) else tuple(axis) for name, axis in axes.items()}
     return Arm(base=unflatten(base), axes=fixed, found_by=found_by)
 
 
@@ -229,7 +231,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
         if not values:
             raise UserError(f"--axis {name}: has no values; write --axis {name}=VALUE,VALUE")
         before = axes.get(name, ())
-        if search is None and not isinstance(before, Draw):
+        if search is None and not isinstance(before, SearchedAxis):
             axes[name] = before + values
         elif search and not before:
             axes[name] = _draw(name, search[1], values)
@@ -238,16 +240,16 @@ def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
     return axes
 
 
-def _draw(name: str, distribution: str, values: tuple[Scalar, ...]) -> Draw:
+def _draw(name: str, distribution: str, values: tuple[Scalar, ...]) -> SearchedAxis:
     if distribution == "choice":
-        return Draw("choice", values)
+        return SearchedAxis("choice", values)
     if distribution not in ("uniform", "loguniform"):
         raise choices_error(f"--axis {name}", distribution, ("uniform", "loguniform", "choice"))
     low, high = values if len(values) == 2 else (None, None)
     numbers = type(low) is float and type(high) is float and low < high
     if not numbers or (distribution == "loguniform" and not low):
         raise UserError(f"--axis {name}: {distribution} takes two numbers, the lower one first")
-    return Draw("loguniform" if distribution == "loguniform" else "uniform", values)
+    return SearchedAxis("loguniform" if distribution == "loguniform" else "uniform", values)
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

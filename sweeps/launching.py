@@ -16,7 +16,7 @@ from hiddenweights.errors import UserError, choices_error
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
-from hiddenweights.sweeps.grid import Axis, Cells, Draw, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
@@ -92,7 +92,8 @@ def _record(name: str, cells: Cells, axes: Mapping[str, Axis], overrides: Mappin
         "name": name,
         "cells": list(cells),
         "axes": {
-            field: str(values) if isinstance(values, Draw) else values for field, values in axes.items()
+            field: str(values) if isinstance(values, SearchedAxis) else values
+            for field, values in axes.items()
         },
         "overrides": overrides,
         "launched": datetime.now(UTC).isoformat(),
