@@ -21,7 +21,7 @@ from hiddenweights.analysis.table import Raw, Run, Source, frame
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import flatten
 
-Report = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Called with a message ("" for none), the number of runs read, and the number of all runs."""
 
 FORMAT = 2
@@ -30,7 +30,7 @@ PARTS = 8  # more parts are merged into one
 
 
 def ignore(message: str, done: int, total: int) -> None:
-    """A `Report` that does nothing."""
+    """An `OnProgress` that does nothing."""
 
 
 def default_folder() -> Path:
@@ -40,15 +40,15 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hiddenweights"
 
 
-def read_all(source: Source, wanted: Mapping[str, str], report: Report) -> Raw:
+def read_all(source: Source, wanted: Mapping[str, str], on_progress: OnProgress) -> Raw:
     """All wanted runs of the source as frames, one batch at a time, because records need much memory."""
-    return _join([*_read(source, wanted, report)])
+    return _join([*_read(source, wanted, on_progress)])
 
 
-def read_cached(source: Source, listing: Mapping[str, str], cache: Path, report: Report) -> Raw:
+def read_cached(source: Source, listing: Mapping[str, str], cache: Path, on_progress: OnProgress) -> Raw:
     """The listed runs of the source. Those whose version is in the cache come from there."""
     folder = cache / _folder_name(source.identity)
-    parts = _load(folder, report)
+    parts = _load(folder, on_progress)
     known = {key: place for place, part in enumerate(parts) for key in part.runs["key"]}  # the last counts
     fresh = [
         _only(part, {key for key in part.runs["key"][_current(part, listing)] if known[key] == place})
@@ -58,14 +58,14 @@ def read_cached(source: Source, listing: Mapping[str, str], cache: Path, report:
     missing = {key: version for key, version in listing.items() if key not in cached}
     stale = len(cached) < sum(len(part.runs) for part in parts)
     number = max((int(path.stem.partition("-")[0]) for path in folder.glob("*-runs.parquet")), default=-1) + 1
-    for part in _read(source, missing, report):
-        _write(folder, number, part, report)
+    for part in _read(source, missing, on_progress):
+        _write(folder, number, part, on_progress)
         fresh.append(part)
         number += 1
     found = _join(fresh)
     if len(fresh) > PARTS or stale:
         old = [*folder.glob("*.parquet")]
-        if _write(folder, number, found, report):
+        if _write(folder, number, found, on_progress):
             for path in old:
                 path.unlink(missing_ok=True)
     # A part has the name that the source had then; a relative path may have been another folder's.
@@ -79,15 +79,15 @@ def _folder_name(identity: str) -> str:
     return digest[:24]
 
 
-def _read(source: Source, wanted: Mapping[str, str], report: Report) -> Iterator[Raw]:
-    runs = _counted(source.read(wanted), len(wanted), report)
+def _read(source: Source, wanted: Mapping[str, str], on_progress: OnProgress) -> Iterator[Raw]:
+    runs = _counted(source.read(wanted), len(wanted), on_progress)
     while batch := [*islice(runs, BATCH)]:
         yield frame(batch, source.name)
 
 
-def _counted(runs: Iterator[Run], total: int, report: Report) -> Iterator[Run]:
+def _counted(runs: Iterator[Run], total: int, on_progress: OnProgress) -> Iterator[Run]:
     for done, run in enumerate(runs, start=1):
-        report("", done, total)
+        on_progress("", done, total)
         yield run
 
 
@@ -114,7 +114,7 @@ def _only(part: Raw, keys: set[str]) -> Raw:
     return Raw(part.runs[part.runs["key"].isin(keys)], part.epochs[part.epochs["key"].isin(keys)])
 
 
-def _load(folder: Path, report: Report) -> list[Raw]:
+def _load(folder: Path, on_progress: OnProgress) -> list[Raw]:
     parts = []
     for path in sorted(folder.glob("*-runs.parquet")):
         epochs = path.with_name(path.name.replace("runs", "epochs"))
@@ -122,7 +122,7 @@ def _load(folder: Path, report: Report) -> list[Raw]:
             parts.append(Raw(_frame(path), _frame(epochs)))
         except (OSError, pa.ArrowException) as error:
             lost = str(error).splitlines()[0]
-            report(f"cache: {path} is damaged; its runs are read again from the source ({lost})", 0, 0)
+            on_progress(f"cache: {path} is damaged; its runs are read again from the source ({lost})", 0, 0)
             path.unlink(missing_ok=True)
             epochs.unlink(missing_ok=True)
     return parts
@@ -135,7 +135,7 @@ def _frame(path: Path) -> pd.DataFrame:
     return found
 
 
-def _write(folder: Path, number: int, part: Raw, report: Report) -> bool:
+def _write(folder: Path, number: int, part: Raw, on_progress: OnProgress) -> bool:
     """Write a part, `epochs` first: it exists once `runs` does. If that fails, report it and return False."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -148,6 +148,8 @@ def _write(folder: Path, number: int, part: Raw, report: Report) -> bool:
             pq.write_table(found, temporary, compression="lz4", use_dictionary=texts)
             os.replace(temporary, path)
     except OSError as error:
-        report(f"cache: {folder} cannot be written ({error.strerror or error}); continuing without", 0, 0)
+        on_progress(
+            f"cache: {folder} cannot be written ({error.strerror or error}); continuing without", 0, 0
+        )
         return False
     return True

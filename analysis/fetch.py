@@ -6,7 +6,7 @@ from pathlib import Path
 import fsspec
 import pandas as pd
 
-from hiddenweights.analysis.cache import Report, ignore, read_all, read_cached
+from hiddenweights.analysis.cache import OnProgress, ignore, read_all, read_cached
 from hiddenweights.analysis.sources.offline import read_run, scalars
 from hiddenweights.analysis.table import Run, Source, Table, tidy
 from hiddenweights.cells.format import Damaged, open_failure, open_result
@@ -36,7 +36,7 @@ def open_source(text: str) -> Source:
     raise UserError(f"--from: {text!r} {problem}; it may be: {choices}")
 
 
-def fetch(text: str, cache: Path | None = None, report: Report = ignore) -> Table:
+def fetch(text: str, cache: Path | None = None, report: OnProgress = ignore) -> Table:
     """The tidy table of the source that `text` names (see `open_source`).
 
     With a `cache` folder, only changed runs are read. `report` is called with the progress.

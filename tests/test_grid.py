@@ -155,7 +155,9 @@ def test_a_sweep_says_what_it_should(name: str) -> None:
 
 
 def test_no_sweep_names_a_cell_twice() -> None:
-    assert not any(experiments.sweep(name).cells().repeated for name in experiments.SWEEPS)
+    """Except `study`, whose stages share cells."""
+    repeated = {name for name in experiments.SWEEPS if experiments.sweep(name).cells().repeated}
+    assert repeated <= {"study"}
 
 
 def test_every_comparison_has_five_seeds() -> None:
