@@ -9,7 +9,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.masking.masks import kept_count
 from hiddenweights.masking.supermask import masks_of, supermask, weight_layers
 from hiddenweights.models import NETWORKS, build_network
-from hiddenweights.models.resnet import TORCHVISION_RESNETS
+from hiddenweights.models.resnet import TORCHVISION_RESNETS, Subsampled
 
 CIFAR10 = {"channels": 3, "image_size": 32, "classes": 10}
 
@@ -59,6 +59,13 @@ def test_weight_counts_of_the_papers_imagenet_networks(arch, weights, kept):
         network = torchvision.models.get_model(arch)
     assert sum(sizes(network)) == weights
     assert sum(kept_count(0.3, n) for n in sizes(network)) == pytest.approx(kept, abs=0.06e6)
+
+
+def test_dropping_pixels_first_is_a_strided_convolution():
+    ours, plain = (kind(3, 6, 1, 2, bias=False) for kind in (Subsampled, torch.nn.Conv2d))
+    plain.load_state_dict(ours.state_dict())
+    images = torch.randn(4, 3, 9, 9)
+    torch.testing.assert_close(ours(images), plain(images))
 
 
 def test_small_resnets_have_the_blocks_of_their_depth():
