@@ -9,7 +9,8 @@ from hiddenweights.errors import UserError
 from hiddenweights.masking.masks import kept_count
 from hiddenweights.masking.supermask import masks_of, supermask, weight_layers
 from hiddenweights.models import NETWORKS, build_network
-from hiddenweights.models.resnet import TORCHVISION_RESNETS, Subsampled
+from hiddenweights.models.resnet import TORCHVISION_RESNETS
+from hiddenweights.models.subsampled import Subsampled
 
 CIFAR10 = {"channels": 3, "image_size": 32, "classes": 10}
 
@@ -66,6 +67,13 @@ def test_dropping_pixels_first_is_a_strided_convolution():
     plain.load_state_dict(ours.state_dict())
     images = torch.randn(4, 3, 9, 9)
     torch.testing.assert_close(ours(images), plain(images))
+
+
+@pytest.mark.parametrize(("arch", "width", "found"), [("resnet18", 0.05, 2), ("resnet18", 0.125, 0)])
+def test_only_strided_1x1_convolutions_of_few_channels_drop_pixels_first(arch, width, found):
+    network = build_network(arch, **CIFAR10, width=width)
+    kinds = [type(module) for module in network.modules()]
+    assert kinds.count(Subsampled) == found  # those of 3 and 6 channels
 
 
 def test_small_resnets_have_the_blocks_of_their_depth():

@@ -14,6 +14,7 @@ from hiddenweights.models.conv import conv
 from hiddenweights.models.plain import fc, linear
 from hiddenweights.models.resnet import resnet, torchvision_resnet
 from hiddenweights.models.scale import scaled_channels
+from hiddenweights.models.subsampled import subsample_first
 
 # Each builder takes (channels, image side, classes, width).
 NETWORKS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
@@ -55,6 +56,7 @@ def build_network(
             network = NETWORKS[arch](channels, image_size, classes, width)
         else:
             raise choices_error("model.arch", arch, (*NETWORKS, "torchvision/NAME", "FILE.py:FUNCTION"))
+        subsample_first(network)
         _check_output(network, arch, (2, channels, image_size, image_size), classes)
     return network
 

@@ -9,18 +9,6 @@ from hiddenweights.errors import UserError
 from hiddenweights.models.scale import scaled_channels
 
 
-class Subsampled(nn.Conv2d):
-    """A 1x1 convolution with a stride that drops rows and columns first, and so computes the same.
-
-    For few inputs: with AVX2 (not AVX-512), torch 2.15's strided 1x1 convolution of fewer than 8 channels in
-    the memory format channels_last writes outside its memory, which gives wrong numbers or ends the process.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows, columns = self.stride
-        return nn.functional.conv2d(x[..., ::rows, ::columns], self.weight)
-
-
 class Block(nn.Module):
     """A residual block: (batch, inputs, h, w) -> (batch, outputs, h / stride, w / stride)."""
 
@@ -29,9 +17,8 @@ class Block(nn.Module):
         self.body = body
         self.shortcut = nn.Sequential()
         if stride != 1 or inputs != outputs:
-            convolution = Subsampled if inputs < 8 else nn.Conv2d
             self.shortcut = nn.Sequential(
-                convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+                nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
             )
 
     def forward(self, x: Tensor) -> Tensor:

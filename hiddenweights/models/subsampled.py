@@ -1,0 +1,32 @@
+"""A way around a fault of torch: strided 1x1 convolutions of few channels."""
+
+from torch import Tensor, nn
+
+
+class Subsampled(nn.Conv2d):
+    """A 1x1 convolution with a stride that drops rows and columns first, and so computes the same.
+
+    With AVX2 (not AVX-512), torch 2.15's strided 1x1 convolution of fewer than 8 channels in the memory
+    format channels_last writes outside its memory, which gives wrong numbers or ends the process.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = self.stride
+        return nn.functional.conv2d(x[..., ::rows, ::columns], self.weight, self.bias)
+
+
+def subsample_first(network: nn.Module) -> None:
+    """Make every convolution of `network` that would reach the fault a `Subsampled` one."""
+    for module in network.modules():
+        if type(module) is nn.Conv2d and _reaches_the_fault(module):
+            module.__class__ = Subsampled
+
+
+def _reaches_the_fault(convolution: nn.Conv2d) -> bool:
+    return (
+        convolution.kernel_size == (1, 1)
+        and convolution.stride != (1, 1)
+        and convolution.padding == (0, 0)
+        and convolution.groups == 1
+        and convolution.in_channels < 8
+    )
