@@ -5,6 +5,7 @@ import multiprocessing
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,15 @@ FIELDS = {
     "train.epochs": 2,
     "train.precision": "float32",
 }
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """One thread: a fork of a process whose threads have computed cannot use them and waits forever."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def cell(**fields: Any) -> CellConfig:
