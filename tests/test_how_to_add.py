@@ -196,9 +196,9 @@ def _theirs(cells):
 CLAIMS = (Claim("theirs", "Fewer is better.", "k = 0.3 minus k = 0.6 is above 0.", "other", _theirs),)
 '''
     )
-    registry = code / "hiddenweights/claims/registry.py"
-    insert(registry, "import ramanujan2020\n", "import other2099\nfrom hiddenweights.claims.papers ")
-    insert(registry, "*ramanujan2020.CLAIMS,", "*other2099.CLAIMS, ")
+    known = code / "hiddenweights/claims/registry.py"
+    insert(known, "import ramanujan2020\n", "import other2099\nfrom hiddenweights.claims.papers ")
+    insert(known, "*ramanujan2020.CLAIMS,", "*other2099.CLAIMS, ")
 
 
 # The checks of each addition, run in the copy. Each prints what the test below expects.
