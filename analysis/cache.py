@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from hiddenweights.analysis.table import Raw, Run, Source, frame
+from hiddenweights.analysis.table import Raw, RawRun, Source, frame
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import flatten
 
@@ -85,7 +85,7 @@ def _read(source: Source, wanted: Mapping[str, str], on_progress: OnProgress) ->
         yield frame(batch, source.name)
 
 
-def _counted(runs: Iterator[Run], total: int, on_progress: OnProgress) -> Iterator[Run]:
+def _counted(runs: Iterator[RawRun], total: int, on_progress: OnProgress) -> Iterator[RawRun]:
     for done, run in enumerate(runs, start=1):
         on_progress("", done, total)
         yield run

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hiddenweights.analysis.cache import OnProgress, ignore, read_all, read_cached
 from hiddenweights.analysis.sources.offline import read_run, scalars
-from hiddenweights.analysis.table import Run, Source, Table, tidy
+from hiddenweights.analysis.table import RawRun, Source, Table, tidy
 from hiddenweights.cells.format import Damaged, open_failure, open_result
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
@@ -36,19 +36,19 @@ def open_source(text: str) -> Source:
     raise UserError(f"--from: {text!r} {problem}; it may be: {choices}")
 
 
-def fetch(text: str, cache: Path | None = None, report: OnProgress = ignore) -> Table:
+def fetch(text: str, cache: Path | None = None, on_progress: OnProgress = ignore) -> Table:
     """The tidy table of the source that `text` names (see `open_source`).
 
-    With a `cache` folder, only changed runs are read. `report` is called with the progress.
+    With a `cache` folder, only changed runs are read. `on_progress` is called with the progress.
     Raises `UserError` if the source has no cell of this project.
     """
     try:
         source = open_source(text)
         listing = source.listing()
         read = (
-            read_all(source, listing, report)
+            read_all(source, listing, on_progress)
             if cache is None
-            else read_cached(source, listing, cache, report)
+            else read_cached(source, listing, cache, on_progress)
         )
     except OSError as error:
         raise UserError(f"--from: {text!r} cannot be read: {error}") from error
@@ -98,13 +98,13 @@ class StoreSource:
         """The started cells by id. The version is the name, time and size of the most informative file."""
         return {cell: f"{name} {version}" for cell, (name, version) in self._store.listing().items()}
 
-    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
+    def read(self, wanted: Mapping[str, str]) -> Iterator[RawRun]:
         """The results and failures of the cells; for others, only that they were started."""
         names = {cell: version.partition(" ")[0] for cell, version in wanted.items()}
         for cell, version in wanted.items():
             if names[cell] == "lock":
                 reason = "started, not finished: being trained, or stopped"
-                yield Run(cell, cell, state="running", reason=reason, version=version)
+                yield RawRun(cell, cell, state="running", reason=reason, version=version)
         ended = {cell: name for cell, name in names.items() if name != "lock"}
         for cell, path, content in self._store.contents(ended):
             parse = _result if names[cell] == "result.json" else _failure
@@ -128,7 +128,7 @@ class OfflineFolder:
         files = sorted(path for path in Path(self.name).rglob("*.wandb") if "latest-run" not in path.parts)
         return {str(path): f"{path.stat().st_mtime_ns} {path.stat().st_size}" for path in files}
 
-    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
+    def read(self, wanted: Mapping[str, str]) -> Iterator[RawRun]:
         """The runs in these files."""
         return (read_run(Path(key), version) for key, version in wanted.items())
 
@@ -137,11 +137,11 @@ class OfflineFolder:
         return {}
 
 
-def _result(cell: str, content: bytes, path: str, version: str) -> Run:
+def _result(cell: str, content: bytes, path: str, version: str) -> RawRun:
     try:
         found = open_result(content, path, cell)
     except Damaged as error:
-        return Run(cell, cell, state="failed", reason=str(error), version=version)
+        return RawRun(cell, cell, state="failed", reason=str(error), version=version)
     names = ("initial_weights_checksum", "data_digest", "seconds", "attempts", "device")
     own = {name: found.get(name) for name in names}
     made_by = {
@@ -149,7 +149,7 @@ def _result(cell: str, content: bytes, path: str, version: str) -> Run:
         for part in ("versions", "processor")
         for name, value in found.get(part, {}).items()
     }
-    return Run(
+    return RawRun(
         key=cell,
         cell=cell,
         name=found.get("name", ""),
@@ -161,8 +161,8 @@ def _result(cell: str, content: bytes, path: str, version: str) -> Run:
     )
 
 
-def _failure(cell: str, content: bytes, path: str, version: str) -> Run:
+def _failure(cell: str, content: bytes, path: str, version: str) -> RawRun:
     found = open_failure(content, path)
     epoch = f" (after epoch {found['epoch']})" if found["epoch"] else ""
     reason = (found["message"] or found["error"] or "no reason recorded") + epoch
-    return Run(cell, cell, state="failed", reason=reason, version=version)
+    return RawRun(cell, cell, state="failed", reason=reason, version=version)

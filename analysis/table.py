@@ -33,7 +33,7 @@ from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import flatten, from_dict
 from hiddenweights.identity import cell_id, resolve, short_name
 
-Record = Mapping[str, Any]
+RawRecord = Mapping[str, Any]
 FINISHED = "finished"
 METRIC = "test_accuracy"
 FROZEN = ("edge_popup", "sampled", "random", "biprop")  # not iterand, which redraws weights by design
@@ -45,8 +45,8 @@ LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
-    """One run of a source. `history` has one record per epoch; repeated attempts may repeat epochs."""
+class RawRun:
+    """A run as its source has it. `history` has a record per epoch; later attempts may repeat epochs."""
 
     key: str
     """The name of the run in its source: a cell id, a file, or a W&B run id."""
@@ -58,7 +58,7 @@ class Run:
     """Why the run is not finished, if known."""
     config: Mapping[str, Any] = field(default_factory=dict)
     summary: Mapping[str, Any] = field(default_factory=dict)
-    history: Sequence[Record] = ()
+    history: Sequence[RawRecord] = ()
     sweeps: frozenset[str] = frozenset()
     started: str = ""
     version: str = ""
@@ -74,7 +74,7 @@ class Source(Protocol):
     def listing(self) -> dict[str, str]:
         """The key of every run, and a version that changes whenever the run does."""
 
-    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
+    def read(self, wanted: Mapping[str, str]) -> Iterator[RawRun]:
         """The runs of these keys and versions, in any order; their `version` is filled in."""
 
     def plans(self) -> dict[str, tuple[str, ...]]:
@@ -122,10 +122,10 @@ def processors(cells: pd.DataFrame) -> "pd.Series[str]":
     return words.where(model != "", "")
 
 
-def frame(runs: Iterable[Run], source: str) -> Raw:
+def frame(runs: Iterable[RawRun], source: str) -> Raw:
     """The runs as two frames. A run that is not a cell of this version has a `reason` and no config."""
     rows: list[dict[str, Any]] = []
-    histories: list[tuple[str, str, Sequence[Record]]] = []
+    histories: list[tuple[str, str, Sequence[RawRecord]]] = []
     for run in runs:
         row = {
             "key": run.key,
@@ -155,7 +155,7 @@ def frame(runs: Iterable[Run], source: str) -> Raw:
     return Raw(pd.DataFrame(rows), _epoch_frame(histories))
 
 
-def _config(run: Run) -> CellConfig:
+def _config(run: RawRun) -> CellConfig:
     """The run's config, resolved. Raises `UserError` for one that is another cell's, or not to be printed."""
     config = resolve(from_dict(run.config))
     for name, value in flatten(config).items():
@@ -276,7 +276,7 @@ def _number(value: Any) -> Any:
     return float(value) if value in ("NaN", "Infinity", "-Infinity") else value
 
 
-def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[Record]]]) -> pd.DataFrame:
+def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[RawRecord]]]) -> pd.DataFrame:
     """Histories as columns: checksums and `precision` as text, all else float64 (other text: NaN)."""
     lengths = [len(history) for _, _, history in histories]
     columns: dict[str, Any] = {"epoch": np.full(sum(lengths), np.nan)}
@@ -297,7 +297,7 @@ def _epoch_frame(histories: Sequence[tuple[str, str, Sequence[Record]]]) -> pd.D
     return pd.DataFrame({**names, **columns, **texts}).astype(dict.fromkeys(names, "str"))
 
 
-def _columns(history: Sequence[Record]) -> Iterator[tuple[str, Sequence[Any]]]:
+def _columns(history: Sequence[RawRecord]) -> Iterator[tuple[str, Sequence[Any]]]:
     """The columns of the records, without W&B's. Fast if all records have the same keys, as ours do."""
     names = [*history[0]] if history else []
     if all([*record] == names for record in history):

@@ -14,7 +14,7 @@ from benchmarks.measure import Row
 from benchmarks.roofline import shapes_of
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from hiddenweights.images.dataset import Batches, Dataset
-from hiddenweights.masking.masks import IteRand, Together
+from hiddenweights.masking.masks import BatchedSelection, IteRand
 from hiddenweights.masking.supermask import current_masks, masks_of
 from hiddenweights.masking.topk import Memory, keep_largest, keep_largest_each
 from hiddenweights.training.train import Trainer
@@ -176,7 +176,7 @@ def _trained(trainer: Trainer, steps: int) -> nn.Module:
 def _misses(network: nn.Module) -> int | None:
     """In how many steps the layer with the most of them had no bracket that held; None without kernels."""
     hooks = [getattr(hook, "__self__", None) for hook in network._forward_pre_hooks.values()]
-    rooms = [hook.memory.room for hook in hooks if isinstance(hook, Together)]
+    rooms = [hook.memory.room for hook in hooks if isinstance(hook, BatchedSelection)]
     return max(rooms[0].misses()) if rooms and rooms[0] is not None else None
 
 

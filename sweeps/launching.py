@@ -22,7 +22,7 @@ from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
 from hiddenweights.sweeps.supervise import RayLost
 
-Run = Annotated[Options, tyro.conf.arg(name="")]
+LaunchOptions = Annotated[Options, tyro.conf.arg(name="")]
 
 
 def launch_(
@@ -38,7 +38,7 @@ def launch_(
     rerun_damaged: bool = False,
     price: float | None = None,
     page: bool = False,
-    options: Run = Options(),  # noqa: B008 (it is frozen)
+    options: LaunchOptions = Options(),  # noqa: B008 (it is frozen)
 ) -> int:
     """Train the cells of a sweep that the store does not have. Run it again to resume or to extend it.
 
@@ -174,7 +174,7 @@ def settle_(
     axis: Axes = (),
     store: str | None = None,
     dry_run: bool = False,
-    options: Run = Options(),  # noqa: B008
+    options: LaunchOptions = Options(),  # noqa: B008
 ) -> int:
     """Train cells seed by seed until they decide the claims. Run it again to resume.
 

@@ -19,7 +19,7 @@ import wandb.apis.public  # before torch, because afterwards the import takes a 
 from rich.console import Console
 from wandb.proto.wandb_internal_pb2 import Record as WandbRecord  # type: ignore[attr-defined]
 
-from hiddenweights.cells.cell import TRACKING, Run
+from hiddenweights.cells.cell import TRACKING, Attempt
 from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.cells.wandb_log import records
@@ -42,22 +42,22 @@ class WandbTracker:
     Offline, the run of an earlier attempt is replaced, because the new attempt repeats its records.
     """
 
-    def __init__(self, run: Run) -> None:
-        self._attempt, self._cell, self._store = run.attempt, run.cell, run.store
-        self._of, self._records = run, list[Record]()
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt, self._cell, self._store = attempt, attempt.cell, attempt.store
+        self._records = list[Record]()
         mode = tracking_mode()
         self._run: wandb.Run | None = None
-        folder = wandb_folder(run.store)
+        folder = wandb_folder(self._store)
         if mode == "disabled":
             return
-        if trouble := run.store.trouble():  # W&B would create a folder in place of the missing store
-            raise OSError(f"the store {run.store.uri} cannot be used ({trouble})")
+        if trouble := self._store.trouble():  # W&B would create a folder in place of the missing store
+            raise OSError(f"the store {self._store.uri} cannot be used ({trouble})")
         folder.mkdir(parents=True, exist_ok=True)
         # Don't use the W&B service of the parent process: if this worker is killed, it would keep the run
         # open.
         os.environ.pop("WANDB_SERVICE", None)
         try:
-            self._run = _start(run, mode, folder) if mode == "online" else self._start_offline()
+            self._run = _start(attempt, mode, folder) if mode == "online" else self._start_offline()
         except Exception as error:  # of any type; no error of W&B may fail a cell
             wandb.teardown()  # it still has the run that did not start
             self._go_offline(error)
@@ -90,7 +90,7 @@ class WandbTracker:
             self._remove_others(Path(self._run.settings.sync_file).parent)
 
     def _log(self, run: wandb.Run, record: Record) -> None:
-        run.log({**record, "attempt": self._attempt}, step=int(record["epoch"]))
+        run.log({**record, "attempt": self._attempt.number}, step=int(record["epoch"]))
 
     def _go_offline(self, error: Exception) -> wandb.Run:
         """Keep the run, whole, as an offline one, and all later ones of this process; say so once."""
@@ -112,11 +112,11 @@ class WandbTracker:
         folder = wandb_folder(self._store)
         self._remove_others(None)
         try:
-            self._run = _start(self._of, "offline", folder)
+            self._run = _start(self._attempt, "offline", folder)
         except Exception:  # W&B's service has died, say of what a server answered
             wandb.teardown()
             os.environ.pop("WANDB_SERVICE", None)
-            self._run = _start(self._of, "offline", folder)
+            self._run = _start(self._attempt, "offline", folder)
         for record in self._records:
             self._log(self._run, record)
         return self._run
@@ -169,17 +169,17 @@ class WandbTracker:
             artifact.wait(PATIENCE)  # or nobody learns that the server did not take it
 
 
-def _start(run: Run, mode: Any, folder: Path) -> wandb.Run:
-    config = run.config
-    tags = sorted({*memberships().get(run.cell, ()), *([run.sweep] if run.sweep else ())})
+def _start(attempt: Attempt, mode: Any, folder: Path) -> wandb.Run:
+    config, cell, sweep = attempt.config, attempt.cell, attempt.sweep
+    tags = sorted({*memberships().get(cell, ()), *([sweep] if sweep else ())})
     started = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
-        id=run.cell,
+        id=cell,
         name=short_name(config),
-        group=run.sweep or None,
+        group=sweep or None,
         job_type=config.model.method,
         tags=tags,
-        config={**to_dict(config), "cell": run.cell},
+        config={**to_dict(config), "cell": cell},
         resume="allow" if mode == "online" else None,
         dir=folder,
         mode=mode,
@@ -353,7 +353,8 @@ def _resume(run: Path, store: Store) -> None:
     plans = {name: store.plan(name) or {} for name in store.plans()}
     sweep = next((name for name, plan in plans.items() if cell in plan["cells"]), "")
     config = from_dict(result["config"])
-    again = WandbTracker(Run(cell=cell, config=config, store=store, sweep=sweep, attempt=result["attempts"]))
+    last = Attempt(cell=cell, config=config, store=store, sweep=sweep, number=result["attempts"])
+    again = WandbTracker(last)
     for record in result["history"]:
         again.log(record)
     again.finish(result)

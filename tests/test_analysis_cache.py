@@ -12,7 +12,7 @@ import pytest
 from analysis_stores import config, made_store, result, write_store
 
 from hiddenweights.analysis import cache, fetch
-from hiddenweights.analysis.table import Run, Table
+from hiddenweights.analysis.table import RawRun, Table
 from hiddenweights.identity import cell_id
 
 CELLS = [config(seed=seed) for seed in range(6)]
@@ -23,7 +23,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Keys of the runs that were read from a store, in order."""
     read, keys = fetch.StoreSource.read, []
 
-    def counting(self: Any, wanted: Mapping[str, str]) -> Iterator[Run]:
+    def counting(self: Any, wanted: Mapping[str, str]) -> Iterator[RawRun]:
         for run in read(self, wanted):
             keys.append(run.key)
             yield run

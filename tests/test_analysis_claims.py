@@ -12,7 +12,7 @@ from analysis_stores import config, grid, made_store, result
 from hiddenweights.analysis import claims
 from hiddenweights.analysis.claims import OUT_OF_SCOPE
 from hiddenweights.analysis.commands import main
-from hiddenweights.analysis.table import Run, Table, frame, tidy
+from hiddenweights.analysis.table import RawRun, Table, frame, tidy
 from hiddenweights.claims import contrasts
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, MIN_PAIRS, SUPPORTED, outcomes
 from hiddenweights.claims.verdict import OPEN as NOT_ENOUGH
@@ -31,7 +31,7 @@ def table_of(cells: list[CellConfig], accuracy: Accuracy, noise: float = 0.001) 
         dense = cell.model.method == "dense"
         summary = {"test_accuracy": value, "kept": cell.model.k or 0.5, "weights_checksum": "w"}
         summary |= {"initial_weights_checksum": "other" if dense else "w"}
-        runs.append(Run(cell_id(cell), cell_id(cell), config=to_dict(cell), summary=summary))
+        runs.append(RawRun(cell_id(cell), cell_id(cell), config=to_dict(cell), summary=summary))
     return tidy(frame(runs, "made"))
 
 
@@ -198,7 +198,9 @@ def test_one_changed_weight_contradicts() -> None:
 def test_weights_that_change_and_come_back_are_found() -> None:
     found = result(config())
     found["history"][1]["weights_checksum"] = "for one epoch"
-    run = Run("a", found["cell"], config=found["config"], summary=found["summary"], history=found["history"])
+    run = RawRun(
+        "a", found["cell"], config=found["config"], summary=found["summary"], history=found["history"]
+    )
     run.summary["initial_weights_checksum"] = found["initial_weights_checksum"]  # type: ignore[index]
     assert verdict("unchanged", tidy(frame([run], "made"))) == CONTRADICTED
 

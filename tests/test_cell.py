@@ -9,7 +9,7 @@ import pytest
 
 from hiddenweights.cells import cell as cell_module
 from hiddenweights.cells import files
-from hiddenweights.cells.cell import Run, cell_epochs, run_cell
+from hiddenweights.cells.cell import Attempt, cell_epochs, run_cell
 from hiddenweights.cells.store import Busy, Checkpoint, Json, Store, StoreAway
 from hiddenweights.config import CellConfig
 from hiddenweights.flat import from_dict, unflatten
@@ -41,8 +41,8 @@ class Notebook:
 
     made: list["Notebook"]
 
-    def __init__(self, run: Run) -> None:
-        self.run, self.records, self.ends = run, list[Record](), list[Json | None]()
+    def __init__(self, attempt: Attempt) -> None:
+        self.attempt, self.records, self.ends = attempt, list[Record](), list[Json | None]()
         type(self).made.append(self)
 
     def log(self, record: Record) -> None:
@@ -99,7 +99,7 @@ def test_a_stopped_cell_goes_on_where_it_was(where: str, tmp_path: Path, noteboo
     epochs.close()
     result = run_cell(config(), store, trackers=[notebook])
     first, second = notebook.made
-    assert (first.run.attempt, second.run.attempt, result["attempts"]) == (1, 2, 2)
+    assert (first.attempt.number, second.attempt.number, result["attempts"]) == (1, 2, 2)
     assert first.ends == [None]
     assert second.ends == [result]
     assert second.records == result["history"]
@@ -211,7 +211,7 @@ def test_the_papers_protocol_has_no_best_epoch(store: Store) -> None:
 @pytest.mark.parametrize("call", ["make", "log", "finish"])
 def test_a_tracker_never_costs_a_cell(call: str, store: Store) -> None:
     class Broken:
-        def __init__(self, run: Run) -> None:
+        def __init__(self, attempt: Attempt) -> None:
             self.at("make")
 
         def at(self, name: str) -> None:

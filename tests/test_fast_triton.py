@@ -135,7 +135,7 @@ for dtype in (torch.float32, torch.bfloat16):
 # Whole steps of the trainer, twice: in the kernels, and as a CPU selects.
 TRAINING = """
 from hiddenweights.flat import unflatten
-from hiddenweights.masking.masks import Together
+from hiddenweights.masking.masks import BatchedSelection
 from hiddenweights.training.train import Trainer
 
 config = unflatten({"model.arch": "conv2", "model.width": 0.1, "data.subset": 200, "optim.batch_size": 32,
@@ -152,7 +152,7 @@ def learnt(in_kernels):
 losses, state, network = learnt(True)
 assert len(launched) == 4 * 5
 (together,) = [hook.__self__ for hook in network._forward_pre_hooks.values()]
-assert isinstance(together, Together) and set(together.memory.room.misses()) == {1}
+assert isinstance(together, BatchedSelection) and set(together.memory.room.misses()) == {1}
 for ours, theirs in zip((losses, [value for _, value in state]), learnt(False)[:2]):
     theirs = [pair[1] if isinstance(pair, tuple) else pair for pair in theirs]
     assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))

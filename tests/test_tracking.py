@@ -17,7 +17,7 @@ import wandb_standin
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import read_run
 from hiddenweights.cells import wandb_log
-from hiddenweights.cells.cell import Run, cell_epochs, installed_trackers, run_cell
+from hiddenweights.cells.cell import Attempt, cell_epochs, installed_trackers, run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
@@ -84,7 +84,7 @@ def test_the_service_of_another_process_is_left_alone(store: Store, monkeypatch:
 def test_no_folder_is_made_where_the_store_has_gone(store: Store, tmp_path: Path) -> None:
     assert store.local
     gone = store.local.rename(tmp_path / "gone")
-    run = Run(cell=cell_id(CONFIG), config=CONFIG, store=store, sweep="", attempt=1)
+    run = Attempt(cell=cell_id(CONFIG), config=CONFIG, store=store, sweep="", number=1)
     with pytest.raises(OSError, match="not there"):
         WandbTracker(run)
     assert not store.local.exists()

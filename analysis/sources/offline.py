@@ -9,13 +9,13 @@ import math
 from pathlib import Path
 from typing import Any
 
-from hiddenweights.analysis.table import FINISHED, Run
+from hiddenweights.analysis.table import FINISHED, RawRun
 from hiddenweights.cells.format import SCALARS, Damaged, read_value
 from hiddenweights.cells.wandb_log import records
 from hiddenweights.errors import shown
 
 
-def read_run(path: Path, version: str = "") -> Run:
+def read_run(path: Path, version: str = "") -> RawRun:
     """The run in one `.wandb` file. A file without a run record (its process died at once) is not a cell.
 
     The run of a damaged file has the state ``damaged``. The reason names the file.
@@ -33,7 +33,7 @@ def read_run(path: Path, version: str = "") -> Run:
     elif state == FINISHED and (lost := log.missing_epochs()):
         state, reason = "incomplete", f"its file lacks {lost} of the epochs that its summary counts"
     cell = log.config.pop("cell", None)
-    return Run(
+    return RawRun(
         key=str(path),
         cell=cell if isinstance(cell, str) else None,
         state="damaged" if damage else state,

@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from hiddenweights.analysis.sources.offline import scalars, wandb_state
-from hiddenweights.analysis.table import Run
+from hiddenweights.analysis.table import RawRun
 from hiddenweights.errors import UserError
 
 T = TypeVar("T")
@@ -54,13 +54,13 @@ class Project:
             key: f"{run.state} {run.heartbeatAt} {run.historyLineCount}" for key, run in self._runs.items()
         }
 
-    def read(self, wanted: Mapping[str, str]) -> Iterator[Run]:
+    def read(self, wanted: Mapping[str, str]) -> Iterator[RawRun]:
         """The runs as they arrive. Runs that have arrived are not lost if a later one fails.
 
         Raises `UserError` if the server stays unreachable.
         """
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            coming: deque[Future[Run]] = deque()  # only a few ahead, because histories need much memory
+            coming: deque[Future[RawRun]] = deque()  # only a few ahead, because histories need much memory
             try:
                 for key, version in wanted.items():
                     coming.append(pool.submit(self._read, key, version))
@@ -75,7 +75,7 @@ class Project:
         """None: W&B has no plans. Groups and tags name the sweeps of a run."""
         return {}
 
-    def _read(self, key: str, version: str) -> Run:
+    def _read(self, key: str, version: str) -> RawRun:
         run = self._runs[key]
         config, summary = dict(run.config), dict(run.summary_metrics)
         cell = config.pop("cell", None)
@@ -86,7 +86,7 @@ class Project:
         if cell and len(rows) < (run.historyLineCount or 0):
             state, version = "incomplete", ""  # without a version it is read again next time
             reason = f"its history came back with {len(rows)} of {run.historyLineCount} rows"
-        return Run(
+        return RawRun(
             key=key,
             cell=cell,
             name=run.name or "",

@@ -34,15 +34,15 @@ SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
-    """The attempt at a cell that a tracker follows."""
+class Attempt:
+    """One try at training a cell, as a tracker sees it."""
 
     cell: str
     config: CellConfig
     store: Store
     sweep: str
     """Name of the sweep that launched the cell; "" for none."""
-    attempt: int
+    number: int
     """Counts from 1."""
     ranks: int = 1
     """Number of processes that train the cell together."""
@@ -51,7 +51,7 @@ class Run:
 
 
 class Tracker(Protocol):
-    """Follows one attempt at a cell. An entry point of ``hiddenweights.trackers`` makes one from a `Run`."""
+    """Follows one attempt at a cell. The entry points of ``hiddenweights.trackers`` make them."""
 
     def log(self, record: Record) -> None:
         """Called after each epoch. A resumed attempt starts with the records of the earlier attempts."""
@@ -60,7 +60,7 @@ class Tracker(Protocol):
         """Called at the end of the attempt, with the result of the cell, or None if it stopped or failed."""
 
 
-TrackerFactory = Callable[[Run], Tracker]
+TrackerFactory = Callable[[Attempt], Tracker]
 
 
 def installed_trackers() -> list[TrackerFactory]:
@@ -80,11 +80,11 @@ def installed_trackers() -> list[TrackerFactory]:
 class _Guarded:
     """A tracker whose errors never reach the cell. The first is reported and ends tracking the attempt."""
 
-    def __init__(self, make: TrackerFactory, run: Run) -> None:
-        self._run = run
+    def __init__(self, make: TrackerFactory, attempt: Attempt) -> None:
+        self._attempt = attempt
         self._tracker: Tracker | None = None
         with self._guard():
-            self._tracker = make(run)
+            self._tracker = make(attempt)
 
     def log(self, record: Record) -> None:
         with self._guard():
@@ -101,7 +101,7 @@ class _Guarded:
         try:
             yield
         except Exception as error:
-            if trouble := self._run.store.trouble():  # it is what failed, and the cell waits for it
+            if trouble := self._attempt.store.trouble():  # it is what failed, and the cell waits for it
                 raise Unreachable(trouble) from error
             self._tracker = None
             logging.getLogger(TRACKING).warning(
@@ -147,13 +147,13 @@ def cell_epochs(
             return result
         reached, deadline = -1, 0.0
         while True:
-            run = Run(
-                cell=cell, config=config, store=store, sweep=sweep, attempt=lease.attempt,
+            attempt = Attempt(
+                cell=cell, config=config, store=store, sweep=sweep, number=lease.attempt,
                 ranks=ranks, loaders=loaders,
             )  # fmt: skip
             history: list[Record] = []
             try:
-                return (yield from _attempt(run, lease, trackers, history))
+                return (yield from _train(attempt, lease, trackers, history))
             except Exception as error:
                 full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
                 # Seen here, and maybe not by `trouble`: a store that was away may be back.
@@ -191,24 +191,24 @@ def _wait(store: Store, lease: Lease, trouble: str, deadline: float, full: str) 
     store.wait(deadline, 2**16 + (store.checkpoint_bytes(full) if full else 0))
 
 
-def _attempt(
-    run: Run, lease: Lease, trackers: Sequence[TrackerFactory], history: list[Record]
+def _train(
+    attempt: Attempt, lease: Lease, trackers: Sequence[TrackerFactory], history: list[Record]
 ) -> Generator[Record, None, Json]:
     """Train the cell to its result, from its checkpoint if it has one. Appends the records to `history`."""
-    cell, config, store = run.cell, run.config, run.store
+    cell, config, store = attempt.cell, attempt.config, attempt.store
     started = datetime.now(UTC)
     followers: list[_Guarded] = []
     result = None
     try:
         with (
             store.checkpoint(cell) as checkpoint,
-            _trainer(run, checkpoint.folder, parent_ticket(config, store)) as trainer,
+            _trainer(attempt, checkpoint.folder, parent_ticket(config, store)) as trainer,
         ):
             for record in trainer.epochs():
                 lease.check()
                 checkpoint.save()
                 if not history:
-                    followers += [_Guarded(make, run) for make in trackers]
+                    followers += [_Guarded(make, attempt) for make in trackers]
                 history.append(record)
                 for follower in followers:
                     follower.log(record)
@@ -231,7 +231,7 @@ def _attempt(
             "device": _device(trainer),
             "processor": _processor(trainer),
             "gpu_memory": _gpu_memory(trainer),
-            "ranks": run.ranks,
+            "ranks": attempt.ranks,
         }
         store.finish(cell, result, _ticket(trainer, history[-1]))
         lease.finished()
@@ -298,17 +298,19 @@ def summary(history: Sequence[Record]) -> Record:
     return final
 
 
-def _trainer(run: Run, folder: Path, ticket: "Ticket | None") -> contextlib.AbstractContextManager["Trainer"]:
+def _trainer(
+    attempt: Attempt, folder: Path, ticket: "Ticket | None"
+) -> contextlib.AbstractContextManager["Trainer"]:
     import torch  # imported here, because planning a sweep does not need torch (3 s, 500 MB)
 
     from hiddenweights.training.parallel import trainer_of
 
     # Results repeat bit for bit only with equal numbers of threads, and Ray sets its own number.
-    torch.set_num_threads(run.config.train.threads)
+    torch.set_num_threads(attempt.config.train.threads)
     if torch.cuda.is_initialized():  # free the memory of the previous cell of this process
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return trainer_of(run.config, folder, ticket, run.ranks, run.loaders)
+    return trainer_of(attempt.config, folder, ticket, attempt.ranks, attempt.loaders)
 
 
 def _ticket(trainer: "Trainer", record: Record) -> bytes | None:

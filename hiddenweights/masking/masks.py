@@ -57,7 +57,7 @@ class Layer:
     scaled_for_k: float | None
 
 
-class Group:
+class GlobalSelection:
     """The masks of a network that share one selection: the top k over all of their scores together.
 
     A forward pre-hook of the network calls `hold` and a forward hook calls `release`, so that a forward pass
@@ -86,11 +86,11 @@ class Group:
             mask.chosen = None
 
 
-class Together:
+class BatchedSelection:
     """The masks of a network that each select for themselves, made in one call before a forward pass.
 
-    `hold` and `release` are hooks, as in `Group`. `chains` are torch's lists of parametrizations. They hold
-    the weights, and the first entry of each is an `EdgePopup`.
+    `hold` and `release` are hooks, as in `GlobalSelection`. `chains` are torch's lists of parametrizations.
+    They hold the weights, and the first entry of each is an `EdgePopup`.
     """
 
     def __init__(self, chains: Sequence[Any]) -> None:
@@ -133,7 +133,7 @@ class Mask(nn.Module):
         self.scores = nn.Parameter(scores)
         self.kept = kept_count(k, scores.numel())
         self.layer = layer
-        self.group: Group | None = None  # under global selection
+        self.group: GlobalSelection | None = None  # under global selection
         self.chosen: Tensor | None = None  # the mask selected by the group, during a forward pass
 
     def mask(self) -> Tensor:
@@ -156,7 +156,7 @@ class EdgePopup(Mask):
     """Keep the top k by |score|, learn the scores straight through (Ramanujan et al. 2020)."""
 
     effective: Tensor | None = None
-    """The effective weight computed by `Together`, during a forward pass."""
+    """The effective weight computed by `BatchedSelection`, during a forward pass."""
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.effective is not None:

@@ -11,7 +11,7 @@ from torch.nn.utils import parametrize
 from hiddenweights.config import Distribution, Method, Selection
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.masking.distributions import DISTRIBUTIONS
-from hiddenweights.masking.masks import METHODS, EdgePopup, Group, Layer, Mask, Together
+from hiddenweights.masking.masks import METHODS, BatchedSelection, EdgePopup, GlobalSelection, Layer, Mask
 from hiddenweights.masking.rng import stream
 from hiddenweights.masking.weights import draw_scores, draw_weights
 
@@ -124,7 +124,7 @@ def _attach(
 def _select_globally(model: nn.Module, k: float) -> None:
     """Let the masks share one selection per forward pass."""
     masks = [*masks_of(model).values()]
-    group = Group(masks, k)
+    group = GlobalSelection(masks, k)
     for mask in masks:
         mask.group = group
     model.register_forward_pre_hook(group.hold)
@@ -141,7 +141,7 @@ def select_together(network: nn.Module) -> None:
     chains = list(_mask_chains(network))
     alone = all(chain[0].group is None and type(chain[0]).forward is EdgePopup.forward for chain in chains)
     if chains and alone:
-        together = Together(chains)
+        together = BatchedSelection(chains)
         network.register_forward_pre_hook(together.hold)
         network.register_forward_hook(together.release, always_call=True)
 
