@@ -159,12 +159,19 @@ def test_the_cuts_are_torchvisions(height: int, width: int) -> None:
     image = torch.from_numpy(np.array(photograph(3, height, width))).permute(2, 0, 1)
     for how, shorter in (("square", 28), ("centre", 32)):
         expected = v2.CenterCrop(28)(v2.Resize(shorter, antialias=True)(image))
-        assert torch.equal(cut(image, 28, how), expected)
+        assert_same_pixels(cut(image, 28, how), expected)
     numbers = np.random.default_rng(0).random(41, dtype=np.float32)
     box = random_crop(height, width, numbers)
     expected = v2.functional.resized_crop(image, *box, [28, 28], antialias=True)
     expected = expected.flip(2) if numbers[-1] < 0.5 else expected
-    assert torch.equal(cut(image, 28, "random", numbers), expected)
+    assert_same_pixels(cut(image, 28, "random", numbers), expected)
+
+
+def assert_same_pixels(ours: Tensor, torchvisions: Tensor) -> None:
+    """Without AVX2 torchvision resizes in float32, and its pixels are up to one level of 255 different."""
+    assert ours.shape == torchvisions.shape
+    levels = 0 if torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512") else 1
+    assert (ours.int() - torchvisions.int()).abs().max() <= levels
 
 
 def test_random_crops_are_distributed_as_torchvisions() -> None:

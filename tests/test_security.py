@@ -125,7 +125,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     }
     log = folder / "log"
     command = [sys.executable, "driver.py", "launch", "watched", "--store", str(seen.store)]
-    command += ["--time-limit", "20", "--retries", "3"]
+    command += ["--time-limit", "45", "--retries", "3"]
     with log.open("w") as out:
         driver = psutil.Popen(command, cwd=folder, env=environment, stdout=out, stderr=subprocess.STDOUT)
     cells = [
