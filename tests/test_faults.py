@@ -164,14 +164,14 @@ def wait_until(true: Callable[[], Any], launch: Launch) -> None:
         time.sleep(0.1)
 
 
-def trained_by(parent: psutil.Process, store: Path) -> dict[str, float]:
-    """The cells in the middle of which a process below `parent` is, and since when that has run."""
+def trained_by(parent: psutil.Process, store: Path, begun: bool = True) -> dict[str, float]:
+    """The cells that processes below `parent` train, and since when these run; `begun`: an epoch is over."""
     found = {}
     for lock in store.glob("cells/*/lock"):
         with contextlib.suppress(FileNotFoundError, psutil.Error):  # finished just now
             process = psutil.Process(json.loads(lock.read_text())["pid"])
             below = parent.pid in [other.pid for other in process.parents()]
-            if below and any(lock.parent.glob("checkpoint/*.pt")):
+            if below and (not begun or any(lock.parent.glob("checkpoint/*.pt"))):
                 found[lock.parent.name] = process.create_time()
     return found
 
@@ -182,10 +182,10 @@ def wait_for_training(store: Path, launch: Launch) -> None:
 
 
 def wait_for_followers(store: Path, launch: Launch) -> None:
-    """Until W&B has its folder for every such cell: it would make it without a store."""
+    """Until W&B has its folder for every cell that is trained: it would make it without a store."""
 
     def followed() -> bool:
-        cells = trained_by(launch.process, store)
+        cells = trained_by(launch.process, store, begun=False)
         return bool(cells) and all(
             any(
                 path.stat().st_mtime > since and path.stat().st_size

@@ -79,8 +79,10 @@ def test_functions_fit_on_a_screen_and_files_are_short():
 
 
 def loaded_by(statement: str) -> set[str]:
-    """The top-level modules in memory after `statement` in a fresh interpreter."""
-    program = f"import sys; {statement}; print(*{{name.partition('.')[0] for name in sys.modules}})"
+    """The modules in memory after `statement` in a fresh interpreter: top-level ones, and torch's parts."""
+    program = (
+        f"import sys; {statement}; print(*(n for n in sys.modules if n.count('.') <= n.startswith('torch.')))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
     )
@@ -100,10 +102,13 @@ def test_settling_claims_needs_no_pandas():
     assert not loaded_by("import hiddenweights.sweeps.commands") & {"scipy", "pandas", "torch", "ray"}
 
 
-def test_the_method_loads_neither_ray_nor_wandb():
-    loaded = loaded_by("from hiddenweights import supermask, Trainer")
+def test_training_loads_neither_ray_nor_wandb_nor_half_of_torch():
+    cell = {"model.arch": "fc", "train.epochs": 1, "data.subset": 100}
+    loaded = loaded_by(
+        f"from hiddenweights import supermask, Trainer, flat; [*Trainer(flat.unflatten({cell})).epochs()]"
+    )
     assert "torch" in loaded
-    assert not loaded & {"ray", "wandb", "pandas", "matplotlib", "sklearn"}
+    assert not loaded & {"ray", "wandb", "pandas", "matplotlib", "sklearn", "torchvision", "torch._dynamo"}
 
 
 def test_the_package_offers_its_names_and_no_others():

@@ -5,14 +5,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from hiddenweights import own
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.models.conv import conv
 from hiddenweights.models.plain import fc, linear
-from hiddenweights.models.resnet import resnet, torchvision_resnet
+from hiddenweights.models.resnet import resnet
 from hiddenweights.models.scale import scaled_channels
 from hiddenweights.models.subsampled import subsample_first
 
@@ -62,6 +61,10 @@ def build_network(
 
 
 def _from_torchvision(name: str, image_size: int, classes: int, width: float) -> nn.Module:
+    import torchvision  # here, because the import is slow
+
+    from hiddenweights.models.torchvision_resnet import torchvision_resnet
+
     known = torchvision.models.list_models(torchvision.models)
     if name not in known:
         raise choices_error("model.arch", f"torchvision/{name}", [f"torchvision/{other}" for other in known])

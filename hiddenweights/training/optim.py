@@ -1,12 +1,28 @@
 """Optimiser and learning-rate schedule from the config."""
 
+import inspect
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
 from hiddenweights.config import OptimConfig
+
+# Methods that torch wraps for torch.compile. The wrappers import torch._dynamo, which takes a third of the time
+# until a process trains.
+WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+
+
+def _unwrapped(optimizer: type[torch.optim.Optimizer]) -> Any:
+    """A subclass of `optimizer` that does the same without these wrappers. It is not for `torch.compile`."""
+    methods = {name: inspect.unwrap(getattr(optimizer, name)) for name in WRAPPED}
+    step = torch.no_grad()(inspect.unwrap(optimizer.step))
+    return type(optimizer.__name__, (optimizer,), {**methods, "step": step})
+
+
+_SGD, _Adam = _unwrapped(torch.optim.SGD), _unwrapped(torch.optim.Adam)
 
 
 def build_optimizer(
@@ -22,8 +38,11 @@ def build_optimizer(
     assert config.momentum is not None
     lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
-        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=True)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+        adam = {"fused": True, "capturable": True}
+        stepper: torch.optim.Optimizer = _Adam(parameters, lr=lr, weight_decay=decay, **adam)
+    else:
+        stepper = _SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
+    return stepper
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
