@@ -24,8 +24,8 @@ from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
 
 # Turn off parts of Ray that we do not need: loggers that import torch into the driver, a report format that
 # cannot be silenced, a SIGINT handler that returns as if the work were done, snapshots for a restore that we
-# do not use, usage statistics, changes of the directory and of the devices that a worker sees, workers started
-# in advance (Tune's get another environment, which is why those would never train).
+# do not use, usage statistics, changes of the directory and of the devices that a worker sees, and workers
+# started in advance (Tune's get another environment, which is why those would never train).
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",

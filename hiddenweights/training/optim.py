@@ -10,8 +10,8 @@ from torch import nn
 
 from hiddenweights.config import OptimConfig
 
-# Methods that torch wraps for torch.compile. The wrappers import torch._dynamo, which takes a third of the time
-# until a process trains.
+# Methods that torch wraps for torch.compile. The wrappers import torch._dynamo, which takes a third of the
+# time until a process trains.
 WRAPPED = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
 
 
