@@ -59,22 +59,31 @@ Commands = Mapping[str, Command | Lazy]
 def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int:
     """Call the command that `args` (default: the process's own) name and return its exit status.
 
-    A command returns its status, or None for 0. SIGINT and SIGTERM raise KeyboardInterrupt in it; a command
-    that does not catch it ends with status 130. A `UserError` of the parser or of the command becomes one
-    line on stderr and status 2, and so does a missing package of an extra; a store that cannot be reached
-    becomes one and status 1.
+    A command returns its status, or None for 0. SIGINT and SIGTERM raise KeyboardInterrupt in it, which ends
+    with status 130; a command may raise it again with a line for people. A `UserError` of the parser or of
+    the command becomes one line on stderr and status 2, and so does a missing package of an extra; a store
+    that cannot be reached becomes one and status 1.
     """
     try:
-        with _stoppable():
-            status = parse(commands, prog, sys.argv[1:] if args is None else args)() or 0
-            sys.stdout.flush()
-        return status
-    except KeyboardInterrupt:
-        sys.stderr.write("stopped\n")
-        return 130
+        return _run(commands, prog, sys.argv[1:] if args is None else args)
     except BrokenPipeError:  # e.g. `head` closed the pipe; then the flush at exit must not fail
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def _run(commands: Commands, prog: str, args: Sequence[str]) -> int:
+    try:
+        with _stoppable():
+            status = parse(commands, prog, args)() or 0
+            sys.stdout.flush()
+        return status
+    except KeyboardInterrupt as stop:
+        if str(stop):  # not through rich, which prints nothing more if it was interrupted while it printed
+            sys.stdout.write(f"{stop}\n")
+            sys.stdout.flush()
+        else:
+            sys.stderr.write("stopped\n")
+        return 130
     except UserError as error:
         sys.stderr.write(f"error: {escaped(str(error))}\n")
     except ModuleNotFoundError as error:

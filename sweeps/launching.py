@@ -127,8 +127,8 @@ def _train(
         with progress:
             launch.run(planned, store, options, progress)
     except KeyboardInterrupt:
-        console.print(f"stopped: {progress.counts()}; run the same command again to resume")
-        return 130
+        words = f"stopped: {progress.counts()}; run the same command again to resume"
+        raise KeyboardInterrupt(words) from None
     except (StoreAway, RayLost) as error:
         console.print(f"{error}: {progress.counts()}; run the same command again to resume")
         return 1

@@ -168,7 +168,7 @@ def preflight(asked: Question, now: Look, address: str | None) -> list[str]:
 
 
 def settle(asked: Question, store: Store, options: Options, budget: float, console: Console) -> int:
-    """Train until the claims are decided (0), budget, seeds or cells give out (1), or it is stopped (130).
+    """Train until the claims are decided (0), or budget, seeds or cells give out (1).
 
     `budget` is in seconds of training, which the cells of this question in the store have used up in part.
     """
@@ -181,8 +181,7 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
                 pass
             return status
     except KeyboardInterrupt:
-        console.print("stopped; run the same command again to resume")
-        return 130
+        raise KeyboardInterrupt("stopped; run the same command again to resume") from None
     except (StoreAway, RayLost) as error:
         console.print(f"{error}; run the same command again to resume")
         return 1

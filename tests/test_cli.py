@@ -148,8 +148,17 @@ def test_a_stop_before_anything_has_started_is_a_stop(
         """Begin."""
         signal.raise_signal(number)
 
+    def says() -> None:
+        """Say how to go on."""
+        try:
+            begins()
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt("the same command goes on") from None
+
     assert cli.run({"begin": begins}, "test", ["begin"]) == 130
-    assert capsys.readouterr().err == "stopped\n"
+    assert capsys.readouterr() == ("", "stopped\n")
+    assert cli.run({"say": says}, "test", ["say"]) == 130
+    assert capsys.readouterr() == ("the same command goes on\n", "")
     assert signal.getsignal(number) == before
 
 

@@ -68,8 +68,8 @@ def train(
             trackers = installed_trackers() if track else []
             run_cell(config, results, trackers=trackers, on_record=show, patience=patience, ranks=ranks)
         except KeyboardInterrupt:
-            console.print(f"stopped after epoch {done}; run the same command again to resume")
-            return 130
+            words = f"stopped after epoch {done}; run the same command again to resume"
+            raise KeyboardInterrupt(words) from None
         except Busy as error:
             console.print(f"{error}")
             return 1
