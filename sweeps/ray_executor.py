@@ -53,9 +53,10 @@ def cluster(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def head() -> str:
-    """``host:port`` of the central service of the Ray that this process is connected to."""
-    return str(ray.get_runtime_context().gcs_address)
+def place() -> tuple[str, str]:
+    """``host:port`` of the central service of the Ray that this process has joined, and its node's id."""
+    context = ray.get_runtime_context()
+    return str(context.gcs_address), str(context.get_node_id())
 
 
 def run(

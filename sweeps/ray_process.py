@@ -1,8 +1,8 @@
 """The process that runs Ray for a launch: it starts or joins Ray, runs Tune and reports (see `supervise`).
 
-Messages to the launch: ``("ready", host:port of Ray's head)``; ``("pulse", number of live nodes, whether its
-own node lives)``; ``("event", name, *arguments)``, a call of `Progress`; ``("done",)`` per request;
-``("raised", error)`` and ``("lost", why)``, which end it. Requests: ``(cells, measured, alone)``.
+Messages to the launch: ``("ready", host:port of Ray's head, id of its own node)``; ``("pulse", number of live
+nodes, whether its own node lives)``; ``("event", name, *arguments)``, a call of `Progress`; ``("done",)`` per
+request; ``("raised", error)`` and ``("lost", why)``, which end it. Requests: ``(cells, measured, alone)``.
 """
 
 import os
@@ -108,7 +108,7 @@ def _serve(work: Work, launch: _Launch) -> None:
         nodes = capacity.survey(work.cells.values(), options, progress.note)
         store = Store(work.store)
         store.seen = True  # the launch has prepared the store
-        launch.send("ready", ray_executor.head())
+        launch.send("ready", *ray_executor.place())
         while True:
             cells, measured, alone = launch.requests.get()
             wanted = {

@@ -61,23 +61,23 @@ class Supervisor:
                 self._ray.wait_until_ready(progress)
             self._ray.train([*cells], measured, alone, progress)
         except RayLost as lost:
-            head = self._ray.head if self._ray else ""
-            self.close()
+            ray = self._ray
+            self.close(politely=False)
             self._losses = 1 if len(progress.accuracies) > before else self._losses + 1
             if self._losses > LOSSES:
                 raise RayLost(f"{lost}, {self._losses} times in a row") from None
-            if self._work.options.address and head and not _answers(head):
-                raise RayLost(f"{lost}, and the cluster's head {head} does not answer") from None
+            if ray and ray.head and self._work.options.address:
+                _check_cluster(ray, lost)
             progress.lost(f"{lost}; trying again with the cells that are not finished")
         except UserError as error:
             if not self._losses:
                 raise
             raise RayLost(f"Ray was lost, and the next one failed: {error}") from None
 
-    def close(self) -> None:
+    def close(self, politely: bool = True) -> None:
         """Stop Ray, if it runs, and every process that it has started on this machine."""
         if self._ray:
-            self._ray.close()
+            self._ray.close(politely)
             self._ray = None
 
 
@@ -99,14 +99,16 @@ class _RayProcess:
         self._nodes = 0
         self.head = ""
         """``host:port`` of Ray's central service, once Ray has started."""
+        self._node = ""
         self._still = False
 
     def wait_until_ready(self, progress: Progress) -> None:
         """Return when Ray has started. Raises `RayLost`, `UserError`."""
         self._receive_until("ready", progress)
-        if self._local:
-            children = psutil.Process(self._process.pid).children()
-            self._own = [child for child in children if _name(child) in RAY_PROCESSES]
+        near = psutil.Process(self._process.pid).children() if self._local else psutil.process_iter()
+        self._own = [one for one in near if _name(one) in RAY_PROCESSES]
+        if not self._local:
+            self._own = [one for one in self._own if f"--node_id={self._node}" in _command(one)]
 
     def train(self, cells: list[str], measured: Measured, alone: bool, progress: Progress) -> None:
         """Train `cells`. Raises `RayLost`, `StoreAway`, `UserError`."""
@@ -136,8 +138,8 @@ class _RayProcess:
                     raise error
                 case ("lost", why):
                     raise RayLost(f"Ray failed: {why} (its messages: {self.messages})")
-                case ("ready", head):
-                    self.head = head
+                case ("ready", head, node):
+                    self.head, self._node = head, node
             if message[0] == end:
                 return
             self._check(progress, SILENCE if self._own or end == "done" else START)
@@ -155,10 +157,13 @@ class _RayProcess:
             nodes = f"Ray has {self._nodes} live node{'s' * (self._nodes != 1)}"
             progress.say(f"no cell has reported for {STILL / 60:.0f} minutes; {nodes}; {progress.counts()}")
 
-    def close(self) -> None:
-        """Stop the process, Ray's processes and the workers: politely first, then by force."""
-        healthy = all(map(lives, self._own))
-        if self._process.is_alive() and healthy:
+    def healthy(self) -> bool:
+        """Whether the processes of Ray live that this one needs on this machine."""
+        return all(map(lives, self._own))
+
+    def close(self, politely: bool) -> None:
+        """Stop the process, Ray's processes and the workers by force, unless they end by themselves."""
+        if politely and self._process.is_alive() and self.healthy():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it wherever it is
             self._process.join(STOP)
@@ -171,6 +176,14 @@ class _RayProcess:
             self.messages.unlink(missing_ok=True)
 
 
+def _check_cluster(ray: _RayProcess, lost: RayLost) -> None:
+    """Raise `RayLost` if nobody can join the cluster again from this machine, after `ray` was `lost`."""
+    if not _answers(ray.head):
+        raise RayLost(f"{lost}, and the cluster's head {ray.head} does not answer") from None
+    if not ray.healthy():  # nothing starts it again, and without it Ray would wait for minutes
+        raise RayLost(f"{lost}; start Ray on this machine again, with `ray up` or `ray start`") from None
+
+
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
     try:
@@ -178,6 +191,13 @@ def _answers(address: str) -> bool:
     except (OSError, ValueError):
         return False
     return True
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:
+        return []
 
 
 def _name(process: psutil.Process) -> str:

@@ -9,8 +9,8 @@ from hiddenweights.errors import UserError
 from hiddenweights.masking.masks import kept_count
 from hiddenweights.masking.supermask import masks_of, supermask, weight_layers
 from hiddenweights.models import NETWORKS, build_network
-from hiddenweights.models.resnet import TORCHVISION_RESNETS
 from hiddenweights.models.subsampled import Subsampled
+from hiddenweights.models.torchvision_resnet import TORCHVISION_RESNETS
 
 CIFAR10 = {"channels": 3, "image_size": 32, "classes": 10}
 

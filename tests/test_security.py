@@ -122,6 +122,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         "RAY_TMPDIR": str(session),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         MARK: str(folder / "mark"),
+        "RAY_memory_monitor_refresh_ms": "0",  # kills workers when others take this machine's memory
     }
     log = folder / "log"
     command = [sys.executable, "driver.py", "launch", "watched", "--store", str(seen.store)]

@@ -1,10 +1,14 @@
 """The launch's side of Ray, with processes in Ray's place that die, hang or say nothing."""
 
+import contextlib
 import io
 import os
+import shutil
+import socket
 import subprocess
 import time
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import psutil
 import pytest
@@ -18,12 +22,13 @@ from hiddenweights.sweeps.progress import Curves, Progress
 from hiddenweights.sweeps.ray_work import MARK, Work, kill_all
 from hiddenweights.sweeps.supervise import RayLost, Supervisor
 
+NODE = "0123abcd"
 CELLS = experiments.sweep("quickstart").cells()
 
 
-def ready(pipe: Connection) -> None:
+def ready(pipe: Connection, head: str = "127.0.0.1:1") -> None:
     pipe.send(("pulse", 1, True))
-    pipe.send(("ready", "127.0.0.1:1"))
+    pipe.send(("ready", head, NODE))
     pipe.recv()
 
 
@@ -60,6 +65,18 @@ def idles(pipe: Connection, work: Work, mark: str, messages: str) -> None:
     pipe.recv()
 
 
+def loses_its_raylet(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+    """On a cluster, whose head (at the address of `work`) goes on."""
+    ready(pipe, str(work.options.address))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if f"--node_id={NODE}" in process.cmdline():
+                process.kill()
+    while True:
+        pipe.send(("pulse", 2, True))  # Ray itself notices it later
+        time.sleep(0.1)
+
+
 @pytest.fixture
 def progress() -> Progress:
     return Progress("quickstart", CELLS, Curves(CELLS), Console(file=io.StringIO(), width=200))
@@ -94,6 +111,19 @@ def test_a_lost_ray_is_replaced_a_few_times(
         supervisor(CELLS, Measured(), progress)
     supervisor.close()
     assert not [child for child in psutil.Process().children() if "spawn_main" in str(child.cmdline())]
+
+
+def test_a_cluster_goes_on_without_the_raylet_of_this_machine(
+    progress: Progress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(ray_process, "main", loses_its_raylet)
+    (tmp_path / "raylet").symlink_to(shutil.which("bash") or "")
+    raylet = subprocess.Popen([tmp_path / "raylet", "-c", "read", f"--node_id={NODE}"], stdin=subprocess.PIPE)
+    with raylet, socket.create_server(("127.0.0.1", 0)) as head:
+        options = Options(address="{}:{}".format(*head.getsockname()))
+        supervisor = Supervisor(Work(name="q", cells=CELLS, store="runs", launched="", options=options))
+        with pytest.raises(RayLost, match="raylet died; start Ray"):
+            supervisor(CELLS, Measured(), progress)
 
 
 def test_a_cell_that_finishes_in_between_makes_a_new_start(
