@@ -28,10 +28,9 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import flatten, from_dict
-from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.identity import Resolved, id_of, resolve, short_name
 
 RawRecord = Mapping[str, Any]
 FINISHED = "finished"
@@ -155,13 +154,13 @@ def frame(runs: Iterable[RawRun], source: str) -> Raw:
     return Raw(pd.DataFrame(rows), _epoch_frame(histories))
 
 
-def _config(run: RawRun) -> CellConfig:
+def _config(run: RawRun) -> Resolved:
     """The run's config, resolved. Raises `UserError` for one that is another cell's, or not to be printed."""
     config = resolve(from_dict(run.config))
     for name, value in flatten(config).items():
         if isinstance(value, str) and not value.isprintable():
             raise UserError(f"{name}: {value!r} is not printable text")
-    if (own := cell_id(config)) != run.cell:
+    if (own := id_of(config)) != run.cell:
         raise UserError(f"it is that of cell {own}")
     return config
 

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks import correct, pipeline, roofline, selection, step, trial
 from benchmarks.measure import Row, race, readable, report
 from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
-from hiddenweights.identity import cell_id, short_name
+from hiddenweights.identity import cell_id, resolve, short_name
 
 STEPS = 300
 
@@ -206,7 +206,7 @@ def figure_3(seconds: float, cells: Iterable[CellConfig] | None = None) -> list[
                 accuracy = float(record["test_accuracy"])
                 if time.monotonic() > ends:
                     return finished
-        finished.append(f"{short_name(config)}: {100 * accuracy:.2f}%")
+        finished.append(f"{short_name(resolve(config))}: {100 * accuracy:.2f}%")
         print(finished[-1], flush=True)
     return finished
 

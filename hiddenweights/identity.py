@@ -196,12 +196,16 @@ def _values(part: ModelConfig | DataConfig | OptimConfig) -> dict[str, Any]:
 
 def cell_id(config: CellConfig) -> str:
     """The id of the cell: 16 hex digits of a hash of the non-default fields of the resolved config."""
-    resolved = resolve(config)
-    relevant = _non_defaults(resolved.model, resolved.data, resolved.optim, resolved.train) | {
+    return id_of(resolve(config))
+
+
+def id_of(config: Resolved) -> str:
+    """The `cell_id` of a config that is resolved."""
+    relevant = _non_defaults(config.model, config.data, config.optim, config.train) | {
         name: value
         for name, value in (
-            *((f"seeds.{purpose}", getattr(resolved.seeds, purpose)) for purpose in SEEDS),
-            ("seed", resolved.seed or None),
+            *((f"seeds.{purpose}", getattr(config.seeds, purpose)) for purpose in SEEDS),
+            ("seed", config.seed or None),
         )
         if value is not None
     }
@@ -225,17 +229,16 @@ def _defaults() -> dict[str, Scalar]:
     return flatten(CellConfig())
 
 
-def short_name(config: CellConfig) -> str:
+def short_name(config: Resolved) -> str:
     """A name for people: ``conv4 k=0.5 signed_constant seed=2``."""
-    resolved = resolve(config)
-    model = resolved.model
+    model = config.model
     words = [model.arch.removeprefix("torchvision/")]
     if model.width != 1:
         words.append(f"width={model.width:g}")
     if model.method != "edge_popup":
         words.append(model.method)
     if model.method == "dense":
-        words.append(resolved.optim.optimizer)
+        words.append(config.optim.optimizer)
     elif model.k is not None:
         words.append(f"k={model.k:g}")
     if model.init_mask == "shuffled":

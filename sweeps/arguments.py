@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError
-from hiddenweights.identity import check_has, has, resolve
+from hiddenweights.identity import check_has, has
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings
 
@@ -43,10 +43,9 @@ def _check_effect(cells: Cells, settings: Mapping[str, Scalar], axes: Mapping[st
     for config in cells.values():
         if not missing:
             return
-        resolved = resolve(config)
-        missing = {(field, value) for field, value in missing if not has(resolved, field, value)}
+        missing = {(field, value) for field, value in missing if not has(config, field, value)}
     for field, value in sorted(missing, key=str):
-        check_has(resolved, field, value)
+        check_has(config, field, value)
 
 
 def console_for_people() -> Console:

@@ -12,8 +12,8 @@ import yaml
 from ray.core.generated.autoscaler_pb2 import AutoscalingState, GetClusterStatusReply
 from ray.util import placement_group, remove_placement_group
 
-from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
+from hiddenweights.identity import Resolved
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
 
@@ -41,7 +41,7 @@ class Nodes:
         return any(all(node[kind] >= n for kind, n in wanted.items()) for node in every)
 
 
-def survey(cells: Collection[CellConfig], options: Options, note: Callable[[str], None]) -> Nodes:
+def survey(cells: Collection[Resolved], options: Options, note: Callable[[str], None]) -> Nodes:
     """The nodes of the cluster, as soon as workers exist or the configuration of the autoscaler can be read.
 
     Otherwise this requests a node that could train one of `cells` (with a GPU, if there are such nodes),
@@ -115,7 +115,7 @@ def describe(wanted: Resources) -> str:
     return " and ".join(f"{n:g} {kind}" for kind, n in wanted.items() if n)
 
 
-def wanted_by(config: CellConfig, options: Options, measured: Measured, largest: Resources) -> Resources:
+def wanted_by(config: Resolved, options: Options, measured: Measured, largest: Resources) -> Resources:
     """The resources that a cell requests from Ray: GPUs (`options.gpus`; None: a share) and CPUs.
 
     It requests one CPU per thread. For image folders, which are decoded during training, it requests the CPUs
@@ -137,7 +137,7 @@ def wanted_by(config: CellConfig, options: Options, measured: Measured, largest:
     return {"CPU": cpus, "GPU": share}
 
 
-def loaders(config: CellConfig, options: Options, wanted: Resources) -> int:
+def loaders(config: Resolved, options: Options, wanted: Resources) -> int:
     """The number of decoding processes per training process."""
     return int(wanted["CPU"] / options.processes() - config.train.threads)
 

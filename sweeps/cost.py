@@ -8,8 +8,8 @@ from statistics import fmean
 
 from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json, Store
-from hiddenweights.config import CellConfig
 from hiddenweights.flat import from_dict
+from hiddenweights.identity import Resolved, resolve
 
 SAMPLE = 2000  # cells of other sweeps that are read: 0.1 ms each, or 5 ms in a remote store
 SHARES = (0.25, 0.5, 1.0)
@@ -24,25 +24,25 @@ class Measured:
         self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(partial(defaultdict, list))
         self._gpu_memory: dict[Kind, float] = defaultdict(float)
 
-    def add(self, config: CellConfig, result: Json) -> None:
+    def add(self, config: Resolved, result: Json) -> None:
         """Add a finished cell."""
         what = kind(config)
         self._seconds[what]["CPU" if result["device"] == "cpu" else "GPU"].append(result["seconds"])
         self._gpu_memory[what] = max(self._gpu_memory[what], result.get("gpu_memory") or 0.0)
 
-    def add_others(self, store: Store, todo: Iterable[CellConfig], seen: Iterable[str]) -> None:
+    def add_others(self, store: Store, todo: Iterable[Resolved], seen: Iterable[str]) -> None:
         """Read other cells of the store if a kind in `todo` is still unknown."""
         if {kind(config) for config in todo} - self._seconds.keys():
             others = islice(store.finished() - set(seen), SAMPLE)
             for _, result in store.results(others):
-                self.add(from_dict(result["config"]), result)
+                self.add(resolve(from_dict(result["config"])), result)
 
     def seconds(self) -> dict[Kind, tuple[float, str]]:
         """The mean seconds per kind, and their unit: ``GPU`` if any cell was trained on one, else ``CPU``."""
         chosen = {what: "GPU" if "GPU" in taken else "CPU" for what, taken in self._seconds.items()}
         return {what: (fmean(self._seconds[what][unit]), unit) for what, unit in chosen.items()}
 
-    def gpu_share(self, config: CellConfig) -> float:
+    def gpu_share(self, config: Resolved) -> float:
         """The fraction of a GPU for the cell. Small networks leave most of a GPU idle.
 
         It follows from the size of the network, and is larger if cells of this kind used more memory. Ray
@@ -53,7 +53,7 @@ class Measured:
         return next((share for share in SHARES if share >= wanted), 1.0)
 
 
-def _guess(config: CellConfig) -> float:
+def _guess(config: Resolved) -> float:
     model = config.model
     if model.width <= 2 and model.arch.startswith(("linear", "fc", "conv")):
         return 0.25
@@ -62,7 +62,7 @@ def _guess(config: CellConfig) -> float:
     return 1.0
 
 
-def costs(todo: Iterable[CellConfig], measured: Measured, gpus: float | None) -> tuple[dict[str, float], int]:
+def costs(todo: Iterable[Resolved], measured: Measured, gpus: float | None) -> tuple[dict[str, float], int]:
     """The GPU hours and CPU hours that `todo` will take, and the number of cells of unknown kind.
 
     `gpus`: GPUs per cell; None for `Measured.gpu_share`.

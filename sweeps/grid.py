@@ -4,14 +4,14 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import flatten, parse_value, unflatten
-from hiddenweights.identity import cell_id, pinned, resolve
+from hiddenweights.identity import Resolved, cell_id, id_of, resolve
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,17 @@ class Sweep:
             parts.append("--set data.root=DIR")
         return " ".join([*parts, *([self.options] if self.options else [])])
 
-    def cells(self) -> "Cells":
-        """The cells of all arms by id, each once, in the order of the arms."""
-        configs = [pinned(config) for arm in self.arms for config in arm.cells()]
-        cells: dict[str, CellConfig] = {}
-        for config in configs:
-            cells.setdefault(cell_id(config), config)
+    def cells(self, winners: Mapping[str, Mapping[str, Scalar]] | None = None) -> "Cells":
+        """The cells of all arms by id, each once, in the order of the arms.
+
+        `winners`: the best values that an earlier search has found for a `side` of the comparison. They
+        replace those of its cells.
+        """
+        configs = [config for arm in self.arms for config in arm.cells()]
+        cells: dict[str, Resolved] = {}
+        for config in _tuned(configs, winners) if winners else configs:
+            resolved = resolve(config)
+            cells.setdefault(id_of(resolved), resolved)
         return Cells(cells, repeated=len(configs) - len(cells))
 
     def override(self, settings: Mapping[str, Scalar], axes: Mapping[str, Axis]) -> "Sweep":
@@ -147,51 +152,61 @@ class Sweep:
         return any(arm.searched() for arm in self.arms)
 
 
-class Cells(dict[str, CellConfig]):
-    """Cells by id. `repeated` counts how often the axes name a cell again."""
+class Cells(dict[str, Resolved]):
+    """Configs of cells by id. `repeated` counts how often the axes name a cell again."""
 
-    def __init__(self, cells: Mapping[str, CellConfig], repeated: int = 0) -> None:
+    def __init__(self, cells: Mapping[str, Resolved], repeated: int = 0) -> None:
         super().__init__(cells)
         self.repeated = repeated
 
     def where(self, values: Mapping[str, Scalar]) -> "Cells":
-        """The cells whose resolved fields have these values. Raises `UserError` if there are none."""
-        cells: Mapping[str, CellConfig] = self
+        """The cells whose fields have these values. Raises `UserError` if there are none."""
+        cells: Mapping[str, Resolved] = self
         for name, value in values.items():
-            field_of = {cell: flatten(resolve(config))[name] for cell, config in cells.items()}
+            field_of = {cell: flatten(config)[name] for cell, config in cells.items()}
             cells = {cell: config for cell, config in cells.items() if field_of[cell] == value}
             if not cells:
                 raise choices_error(f"--where {name}", value, sorted({str(has) for has in field_of.values()}))
         return Cells(cells, self.repeated)
 
-    def tuned(self, winners: Mapping[str, Mapping[str, Scalar]]) -> "Cells":
-        """The cells with the best values for their side of the comparison; other cells are unchanged."""
-        tuned = {cell: unflatten(winners.get(side(config), {}), config) for cell, config in self.items()}
-        ids = {cell: cell_id(config) for cell, config in tuned.items()}
-        for cell, config in tuned.items():
-            parent = config.model.init_from
-            if parent in ids:
-                tuned[cell] = replace(config, model=replace(config.model, init_from=ids[parent]))
-        return Cells({cell_id(config): config for config in tuned.values()}, self.repeated)
+
+def _tuned(
+    configs: Sequence[CellConfig], winners: Mapping[str, Mapping[str, Scalar]]
+) -> Iterator[CellConfig]:
+    """The cells with the best values for their side of the comparison; other cells are unchanged.
+
+    A cell that trains the subnetwork of one of these cells trains that of the tuned cell instead.
+    """
+    tuned: list[CellConfig] = []
+    ids: dict[str, str] = {}  # of the tuned cell, by that of the cell
+    for config in configs:
+        resolved = resolve(config)
+        # The values replace those of the given config: the recipe may choose others for what it leaves open.
+        tuned.append(unflatten(winners.get(side(resolved), {}), config))
+        ids[id_of(resolved)] = cell_id(tuned[-1])
+    for config in tuned:
+        parent = config.model.init_from
+        if parent in ids:
+            config = replace(config, model=replace(config.model, init_from=ids[parent]))
+        yield config
 
 
 def _finetuned(parent: CellConfig, base: CellConfig) -> CellConfig:
     """The cell that trains the subnetwork of the cell `parent`, with the optimiser of `base`."""
-    parent = resolve(parent)
-    model = replace(parent.model, method="finetune", init_from=cell_id(parent))
+    found = resolve(parent)
+    model = replace(found.model, method="finetune", init_from=id_of(found))
     return CellConfig(
         model=model,
-        data=parent.data,
+        data=found.data,
         optim=base.optim,
-        train=parent.train,
-        seeds=parent.seeds,
-        seed=parent.seed,
+        train=found.train,
+        seeds=found.seeds,
+        seed=found.seed,
     )
 
 
-def side(config: CellConfig) -> str:
+def side(config: Resolved) -> str:
     """The side of a comparison that a cell belongs to: network, method, optimiser and data."""
-    config = resolve(config)
     width = "" if config.model.width == 1 else f" width={config.model.width:g}"
     return f"{config.model.arch}{width} {config.model.method} {config.optim.optimizer} {config.data.name}"
 

@@ -12,10 +12,10 @@ from hiddenweights import own
 from hiddenweights.cells.cell import STOPPED_EARLY, installed_trackers, run_cell
 from hiddenweights.cells.inputs import check_inputs, check_method
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
-from hiddenweights.config import METHODS, NETWORKS, CellConfig, Scalar
+from hiddenweights.config import METHODS, NETWORKS, Scalar
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten
-from hiddenweights.identity import resolve
+from hiddenweights.identity import Resolved
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
 from hiddenweights.sweeps.options import Options
@@ -32,8 +32,8 @@ class Plan:
     """A planned launch: all cells, and the cells to train."""
 
     name: str
-    cells: Mapping[str, CellConfig]
-    todo: Mapping[str, CellConfig]
+    cells: Mapping[str, Resolved]
+    todo: Mapping[str, Resolved]
     finished: Mapping[str, tuple[float, float]]
     """Accuracy and seconds of every finished cell."""
     failed: Mapping[str, str]
@@ -48,7 +48,7 @@ class Plan:
 
 def plan(
     name: str,
-    cells: Mapping[str, CellConfig],
+    cells: Mapping[str, Resolved],
     store: Store,
     *,
     rerun_failed: bool = False,
@@ -99,7 +99,7 @@ def plan(
     )
 
 
-def preflight(configs: Iterable[CellConfig], address: str | None) -> list[str]:
+def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     """Raise `UserError` for data and networks that the workers could not load.
 
     Returns a line per image folder. Runs in a separate process, because loading needs torch and memory, and
@@ -156,7 +156,7 @@ def train(planned: Plan, store: Store, options: Options, progress: Progress, exe
             store.insist(lambda: _wait_for_others(_ready(todo), store, progress), options.patience)
 
 
-def _strike_off(todo: dict[str, CellConfig], store: Store, progress: Progress) -> None:
+def _strike_off(todo: dict[str, Resolved], store: Store, progress: Progress) -> None:
     """Remove from `todo` what is finished, also by other launches, or will not be tried again."""
     states = store.states(todo)
     finished = {cell for cell, state in states.items() if state == "finished"}
@@ -171,32 +171,32 @@ def _out_of_memory(failure: Json | None) -> bool:
     return failure is None or failure["error"] in ("OutOfMemoryError", "MemoryError")
 
 
-def _ready(todo: Mapping[str, CellConfig]) -> dict[str, CellConfig]:
+def _ready(todo: Mapping[str, Resolved]) -> dict[str, Resolved]:
     """The cells that do not need the subnetwork of another cell in `todo`."""
     return {cell: config for cell, config in todo.items() if config.model.init_from not in todo}
 
 
-def _groups(todo: Mapping[str, CellConfig], search: bool) -> Iterable[dict[str, CellConfig]]:
+def _groups(todo: Mapping[str, Resolved], search: bool) -> Iterable[dict[str, Resolved]]:
     """All cells at once. For a search one side after another, because only cells of one side compete."""
-    groups: dict[str, dict[str, CellConfig]] = {}
+    groups: dict[str, dict[str, Resolved]] = {}
     for cell, config in todo.items():
         groups.setdefault(side(config) if search else "", {})[cell] = config
     return groups.values()
 
 
-def winners(sweep: Sweep, cells: Mapping[str, CellConfig], store: Store) -> dict[str, dict[str, Scalar]]:
+def winners(sweep: Sweep, cells: Mapping[str, Resolved], store: Store) -> dict[str, dict[str, Scalar]]:
     """For each side of a search, the searched values of the cell with the best validation accuracy."""
     searched = sorted({name for arm in sweep.arms for name in arm.searched()})
     best: dict[str, tuple[float, dict[str, Scalar]]] = {}
     for cell, result in store.results(cells):
-        flat = flatten(resolve(cells[cell]))
+        flat = flatten(cells[cell])
         accuracy = float(result["summary"]["best_validation_accuracy"])
         if accuracy > best.get(side(cells[cell]), (-1.0, {}))[0]:
             best[side(cells[cell])] = accuracy, {name: flat[name] for name in searched}
     return {name: settings for name, (_, settings) in best.items()}
 
 
-def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Progress) -> None:
+def _wait_for_others(todo: Mapping[str, Resolved], store: Store, progress: Progress) -> None:
     """Return as soon as a cell of `todo` is finished or free."""
     while all(state == "running" for state in store.states(todo).values()):
         progress.note(f"{len(todo)} cells are being trained by another launch; waiting for them")
@@ -205,7 +205,7 @@ def _wait_for_others(todo: Mapping[str, CellConfig], store: Store, progress: Pro
 
 
 @contextlib.contextmanager
-def executor(name: str, cells: Mapping[str, CellConfig], store: Store, options: Options) -> Iterator[Execute]:
+def executor(name: str, cells: Mapping[str, Resolved], store: Store, options: Options) -> Iterator[Execute]:
     """What trains any of `cells`, for `train`. Ray starts with the first of them and ends with the block."""
     if options.executor == "inline":
         yield lambda group, measured, progress, alone=False: _inline(name, store, options, group, progress)
@@ -227,7 +227,7 @@ def executor(name: str, cells: Mapping[str, CellConfig], store: Store, options: 
 
 
 def _inline(
-    name: str, store: Store, options: Options, cells: Mapping[str, CellConfig], progress: Progress
+    name: str, store: Store, options: Options, cells: Mapping[str, Resolved], progress: Progress
 ) -> None:
     trackers = installed_trackers()
     for cell, config in cells.items():

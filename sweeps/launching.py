@@ -66,7 +66,7 @@ def launch_(
         check_installed()
     sweep, cells = chosen(name, set, axis, samples)
     if tuned:
-        cells = cells.tuned(_winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys()))
+        cells = sweep.cells(_winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys()))
     name = sweep.name  # of a sweep of the user's own, one that can name a file
     part = cells.where(parse_settings(where, "--where"))
     planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)

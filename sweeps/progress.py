@@ -14,9 +14,9 @@ from rich.text import Text
 
 from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json
-from hiddenweights.config import CellConfig, Scalar
+from hiddenweights.config import Scalar
 from hiddenweights.flat import flatten
-from hiddenweights.identity import resolve, short_name
+from hiddenweights.identity import Resolved, short_name
 
 MOST_COLUMNS = 12  # as many as fit next to the names of the curves
 LINE_EVERY = 10.0  # seconds between plain lines
@@ -25,12 +25,12 @@ LINE_EVERY = 10.0  # seconds between plain lines
 class Curves:
     """The place of each cell in the figure: its curve and its x."""
 
-    def __init__(self, cells: Mapping[str, CellConfig]) -> None:
+    def __init__(self, cells: Mapping[str, Resolved]) -> None:
         # Cells that differ only in the seed have the same place. It is stored, because finding it takes time.
-        alike: dict[CellConfig, list[str]] = defaultdict(list)
+        alike: dict[Resolved, list[str]] = defaultdict(list)
         for cell, config in cells.items():
             alike[replace(config, seed=0)].append(cell)
-        groups = [resolve(cells[members[0]]) for members in alike.values()]
+        groups = [cells[members[0]] for members in alike.values()]
         rows = [flatten(config) for config in groups]
         widths = {row["model.width"] for row in rows}
         self.x = "model.width" if len(widths) > 2 else "model.k"
@@ -126,7 +126,7 @@ def outcome(result: Json) -> tuple[float, float]:
 class Progress:
     """Counts cells and shows the progress. Use it as a context manager around the work."""
 
-    def __init__(self, name: str, cells: Mapping[str, CellConfig], curves: Curves, console: Console) -> None:
+    def __init__(self, name: str, cells: Mapping[str, Resolved], curves: Curves, console: Console) -> None:
         self.name, self._cells, self._curves, self._console = name, cells, curves, console
         self.accuracies: dict[str, float] = {}
         self.failures: dict[str, str] = {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from hiddenweights.config import CellConfig
+from hiddenweights.identity import Resolved
 from hiddenweights.sweeps.options import Options
 
 MARK = "HIDDENWEIGHTS_LAUNCH"  # environment variable that marks all processes of the Ray of a launch
@@ -22,7 +22,7 @@ class Work:
     """The settings of the process that runs Ray."""
 
     name: str
-    cells: Mapping[str, CellConfig]
+    cells: Mapping[str, Resolved]
     """All cells that may be asked for."""
     store: str
     launched: str

@@ -19,7 +19,6 @@ from hiddenweights.claims.contrasts import SETTING, Cell, Claim
 from hiddenweights.claims.registry import find
 from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError
-from hiddenweights.flat import unflatten
 from hiddenweights.sweeps import launch
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
@@ -100,7 +99,7 @@ class Look:
 
     def expected(self, cell: Cell) -> float | None:
         """The mean seconds of finished cells of the same kind; None if there are none."""
-        found = self.kinds.get(kind(unflatten(cell.flat)))
+        found = self.kinds.get(kind(cell.config))
         return found[0] if found else None
 
 
@@ -111,7 +110,7 @@ def look(asked: Question, store: Store) -> Look:
     for cell, result in store.results(one for one, state in states.items() if state == "finished"):
         final = result["summary"]
         cells[cell] = replace(cells[cell], accuracy=final["test_accuracy"], kept=final.get("kept"))
-        measured.add(unflatten(cells[cell].flat), result)
+        measured.add(cells[cell].config, result)
         seconds[cell] = float(result["seconds"])
     lost = {cell for cell, state in states.items() if state == "finished" and cell not in seconds}
     for cell, state in states.items():
@@ -125,7 +124,7 @@ def look(asked: Question, store: Store) -> Look:
         for own in by_setting(left)
         for one in plan.plans(claim, own, anytime=True)
     ]
-    wanted = [unflatten(cell.flat) for one in plans for cell in one.cells]
+    wanted = [cell.config for one in plans for cell in one.cells]
     measured.add_others(store, wanted, asked.cells)
     return Look(plans=tuple(plans), seconds=seconds, kinds=measured.seconds(), lost=len(lost))
 
@@ -140,7 +139,7 @@ def affordable(now: Look, budget: float) -> list[Cell]:
     for cell in wanted.values():
         taken = now.expected(cell)
         if taken is None:
-            what = kind(unflatten(cell.flat))
+            what = kind(cell.config)
             if budget > 0 and what not in unknown:
                 chosen.append(cell)
             unknown.add(what)
@@ -161,7 +160,7 @@ def futile(one: plan.Plan, now: Look, budget: float) -> bool:
 def preflight(asked: Question, now: Look, address: str | None) -> list[str]:
     """Raise `UserError` if what is to be trained next cannot be; see `launch.preflight`."""
     try:
-        return launch.preflight([unflatten(cell.flat) for one in now.open for cell in one.cells], address)
+        return launch.preflight([cell.config for one in now.open for cell in one.cells], address)
     except UserError as error:
         names = ", ".join(claim.name for claim in asked.claims)
         raise UserError(f"claim {names}: cannot be settled here: {error}") from None
@@ -174,7 +173,7 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
     """
     store.prepare()
     try:
-        cells = {cell.id: unflatten(cell.flat) for cell in asked.cells.values()}
+        cells = {cell.id: cell.config for cell in asked.cells.values()}
         # One Ray for all steps: a start takes some ten seconds.
         with launch.executor(asked.name, cells, store, options) as execute:
             while (status := _step(asked, store, options, budget, console, execute)) is None:
@@ -278,7 +277,7 @@ def _train(
     execute: launch.Execute,
 ) -> bool:
     """Train the cells. Returns whether any of them was finished."""
-    cells = {cell.id: unflatten(cell.flat) for cell in todo}
+    cells = {cell.id: cell.config for cell in todo}
     planned = launch.plan(name, cells, store)
     progress = Progress(name, cells, Curves(cells), console)
     with progress:

@@ -15,8 +15,8 @@ from rich.text import Text
 
 from hiddenweights import own
 from hiddenweights.cells.store import Store, StoreAway, default_store
-from hiddenweights.config import CellConfig
 from hiddenweights.flat import from_dict
+from hiddenweights.identity import Resolved, resolve
 from hiddenweights.sweeps.arguments import Axes, Name, Sets, chosen, console_for_people
 from hiddenweights.sweeps.progress import Curves, clock
 
@@ -30,7 +30,7 @@ class Standing:
     def __init__(self, name: str, cells: Iterable[str], store: Store) -> None:
         self.name, self.store = name, store
         self._cells = [*cells]
-        self._configs: dict[str, CellConfig] = {}
+        self._configs: dict[str, Resolved] = {}
         self._accuracies: dict[str, float] = {}
         self._seconds: list[float] = []
         self._problems: list[str] = []
@@ -42,7 +42,7 @@ class Standing:
         damaged: dict[str, str] = {}
         new = [cell for cell, state in states.items() if state == "finished" and cell not in self._configs]
         for cell, result in self.store.results(new, damaged):
-            self._configs[cell] = from_dict(result["config"])
+            self._configs[cell] = resolve(from_dict(result["config"]))
             self._accuracies[cell] = result["summary"]["test_accuracy"]
             self._seconds.append(result["seconds"])
         self.counts = Counter("damaged" if cell in damaged else state for cell, state in states.items())

@@ -25,7 +25,7 @@ from hiddenweights.cells.store import Json, Store
 from hiddenweights.cells.wandb_log import records
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import from_dict, to_dict
-from hiddenweights.identity import short_name
+from hiddenweights.identity import resolve, short_name
 from hiddenweights.records import Record
 from hiddenweights.sweeps.experiments import memberships
 
@@ -352,7 +352,7 @@ def _resume(run: Path, store: Store) -> None:
         return
     plans = {name: store.plan(name) or {} for name in store.plans()}
     sweep = next((name for name, plan in plans.items() if cell in plan["cells"]), "")
-    config = from_dict(result["config"])
+    config = resolve(from_dict(result["config"]))
     last = Attempt(cell=cell, config=config, store=store, sweep=sweep, number=result["attempts"])
     again = WandbTracker(last)
     for record in result["history"]:

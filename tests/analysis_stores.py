@@ -46,7 +46,7 @@ def result(cell: CellConfig, accuracy: float | None = None, layers: Iterable[str
     return {
         "format": 1,
         "cell": cell_id(cell),
-        "name": short_name(cell),
+        "name": short_name(resolve(cell)),
         "config": to_dict(cell),
         "history": history,
         "summary": last

@@ -134,8 +134,8 @@ def test_identity() -> None:
     assert len({cell_id(c) for c in (config, parent, *others)}) == 4
     assert cell_id(child(parent, seeds__weights=3)) == cell_id(config)  # the weights are the ticket's
     assert cell_id(child(parent, seeds__scores=3)) == cell_id(config)
-    assert "finetune" in short_name(config)
-    assert short_name(others[0]) != short_name(config)
+    assert "finetune" in short_name(resolve(config))
+    assert short_name(resolve(others[0])) != short_name(resolve(config))
 
 
 @pytest.mark.parametrize(
@@ -248,7 +248,7 @@ def test_a_sweep_trains_what_it_found_itself(
 
 
 def test_tuned_rates_reach_the_parents() -> None:
-    tuned = LOTTERY.cells().tuned({"fc edge_popup sgd digits": {"optim.lr": 0.37}})
+    tuned = LOTTERY.cells({"fc edge_popup sgd digits": {"optim.lr": 0.37}})
     parents = {cell for cell, config in tuned.items() if config.model.method == "edge_popup"}
     assert {config.model.init_from for config in tuned.values()} - {None} == parents
     assert {tuned[cell].optim.lr for cell in parents} == {0.37}

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from hiddenweights.cells.store import Store
 from hiddenweights.flat import to_dict
-from hiddenweights.identity import resolve, short_name
+from hiddenweights.identity import short_name
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.progress import Curves, Progress
@@ -28,7 +28,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
             "format": 1,
             "cell": cell,
             "name": short_name(config),
-            "config": to_dict(resolve(config)),
+            "config": to_dict(config),
             "history": [record] * EPOCHS,
             "summary": {"test_accuracy": config.seed / 100},
             "seconds": 2.0,

@@ -17,7 +17,7 @@ from hiddenweights.cells.store import PATIENCE, Busy, Json, Lease, LeaseLost, St
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
-from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.identity import Resolved, id_of, resolve, short_name
 from hiddenweights.records import Record
 from hiddenweights.versions import versions
 
@@ -38,7 +38,7 @@ class Attempt:
     """One try at training a cell, as a tracker sees it."""
 
     cell: str
-    config: CellConfig
+    config: Resolved
     store: Store
     sweep: str
     """Name of the sweep that launched the cell; "" for none."""
@@ -136,8 +136,8 @@ def cell_epochs(
     Raises `Busy` or `LeaseLost` if another process has the cell, and `StoreAway`. Any other exception has
     been recorded in the store as the failure of the cell.
     """
-    config = resolve(config)
-    cell = cell_id(config)
+    resolved = resolve(config)
+    cell = id_of(resolved)
     store.wait(time.monotonic() + patience)
     if result := store.insist(lambda: store.result(cell), patience):
         return result
@@ -148,7 +148,7 @@ def cell_epochs(
         reached, deadline = -1, 0.0
         while True:
             attempt = Attempt(
-                cell=cell, config=config, store=store, sweep=sweep, number=lease.attempt,
+                cell=cell, config=resolved, store=store, sweep=sweep, number=lease.attempt,
                 ranks=ranks, loaders=loaders,
             )  # fmt: skip
             history: list[Record] = []
@@ -261,13 +261,13 @@ def run_cell(
         on_record(record)
 
 
-def parent_ticket(config: CellConfig, store: Store) -> "Ticket | None":
+def parent_ticket(config: Resolved, store: Store) -> "Ticket | None":
     """The ticket of the cell whose subnetwork this one trains; None for a config without `model.init_from`.
 
     Imports torch. Raises `UserError` if the store has no such ticket, or if the config and the ticket name
     different networks.
     """
-    model = resolve(config).model
+    model = config.model
     if model.init_from is None:
         return None
     ticket = stored_ticket(model.init_from, store)

@@ -3,14 +3,14 @@
 from typing import TYPE_CHECKING
 
 from hiddenweights import own
-from hiddenweights.config import DATASETS, METHODS, NETWORKS, CellConfig
-from hiddenweights.identity import resolve
+from hiddenweights.config import DATASETS, METHODS, NETWORKS
+from hiddenweights.identity import Resolved
 
 if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket
 
 
-def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
+def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> str:
     """Raise `UserError` if the data cannot be loaded or the network cannot be built. Imports torch.
 
     Returns a description of the data; "" for a data set of this package.
@@ -20,12 +20,11 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
 
     dataset = load_dataset(config.data)
     split(dataset, config.data, config.seed_of("data"))
-    resolved = resolve(config)
-    finetune = resolved.model.method == "finetune"
+    finetune = config.model.method == "finetune"
     # networks of torchvision, of the user, and of tickets; mask methods of the user
     code = config.model.arch not in NETWORKS or config.model.method not in METHODS
     if ticket or (code and not finetune):
-        build_cell_network(resolved, dataset, ticket)
+        build_cell_network(config, dataset, ticket)
     name = own.plain(config.data.name)
     if name in DATASETS:
         return ""
@@ -41,8 +40,8 @@ def check_inputs(config: CellConfig, ticket: "Ticket | None" = None) -> str:
     )
 
 
-def check_method(config: CellConfig) -> None:
+def check_method(config: Resolved) -> None:
     """Raise `UserError` if the mask method cannot be used. Imports torch."""
     from hiddenweights.training.methods import mask_type
 
-    mask_type(resolve(config).model.method)
+    mask_type(config.model.method)

@@ -2,8 +2,7 @@
 
 from operator import attrgetter
 
-from hiddenweights.config import CellConfig
-from hiddenweights.identity import resolve
+from hiddenweights.identity import Resolved
 
 KIND = (
     "model.arch", "model.width", "model.method", "data.name", "data.subset", "data.image_size",
@@ -14,7 +13,7 @@ Kind = tuple[object, ...]
 _fields = attrgetter(*KIND)
 
 
-def kind(config: CellConfig) -> Kind:
-    """The values of the fields `KIND` of the resolved config."""
-    found: Kind = _fields(resolve(config))
+def kind(config: Resolved) -> Kind:
+    """The values of the fields `KIND`."""
+    found: Kind = _fields(config)
     return found

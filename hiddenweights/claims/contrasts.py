@@ -11,7 +11,7 @@ from typing import Any
 
 from hiddenweights.config import CellConfig, OptimConfig, Scalar
 from hiddenweights.flat import flatten, unflatten
-from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.identity import Resolved, id_of, resolve, short_name
 
 # Fields that only say where or how fast a cell was computed.
 RUNTIME = ("data.root", "train.device", "train.threads")
@@ -39,12 +39,18 @@ class Cell:
     @classmethod
     def of(cls, config: CellConfig, accuracy: float | None = None, kept: float | None = None) -> "Cell":
         """The cell of a config, resolved or not."""
-        return cls(cell_id(config), flatten(resolve(config)), accuracy, kept)
+        resolved = resolve(config)
+        return cls(id_of(resolved), flatten(resolved), accuracy, kept)
+
+    @functools.cached_property
+    def config(self) -> Resolved:
+        """The config."""
+        return resolve(unflatten(self.flat))
 
     @property
     def name(self) -> str:
         """A readable name without the seed."""
-        words = short_name(unflatten(self.flat)).split()
+        words = short_name(self.config).split()
         return " ".join(word for word in words if not word.startswith("seed="))
 
     def __getitem__(self, name: str) -> Any:

@@ -17,7 +17,7 @@ from tyro.conf import Positional
 
 from hiddenweights.config import CellConfig, TrainConfig
 from hiddenweights.errors import UserError
-from hiddenweights.identity import cell_id, pinned, short_name
+from hiddenweights.identity import id_of, pinned, short_name
 
 if TYPE_CHECKING:
     import torch
@@ -114,7 +114,7 @@ def info(file: Positional[Path]) -> None:
         f"{name} {value:.2%}" for name, value in ticket.record.items() if name.endswith("_accuracy")
     ]
     _print(
-        f"{short_name(ticket.config)} on {ticket.config.data.name}, cell {cell_id(ticket.config)}",
+        f"{short_name(ticket.config)} on {ticket.config.data.name}, cell {id_of(ticket.config)}",
         f"after epoch {ticket.record['epoch']}: {', '.join(accuracies).replace('_', ' ')}",
         f"{size} bytes; the weights as float32 are {4 * n}, {4 * n / size:.1f} times as many;"
         f" {rest} other values",

@@ -14,7 +14,7 @@ from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import flatten
-from hiddenweights.identity import Resolved, cell_id, check_has, pinned, resolve, short_name
+from hiddenweights.identity import Resolved, check_has, id_of, pinned, resolve, short_name
 from hiddenweights.records import Record
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def train(
     results = Store(store or default_store())
     results.check()
     config, ticket = _settled(config, results, given)
-    cell = cell_id(config)
+    cell = id_of(config)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if result := results.result(cell):
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
@@ -51,8 +51,8 @@ def train(
         return 0
     check_inputs(config, ticket)  # reports bad data before any file is written
     results.prepare()
-    if ticket and not results.has_ticket(cell_id(ticket.config)):
-        results.add_ticket(cell_id(ticket.config), ticket.to_bytes())
+    if ticket and not results.has_ticket(id_of(ticket.config)):
+        results.add_ticket(id_of(ticket.config), ticket.to_bytes())
     console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
     done = 0
     with _progress(console) as progress:
@@ -111,7 +111,7 @@ def _finetune(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[
     assert model.init_from is not None
     file = model.init_from.endswith(TICKET_SUFFIX)
     ticket = read_ticket(model.init_from) if file else stored_ticket(model.init_from, store)
-    cell = cell_id(ticket.config)
+    cell = id_of(ticket.config)
     if file and store.has_ticket(cell) and stored_ticket(cell, store).record != ticket.record:
         raise UserError(
             f"model.init_from: {model.init_from!r} is of cell {cell}; {store.uri} has another one"

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiddenweights.config import CellConfig
 from hiddenweights.errors import shown
-from hiddenweights.identity import cell_id
+from hiddenweights.identity import Resolved, id_of
 
 _NAME = "checkpoint.pt"
 _PREVIOUS = "previous.pt"
@@ -69,10 +68,10 @@ def load_checkpoint(folder: Path, check: Callable[[Any], None] = lambda state: N
 
 
 def check_state(
-    state: Any, config: CellConfig, network: nn.Module, optimizer: torch.optim.Optimizer | None
+    state: Any, config: Resolved, network: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> None:
     """Raise `ValueError` unless `state` is one that a trainer of the cell `config` has saved."""
-    cell, epochs = cell_id(config), config.train.epochs
+    cell, epochs = id_of(config), config.train.epochs
     if not isinstance(state, dict) or state.get("cell") != cell:
         raise ValueError(f"it is not of cell {cell}")
     if type(state.get("steps")) is not int or not 0 <= state["steps"] < 2**63:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from hiddenweights.config import METHODS, CellConfig
 from hiddenweights.errors import UserError
-from hiddenweights.identity import cell_id, resolve
+from hiddenweights.identity import id_of, resolve
 from hiddenweights.images.dataset import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.images.decoding import Decoder, default_loaders
 from hiddenweights.images.stream import StreamedBatches, batches_of, read_of
@@ -248,7 +248,7 @@ class Trainer:
     def _save(self) -> None:
         if self.checkpoint is not None and (self.ranks is None or self.ranks.rank == 0):
             state = {
-                "cell": cell_id(self.config),
+                "cell": id_of(self.config),
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict() if self.optimizer else {},
                 "steps": self.steps,
