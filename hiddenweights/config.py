@@ -62,9 +62,10 @@ class ModelConfig:
     FILE.py:FUNCTION or module:FUNCTION, called with num_classes."""
     width: float = 1.0
     """Factor by which the number of channels of every hidden layer is multiplied."""
-    method: str = "edge_popup"
+    method: str | None = None
     """How to find the subnetwork: edge_popup, sampled, random, iterand, biprop, or your own subclass of Mask
-    as FILE.py:CLASS or module:CLASS. `dense` trains all weights, `finetune` those of a found subnetwork."""
+    as FILE.py:CLASS or module:CLASS. `dense` trains all weights, `finetune` those of a found subnetwork.
+    If not given: finetune with init_from, else edge_popup."""
     k: float | None = 0.5
     """Fraction of the weights that is kept, in (0, 1]. `dense` keeps all; `sampled` learns the fraction."""
     selection: Selection = "layer"
@@ -81,14 +82,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types(self, "model")
         _check_arch(self.arch)
-        if self.method not in METHODS and not own.is_name(self.method, "methods"):
+        named = self.method or ("edge_popup" if self.init_from is None else "finetune")
+        if named not in METHODS and not own.is_name(named, "methods"):
             choices = (*METHODS, *own.names("methods"), "FILE.py:CLASS", "module:CLASS")
             raise choices_error("model.method", self.method, choices)
         check(0 < self.width < math.inf, "model.width", self.width, "must be above 0")
-        if self.method == "sampled":
+        if named == "sampled":
             check(not self.scaled, "model.scaled", self.scaled, "needs a given k; sampled has none")
-        elif self.method not in ("dense", "finetune") and self.init_from is None:
-            check(self.k is not None, "model.k", self.k, f"is needed by method {self.method}")
+        elif named not in ("dense", "finetune"):
+            check(self.k is not None, "model.k", self.k, f"is needed by method {named}")
         if self.k is not None:
             check(0 < self.k <= 1, "model.k", self.k, "is the fraction of weights kept, in (0, 1]")
         self._check_init()
@@ -101,7 +103,7 @@ class ModelConfig:
             return
         whole = bool(re.fullmatch("[0-9a-f]{16}", parent)) or parent.endswith(TICKET_SUFFIX)
         check(whole, "model.init_from", parent, "is neither a cell's id (16 hex digits) nor a .ticket file")
-        fine = self.method in ("finetune", "edge_popup")  # the default; `resolve` makes it finetune
+        fine = self.method in ("finetune", None)
         check(fine, "model.init_from", parent, f"is for method finetune, not {self.method}")
 
 
@@ -268,7 +270,7 @@ class CellConfig:
 def own_code(config: CellConfig) -> dict[str, str]:
     """The fields that name user code which affects the result, with these names."""
     arch, method, data = config.model.arch, config.model.method, config.data.name
-    named = {} if method in METHODS else {"model.method": method}
+    named = {} if method is None or method in METHODS else {"model.method": method}
     if data not in DATASETS and not data.startswith("folder:") and not _in_a_library(data):
         named["data.name"] = data
     if own.is_versioned(arch) or arch.partition(":")[0].endswith(".py"):  # a module never had a version

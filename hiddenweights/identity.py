@@ -38,8 +38,9 @@ from hiddenweights.recipes import recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel(ModelConfig):
-    """`ModelConfig` with its distribution. `k` is None only for `sampled`."""
+    """`ModelConfig` with its method and its distribution. `k` is None only for `sampled`."""
 
+    method: str
     distribution: Distribution
 
 
@@ -121,7 +122,7 @@ def _resolve_model(model: ModelConfig) -> ResolvedModel:
     if model.init_from is not None:
         cell = not model.init_from.endswith(TICKET_SUFFIX)
         check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
-        values["method"] = "finetune"
+    values["method"] = model.method or ("edge_popup" if model.init_from is None else "finetune")
     # With weights of one magnitude biprop would equal edge-popup.
     normal = values["method"] in ("dense", "biprop")
     values["distribution"] = model.distribution or ("kaiming_normal" if normal else "signed_constant")
@@ -217,16 +218,17 @@ def _non_defaults(
     model: ModelConfig, data: DataConfig, optim: OptimConfig, train: TrainConfig
 ) -> dict[str, Scalar]:
     """The fields that affect a result and are not at their default, without the seeds."""
-    defaults = _defaults()
+    at_default = defaults()
     flat = flatten(CellConfig(model=model, data=data, optim=optim, train=train))
     return {
-        name: value for name, value in flat.items() if value != defaults[name] and field_of(name).identity
+        name: value for name, value in flat.items() if value != at_default[name] and field_of(name).identity
     }
 
 
 @functools.cache
-def _defaults() -> dict[str, Scalar]:
-    return flatten(CellConfig())
+def defaults() -> dict[str, Scalar]:
+    """The values that do not count in the id of a cell."""
+    return flatten(CellConfig()) | {"model.method": "edge_popup"}
 
 
 def short_name(config: Resolved) -> str:

@@ -20,7 +20,7 @@ Axes = Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metav
 
 
 def chosen(
-    name: str, settings: tuple[str, ...], axes: tuple[str, ...], samples: int = 16
+    name: str, settings: tuple[str, ...], axes: tuple[str, ...], samples: int | None = None
 ) -> tuple[Sweep, Cells]:
     """The sweep `name` with the `settings` and `axes` of a command line, and its cells.
 
@@ -28,7 +28,10 @@ def chosen(
     """
     fixed, varied = parse_settings(settings), parse_axes(axes)
     sweep = experiments.sweep(name).override(fixed, varied)
-    sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
+    if samples is not None:
+        if not sweep.searched():
+            raise UserError("--samples: has no effect, because no axis is searched; see --axis")
+        sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
     cells = sweep.cells()
     if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
         raise UserError("data.protocol: a search selects, and so needs a validation split")

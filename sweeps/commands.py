@@ -4,6 +4,7 @@ from collections import Counter
 
 from hiddenweights import cli
 from hiddenweights.cells.store import Store, default_store
+from hiddenweights.identity import resolve
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.arguments import Axes, Name, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.doctor import doctor
@@ -66,7 +67,7 @@ def _arm(arm: Arm) -> str:
     axes = "  ".join(_axis(*axis) for axis in arm.axes.items())
     if arm.found_by:
         return f"finetune: {axes}  of what is found by {_arm(arm.found_by)}"
-    return f"{arm.base.model.method}: {axes}"
+    return f"{resolve(arm.base).model.method}: {axes}"
 
 
 def _axis(field: str, axis: Axis) -> str:

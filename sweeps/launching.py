@@ -30,7 +30,7 @@ def launch_(
     set: Sets = (),
     axis: Axes = (),
     where: Sets = (),
-    samples: int = 16,
+    samples: int | None = None,
     tuned: str | None = None,
     store: str | None = None,
     dry_run: bool = False,
@@ -49,7 +49,7 @@ def launch_(
         set: Set a field in all cells. It replaces an axis over this field.
         axis: Replace the values of an axis, or add one. loguniform(LOW,HIGH), uniform, choice: search it.
         where: Train only cells with this value of a field now. The others still belong to the sweep.
-        samples: Number of points drawn for every combination of the other axes, if an axis is searched.
+        samples: For a search: number of points for each combination of the other axes. If not given: 16.
         tuned: The name of an earlier search. Its best values are used.
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
         dry_run: Only list the cells, count those that exist, and estimate the cost of the rest.

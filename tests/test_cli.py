@@ -102,6 +102,16 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
         assert flag in printed
 
 
+def test_help_does_not_break_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        train("--help")
+    broken = [line for line in capsys.readouterr().out.splitlines() if line.strip("│ ").startswith("as FILE")]
+    assert broken == []
+
+
 def test_killed_and_stopped_the_masks_are_those_of_an_undisturbed_run(
     tmp_path: Path,
 ) -> None:

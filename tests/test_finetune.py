@@ -127,7 +127,7 @@ def test_a_stopped_cell_goes_on_bit_for_bit(store: Store, tmp_path: Path) -> Non
 def test_identity() -> None:
     parent = parent_of()
     config = child(parent)
-    implied = unflatten({"model.method": "edge_popup"}, config)  # what a bare `--model.init_from` leaves
+    implied = unflatten({"model.method": None}, config)  # as with a bare `--model.init-from`
     assert cell_id(implied) == cell_id(config)
     assert resolve(implied).model.method == "finetune"
     others = [child(parent, model__init_mask="shuffled"), child(unflatten({"seed": 1}, parent))]
@@ -145,6 +145,7 @@ def test_identity() -> None:
         ({"model.init_mask": "shuffled"}, "model.init_mask"),
         ({"model.init_from": "../../etc/passwd"}, "model.init_from"),
         ({"model.init_from": "0" * 16, "model.method": "dense"}, "model.init_from"),
+        ({"model.init_from": "0" * 16, "model.method": "edge_popup"}, "model.init_from"),
         ({"model.init_from": "0" * 16, "model.init_mask": "other"}, "model.init_mask"),
     ],
 )

@@ -227,6 +227,7 @@ def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]
         (["tiny", "--axis", "modle.k=0.5"], ["modle.k", "model.k"]),
         (["tiny", "--set", "seed=0", "--axis", "seed=1,2"], ["seed"]),
         (["tiny", "--set", "seed=0", "--set", "seed=1"], ["seed"]),
+        (["tiny", "--samples", "4"], ["--samples", "--axis"]),
         (["tiny", "--where", "seed=5"], ["--where", "seed", "5", "0, 1"]),
         (["tiny", "--where", "model.kind=dense"], ["model.kind"]),
         (["tiny", "--set", "data.name=cifar10", "--set", "data.root=nowhere"], ["data.root", "nowhere"]),

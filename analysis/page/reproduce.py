@@ -5,10 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.config import CellConfig
-from hiddenweights.flat import flatten
+from hiddenweights.identity import defaults
 
-_DEFAULTS = flatten(CellConfig())
 # Fields about where a cell ran are left to the reader.
 _RUNTIME = ("data.root", "train.device", "train.threads")
 # Optional integer fields: a column of the table stores them as floats.
@@ -21,7 +19,7 @@ _WHOLE = (
 def command(row: "pd.Series[Any]") -> str:
     """``hiddenweights train --model.k 0.3 ...`` for a row with the columns of the resolved config."""
     words = ["hiddenweights", "train"]
-    for name, default in _DEFAULTS.items():
+    for name, default in defaults().items():
         value: Any = row.get(name)
         if name in _RUNTIME or pd.isna(value) or value == default:
             continue

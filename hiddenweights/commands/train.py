@@ -33,7 +33,7 @@ def train(
 
     Args:
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
-        track: Log to the installed trackers (W&B; offline without a key).
+        track: Whether to log to the installed trackers: W&B, offline without a key.
         patience: Seconds to wait if the store is unreachable, read-only or full.
         ranks: Processes that train the cell together, data parallel, each on its own GPU if there are any.
         given: The fields whose values were chosen. None of them is replaced by that of a ticket or a method.

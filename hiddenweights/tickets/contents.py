@@ -12,7 +12,7 @@ from hiddenweights import own
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten, from_dict
-from hiddenweights.identity import resolve
+from hiddenweights.identity import Resolved, resolve
 from hiddenweights.images.dataset import Dataset
 from hiddenweights.masking.masks import METHODS, Biprop, kept_count
 from hiddenweights.records import Record
@@ -39,7 +39,7 @@ class Inputs:
             )
 
 
-def has_ticket(config: CellConfig) -> bool:
+def has_ticket(config: Resolved) -> bool:
     """Whether the method keeps the weights of the seed, so that a mask describes the network completely.
 
     For a method of the user only its network can tell (`Ticket.of`).
