@@ -40,9 +40,9 @@ class Source:
     """A store, a folder of offline W&B runs, or wandb:entity/project. Repeat it to combine sources.
     If not given: $HIDDENWEIGHTS_STORE, else runs."""
     where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Use only cells with this value of a config field. May be repeated."""
-    cache: bool = True
-    """Use the cache, and read only runs that are new or changed."""
+    """Use only cells with this value of a config field."""
+    no_cache: bool = False
+    """Read every run again, instead of only those that are new or changed since the last call."""
     out: Path = Path("figures")
     """Folder for the files that are written."""
 
@@ -122,8 +122,8 @@ def claims_(source: Options = Source(), plan: bool = False, claim: Claims = ()) 
     """Give a verdict on each claim of the paper.
 
     Args:
-        claim: Also judge a claim of your own: FILE.py:NAME or module:NAME. May be repeated.
-        plan: Show, per open claim, the cells to train next, their chance to decide it, and their cost.
+        claim: Also judge a claim of your own: FILE.py:NAME or module:NAME.
+        plan: For each open claim, show the cells to train next, the probability that they decide it, and the cost.
     """
     table = _table(source)
     measured = claims.measure(table, [*registry.registered(), *map(registry.find, claim)])
@@ -155,7 +155,7 @@ def report_(
     Args:
         mixed: Let cells with different epochs or protocols share a curve.
         price: Dollars per hour of training, to show the cost.
-        wandb: Also save it in this W&B project (ENTITY/PROJECT): a draft of a W&B Report, and a view.
+        wandb: Also save a draft of a W&B Report and a view in this W&B project (ENTITY/PROJECT).
         watch: Keep the page current while cells finish, and serve it on this machine until interrupted.
         port: The port of the server. 0: any free port.
         parent: Stop when the parent process with this id has ended (set by `sweeps launch --page`).
@@ -176,7 +176,7 @@ def report_(
 
 
 def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
-    """Measure everything and write the report's files."""
+    """Collect the content of the report and write its files."""
     table = _table(source)
     # Here, because numbers alone need no matplotlib.
     from hiddenweights.analysis import figures, forest, report
@@ -199,7 +199,7 @@ def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
 
 
 def _keep_current(source: Source, mixed: bool, price: float | None, port: int, parent: int | None) -> None:
-    """Serve the report, and write it again whenever there may be something new."""
+    """Serve the report, and keep writing it again while cells finish."""
     from hiddenweights.analysis.page import live, write
 
     try:
@@ -240,23 +240,23 @@ COMMANDS: dict[str, cli.Command] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; its exit status."""
+    """Run one command and return its exit status."""
     return cli.run(COMMANDS, "hiddenweights analysis", arguments)
 
 
 def _table(source: Source) -> Table:
-    """The table of the sources. On a terminal a progress bar is shown if there are many runs."""
-    folder = default_folder() if source.cache else None
+    """The table of the sources. Shows a progress bar on a terminal if there are many runs."""
+    folder = None if source.no_cache else default_folder()
     columns, console = (*Progress.get_default_columns(), MofNCompleteColumn()), Console(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         bar = progress.add_task("reading runs", total=None, visible=False)
 
-        def report(message: str, done: int, total: int) -> None:
+        def show(message: str, done: int, total: int) -> None:
             if message:
                 print(message, file=sys.stderr)
             progress.update(bar, completed=done, total=total, visible=total > 50)
 
-        tables = [fetch(name, folder, report) for name in source.names()]
+        tables = [fetch(name, folder, show) for name in source.names()]
         return summary.where(combine(tables), source.where)
 
 

@@ -23,7 +23,9 @@ from hiddenweights.tickets.overlap import Overlap, overlap, total
 from hiddenweights.tickets.rice import Bits
 
 ALL = "all layers"
-MOST_SEEDS = 3  # per place of a figure; decoding a mask takes 6 ns per weight, reading a remote store more
+MOST_SEEDS = (
+    3  # per point of a figure; decoding a mask takes 6 ns per weight, reading it from a remote store longer
+)
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Filters:
 
 
 def look(points: pd.DataFrame, table: Table) -> tuple[pd.DataFrame, list[Filters]]:
-    """`overlaps` and `first_layers`; empty if the store cannot be reached, because a report lives without."""
+    """`overlaps` and `first_layers`. Empty if the store is unreachable; the report then lacks them."""
     try:
         return overlaps(points, table), first_layers(points, table)
     except StoreAway:
@@ -47,12 +49,12 @@ def look(points: pd.DataFrame, table: Table) -> tuple[pd.DataFrame, list[Filters
 
 
 def overlaps(points: pd.DataFrame, table: Table) -> pd.DataFrame:
-    """One row per panel, curve, x and layer: how far masks of different seeds agree. Empty without tickets.
+    """The overlap of masks of different seeds: one row per panel, curve, x and layer. Empty without tickets.
 
-    `points` has one row per cell (see `specs.points`). Columns: `panel`, `curve`, `x`, `layer` (one of them
-    `ALL`), `seeds`, and in per cent of the weights that a mask keeps: `both` (the part that the next mask
-    keeps, too), `chance` (the mean of this if masks are random), and `low` and `high`, the central 95% of
-    random masks. Up to `MOST_SEEDS` seeds are compared, each with the next.
+    `points` has one row per cell (see `specs.points`). The result has the columns `panel`, `curve`, `x`,
+    `layer` (`ALL` for all layers together) and `seeds`, and, as percentages of the weights that a mask keeps:
+    `both` (kept by the next seed's mask as well), `chance` (the mean of `both` for random masks), and `low`
+    and `high` (the central 95% of random masks). Up to `MOST_SEEDS` seeds are compared, each with the next.
     """
     stores = dict(zip(table.cells["cell"], table.cells["source"], strict=True))
     subnetworks = points[points["kind"] == SUBNETWORK].sort_values("seed", kind="stable")
@@ -96,9 +98,9 @@ def first_layers(points: pd.DataFrame, table: Table) -> list[Filters]:
     return found
 
 
-@functools.cache  # a cell's ticket does not change, and a page that is kept current asks again and again
+@functools.cache  # a cell's ticket never changes, and `report --watch` asks for it many times
 def _compare(store: str, a: str, b: str) -> Mapping[str, Overlap]:
-    """The overlap of the masks of two cells by layer; empty if a ticket is missing or another network's."""
+    """The overlap of the masks of two cells by layer. Empty if a ticket is missing or the networks differ."""
     masks = [_read(store, cell)[1] for cell in (a, b)]
     shapes = [{name: mask.shape for name, mask in layers.items()} for layers in masks]
     if shapes[0] != shapes[1]:
@@ -108,7 +110,7 @@ def _compare(store: str, a: str, b: str) -> Mapping[str, Overlap]:
 
 @functools.lru_cache(MOST_SEEDS)
 def _read(store: str, cell: str) -> tuple[Any, Mapping[str, Bits]]:
-    """The header and the masks of a cell's ticket; none if there is none, or if it is damaged."""
+    """The header and the masks of a cell's ticket. Both are empty if it is missing or damaged."""
     content = None if store.startswith("wandb:") else Store(store).ticket(cell)
     try:
         return read_masks(content, cell) if content else ({}, {})
@@ -118,7 +120,7 @@ def _read(store: str, cell: str) -> tuple[Any, Mapping[str, Bits]]:
 
 @functools.cache
 def _first_layer(store: str, cell: str) -> tuple[str, NDArray[np.float32], NDArray[np.float32]] | None:
-    """The name, the weights and the masked weights of the first layer, as images; None if they are none."""
+    """Name, weights and masked weights of the first layer as images; None if that is not possible."""
     header, masks = _read(store, cell)
     if not masks:
         return None
@@ -145,9 +147,9 @@ def _weights(name: str, shape: tuple[int, ...], config: Resolved) -> NDArray[np.
 
 
 def mosaic(filters: NDArray[np.float32], columns: int, rows: int) -> NDArray[np.float32]:
-    """The first filters side by side, (height, width, 3) in [0, 1]: 0.5 is a weight of zero, NaN a gap.
+    """The first filters side by side: (height, width, 3) in [0, 1]; 0.5 is a weight of zero, NaN a gap.
 
-    A weight takes at least one pixel; small filters are enlarged, so that gaps are narrower than weights.
+    A weight takes at least one pixel. Small filters are enlarged, so that the gaps do not dominate.
     """
     shown = filters[: columns * rows]
     zoom = max(1, 48 // shown.shape[-1])

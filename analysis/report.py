@@ -1,4 +1,4 @@
-"""All that the runs show, measured once, and its Markdown; `page` writes the same as HTML."""
+"""The content of a report, computed once, and its Markdown form. The package `page` writes it as HTML."""
 
 import html
 import io
@@ -55,7 +55,7 @@ SHOWN = {
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure of the report: its numbers, the note under it, and what it comes to."""
+    """A figure of the report: its numbers, the note under it, and its result in one line per panel."""
 
     spec: specs.Spec
     drawn: pd.DataFrame
@@ -64,20 +64,20 @@ class Drawing:
     epochs: pd.DataFrame
     """Training curves, see `training.epoch_means`."""
     layers: pd.DataFrame
-    """What each layer keeps, see `training.layer_means`."""
+    """The fraction that each layer keeps, see `training.layer_means`."""
     overlaps: pd.DataFrame
-    """How far masks of different seeds agree, see `masks.overlaps`."""
+    """The overlap of masks of different seeds, see `masks.overlaps`."""
     filters: list[masks.Filters]
 
 
 @dataclass(frozen=True)
 class Report:
-    """All that a report shows; nothing is computed while it is written."""
+    """The content of a report. Writing it as HTML or Markdown computes nothing."""
 
     source: str
     drawings: list[Drawing]
     skipped: dict[str, str]
-    """Figures that the table cannot make, with the reason."""
+    """Figures that cannot be drawn from the table, with the reason."""
     measured: list[claims.Measured]
     verdicts: pd.DataFrame
     """One row per entry of `measured`."""
@@ -105,7 +105,7 @@ class Report:
 
     @property
     def best(self) -> list[str]:
-        """What each figure comes to, a line per panel."""
+        """The result of each figure, one line per panel."""
         return list(dict.fromkeys(line for drawing in self.drawings for line in drawing.lines))
 
     @property
@@ -119,14 +119,14 @@ class Report:
 
 
 def duration(seconds: float) -> str:
-    """Seconds in the unit a person would use: ``48 seconds``, ``14 minutes``, ``2.3 hours``."""
+    """Seconds in a readable unit: ``48 seconds``, ``14 minutes``, ``2.3 hours``."""
     if seconds < 90:
         return f"{seconds:.0f} seconds"
     return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.1f} hours"
 
 
 def collect(table: Table, source: str, *, mixed: bool = False, price: float | None = None) -> Report:
-    """Everything the report shows, measured once."""
+    """The report on the cells of `table`."""
     drawings, skipped = [], {}
     for name in (*experiments.FIGURES, *own_sweeps(table)):
         try:
@@ -159,13 +159,13 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
 
 
 def own_sweeps(table: Table) -> list[str]:
-    """The sweeps with finished cells that have no figure by name: it is laid out from what varies."""
+    """The sweeps with finished cells but without a declared figure. `layout` chooses the axes of theirs."""
     names = table.cells.loc[table.cells["state"] == FINISHED, "sweeps"]
     return sorted({name for cell in names for name in cell.split()} - experiments.FIGURES.keys())
 
 
 def facts(table: Table) -> pd.DataFrame:
-    """How it was run: one row a setting, device and set of versions, with cells and hours."""
+    """How the cells were trained: one row per setting, device and set of versions, with cells and hours."""
     cells = table.cells[table.cells["state"] == FINISHED]
     versions = [str(name) for name in cells if str(name).startswith("versions.")]
     rows = cells[versions].rename(columns=lambda name: name.removeprefix("versions.")).to_dict("records")
@@ -184,13 +184,13 @@ def svg(drawing: Drawing) -> str:
 
 
 def as_svg(figure: Figure, name: str, title: str) -> str:
-    """A figure as an SVG element, text as outlines: it looks the same on every device."""
+    """A figure as an SVG element. Text is drawn as outlines, so that it looks the same on every device."""
     buffer = io.StringIO()
     with mpl.rc_context({**figures.RC, "svg.fonttype": "path", "svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", bbox_inches="tight", metadata={"Date": None})
     text = buffer.getvalue()
     label = html.escape(title, quote=True)
-    points = 72 * figure.get_size_inches()[0]  # narrower than this it would be unreadable: it scrolls
+    points = 72 * figure.get_size_inches()[0]  # a narrower figure would be unreadable; it scrolls
     width = f"min-width: {0.8 * points:.0f}pt; max-width: {1.5 * points:.0f}pt"
     attributes = f'role="img" aria-label="{label}" style="{width}"'
     return text[text.index("<svg") :].replace("<svg", f"<svg {attributes}", 1)
@@ -203,7 +203,7 @@ def _text(value: Any) -> str:
 
 
 def as_markdown(report: Report) -> str:
-    """The same as Markdown; figures are the PNG files of the same folder."""
+    """The report as Markdown. Its figures are PNG files in the same folder."""
     parts = [f"# {TITLE}", report.lead]
     if forest.drawable(report.measured):
         parts += [f"## {forest.TITLE}", f"![{forest.TITLE}](claims.png)"]

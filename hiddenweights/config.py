@@ -204,8 +204,8 @@ class TrainConfig:
     """Number of passes over the training images."""
     precision: Precision = "auto"
     """Precision of the network; scores and their selection are always float32.
-    auto is bfloat16 if the device computes it natively, else float32. It is part of the run's id.
-    Set float32 or bfloat16 explicitly to get the same run on machines of both kinds."""
+    auto is bfloat16 if the device computes it natively, else float32. It is part of the cell's id.
+    Set float32 or bfloat16 explicitly to get the same result on machines of both kinds."""
     device: str = field(default="auto", metadata=RUNTIME)
     """cpu, cuda, cuda:N, or auto (cuda if available)."""
     threads: int = field(default=1, metadata=RUNTIME)

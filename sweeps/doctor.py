@@ -35,7 +35,7 @@ def doctor(
 
     Args:
         address: A running Ray cluster (auto, or host:port). If not given: this machine.
-        store: Folder or URL of the results. Unset: $HIDDENWEIGHTS_STORE, else runs.
+        store: Folder or URL of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
         data: Data set that the sweep needs, as for data.name.
         root: Folder of the data set on every node.
         patience: Seconds that all nodes together have to answer.

@@ -47,16 +47,16 @@ def launch_(
     Args:
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
         set: Set a field in all cells. It replaces an axis over this field.
-        axis: Replace the values of an axis, or add one. loguniform(LOW,HIGH), uniform, choice: search it.
+        axis: Replace the values of an axis, or add one. Searched: loguniform(LOW,HIGH), uniform(LOW,HIGH), choice(A,B).
         where: Train only cells with this value of a field now. The others still belong to the sweep.
         samples: For a search: number of points for each combination of the other axes. If not given: 16.
-        tuned: The name of an earlier search. Its best values are used.
+        tuned: Use the best values of this earlier search.
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
-        dry_run: Only list the cells, count those that exist, and estimate the cost of the rest.
+        dry_run: Train nothing: list the cells, count the finished ones, and estimate the cost of the rest.
         rerun_failed: Train failed cells again.
         rerun_damaged: Train cells with a damaged result again.
         price: Dollars per hour of one GPU (without GPUs: of one CPU), for the estimate of the cost.
-        page: Keep the report current while cells finish, and serve it on this machine (needs the analysis).
+        page: Keep the report current while cells finish, and serve it on this machine.
     """
     above_zero("samples", samples)
     at_least_zero("price", price)
@@ -187,7 +187,7 @@ def settle_(
         set: Set a field in all cells. It replaces an axis over this field.
         axis: Replace the values of an axis. The seeds are chosen by the plan.
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
-        dry_run: Only show the next cells, the probability that they decide the claims, and the cost.
+        dry_run: Train nothing: show the next cells, the probability that they decide the claims, and the cost.
     """
     from hiddenweights.claims.registry import find as claim
     from hiddenweights.sweeps import settle  # importing scipy takes half a second

@@ -1,7 +1,7 @@
-"""The page of a launch: `analysis report --watch` in a process of its own, as long as the launch runs.
+"""The page of a launch: `analysis report --watch` in a separate process, while the launch runs.
 
-Drawing takes memory and time that the launch should not spend, and whatever happens to the page must not
-happen to the launch.
+It is a separate process because drawing takes memory and time, and because an error in it must not stop the
+launch.
 """
 
 import contextlib
@@ -15,11 +15,11 @@ from importlib.util import find_spec
 from rich.console import Console
 
 NEEDED = ("matplotlib", "pandas", "pyarrow", "vl_convert")
-LAST_LOOK = 60.0  # seconds for the page of the last results
+LAST_LOOK = 60.0  # time limit in seconds for the last page, with all results
 
 
 def check_installed() -> None:
-    """Raise `ModuleNotFoundError` for the first package that the page lacks."""
+    """Raise `ModuleNotFoundError` if a package that the page needs is missing."""
     for package in NEEDED:
         if find_spec(package) is None:
             raise ModuleNotFoundError(f"--page needs {package}", name=package)
@@ -27,9 +27,9 @@ def check_installed() -> None:
 
 @contextlib.contextmanager
 def served(store: str, console: Console) -> Iterator[None]:
-    """Serve the report on the store with this URI inside the block, and print its address when it is there.
+    """Inside the block, serve the report on the store with this URI. Prints the address of the page.
 
-    The page is written once more at the end of the block. If its process fails, a line says so.
+    The page is written once more at the end of the block. If its process fails, this prints a line.
     """
     command = [sys.executable, "-m", "hiddenweights", "analysis", "report", "--watch", "--from", store]
     try:
@@ -40,10 +40,10 @@ def served(store: str, console: Console) -> Iterator[None]:
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
-            start_new_session=True,  # Ctrl-C is for the launch, which then ends the page
+            start_new_session=True,  # Ctrl-C must reach only the launch, which then ends the page
         )
     except OSError as error:
-        console.print(f"no page: {error.strerror}")
+        console.print(f"the page could not be started: {error.strerror}")
         yield
         return
     begun, ending = threading.Event(), threading.Event()
@@ -54,7 +54,7 @@ def served(store: str, console: Console) -> Iterator[None]:
     finally:
         ending.set()
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):  # Ctrl-C: no last page
-            begun.wait(LAST_LOOK)  # before, it would die of the signal instead of ending well
+            begun.wait(LAST_LOOK)  # until then, the signal would kill it without a last page
             process.terminate()
             process.wait(LAST_LOOK)
         process.kill()
@@ -65,7 +65,7 @@ def served(store: str, console: Console) -> Iterator[None]:
 def _tell(
     process: "subprocess.Popen[str]", begun: threading.Event, ending: threading.Event, console: Console
 ) -> None:
-    """Print the first line of the process, which is the address, and its last one if it fails."""
+    """Print the first line of the process (the address), and its last line if it fails."""
     assert process.stdout
     line = ""
     with process.stdout:
@@ -75,4 +75,4 @@ def _tell(
                 begun.set()
     begun.set()
     if not ending.is_set():
-        console.print(f"the page has ended: {line.strip() or 'without a word'}", markup=False)
+        console.print(f"the page has ended: {line.strip() or 'no reason given'}", markup=False)

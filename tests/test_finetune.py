@@ -13,7 +13,7 @@ from hiddenweights.cells.cell import cell_epochs, run_cell
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.config import CellConfig, OptimConfig
 from hiddenweights.errors import UserError
-from hiddenweights.flat import unflatten
+from hiddenweights.flat import from_dict, to_dict, unflatten
 from hiddenweights.identity import cell_id, resolve, short_name
 from hiddenweights.masking.supermask import weight_layers
 from hiddenweights.sweeps import commands as sweeps_command_line
@@ -127,7 +127,9 @@ def test_a_stopped_cell_goes_on_bit_for_bit(store: Store, tmp_path: Path) -> Non
 def test_identity() -> None:
     parent = parent_of()
     config = child(parent)
-    implied = unflatten({"model.method": None}, config)  # as with a bare `--model.init-from`
+    implied = unflatten(
+        {"model.method": None}, from_dict(to_dict(config))
+    )  # as with a bare `--model.init-from`
     assert cell_id(implied) == cell_id(config)
     assert resolve(implied).model.method == "finetune"
     others = [child(parent, model__init_mask="shuffled"), child(unflatten({"seed": 1}, parent))]

@@ -110,7 +110,7 @@ def _lines(x: Chart, y: Chart, curves: Sequence[str]) -> list[Chart]:
 
 
 def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
-    """Training curves of one panel (see `training.epoch_means`): one line per curve and x."""
+    """The training curves of one panel (see `training.epoch_means`): a line per curve and x."""
     metrics = [name for name in METRICS if name in rows]
     values = [
         {

@@ -27,8 +27,8 @@ setInterval(async () => {
 class PageServer:
     """Serves one page on a free port of the loopback address (or on `port`) from a separate thread.
 
-    Raises OSError if the port is in use. There are no other files. Requests for another host name are
-    refused, so that no web site can read the page (DNS rebinding).
+    It serves no files. It refuses requests that name another host, so that no web site can read the page (DNS
+    rebinding). Raises OSError if the port is in use.
     """
 
     def __init__(self, port: int = 0) -> None:
@@ -77,11 +77,11 @@ class PageServer:
 
 
 def keep_current(look: Callable[[], str], server: PageServer, ended: Callable[[], bool]) -> None:
-    """Call `look` for the page and serve it, again and again until `ended`; then once more."""
+    """Call `look` for the page and serve the result, repeatedly until `ended`, then once more."""
     while not ended():
         began = time.monotonic()
         server.show(look())
         until = time.monotonic() + max(LEAST_PAUSE, SHARE * (time.monotonic() - began))
         while time.monotonic() < until and not ended():
             time.sleep(0.2)
-    server.show(look())  # what was finished at last
+    server.show(look())  # with the cells that were finished last

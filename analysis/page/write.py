@@ -1,4 +1,4 @@
-"""A `Report` as one HTML file that needs no network: text, static figures, charts and their libraries."""
+"""A `Report` as one self-contained HTML file: text, static figures, charts, and the libraries they need."""
 
 import base64
 import functools
@@ -27,7 +27,7 @@ _NO_TICKETS = "The source has no tickets of these cells. They are in the store o
 
 
 def as_html(report: Report) -> str:
-    """The page. Charts need a browser with scripts; without, the same figures stand there as pictures."""
+    """The page. Without scripts the browser shows static pictures in place of the interactive charts."""
     files = resources.files(__package__)
     text = Template((files / "page.html").read_text())
     inside = report.verdicts["verdict"] != claims.OUT_OF_SCOPE
@@ -58,7 +58,7 @@ def as_html(report: Report) -> str:
 
 
 def waiting(why: str) -> str:
-    """The page as long as there is nothing to show, with the reason."""
+    """The page while there is nothing to show yet, with the reason."""
     title, style = html.escape(TITLE), (resources.files(__package__) / "page.css").read_text()
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
@@ -67,9 +67,9 @@ def waiting(why: str) -> str:
     )
 
 
-@functools.cache  # bundling takes seconds, and a page that is kept current is written again and again
+@functools.cache  # bundling takes seconds, and `report --watch` writes the page many times
 def _library() -> str:
-    """Vega, Vega-Lite and vega-embed as one script, in a form that cannot end its script element."""
+    """Vega, Vega-Lite and vega-embed as one script, escaped so that it cannot close its script element."""
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=VEGA_LITE)
     return bundle.replace("</script", "<\\/script")
 
@@ -89,7 +89,7 @@ def _tiles(report: Report) -> str:
 
 def _figure(drawing: Drawing) -> str:
     curves = list(dict.fromkeys(drawing.drawn["curve"]))
-    values = drawing.drawn[["mean", "low", "high"]]  # all panels have one y axis
+    values = drawing.drawn[["mean", "low", "high"]]  # all panels share one y axis
     chart = functools.partial(charts.accuracy_chart, y_domain=(values.min().min(), values.max().max()))
     panels = _panels(drawing.drawn, drawing, chart, "accuracy", curves)
     data = table(drawing.drawn.drop(columns=["full", "tag"]), f"data-{drawing.spec.name}")
@@ -118,13 +118,13 @@ def _layers(drawing: Drawing) -> str:
 
 
 def _overlaps(drawing: Drawing) -> str:
-    """How far masks of different seeds agree, for the layer that the reader chooses."""
+    """The overlap of masks of different seeds, for the layer that the reader chooses."""
     if drawing.overlaps.empty:
         return ""
     rows = drawing.overlaps
     whole = rows[rows["layer"] == masks.ALL]
     within = int(whole["both"].between(whole["low"], whole["high"]).sum())
-    said = f"All layers together: {within} of {len(whole)} places are within the range of random masks."
+    said = f"All layers together: {within} of {len(whole)} points lie within the range of random masks."
     names = {str(name): str(name) for name in [masks.ALL, *dict.fromkeys(rows["layer"])]}
     rows = pd.concat([whole, rows[rows["layer"] != masks.ALL]])
     drawn = _chosen(drawing, rows, charts.overlap_chart, "overlaps", names)
@@ -164,7 +164,7 @@ def _chosen(
     kind: str,
     labels: dict[str, str],
 ) -> str:
-    """Charts of one drawing whose shown column the reader chooses; nothing when there are no rows."""
+    """Charts of one drawing. The reader chooses the column to show. Empty if there are no rows."""
     if rows.empty or not labels:
         return ""
     curves = list(dict.fromkeys(rows["curve"]))
@@ -183,7 +183,7 @@ def _panels(
     kind: str,
     curves: Sequence[str],
 ) -> str:
-    """One chart per panel, each a placeholder beside its specification."""
+    """One chart per panel: an empty element for the script to draw into, and the chart's specification."""
     parts = []
     for i, (panel, group) in enumerate(rows.groupby("panel", sort=False)):
         place = f"{drawing.spec.name}-{kind}-{i}"
@@ -197,7 +197,7 @@ def _panels(
 
 
 def _legend(curves: Sequence[str]) -> str:
-    """The curves as buttons: pressed ones are shown. Colours are those of the charts."""
+    """A button per curve, in the colour of the curve, that shows or hides it."""
     colours = looks(curves)
     buttons = "".join(
         f'<button type="button" aria-pressed="true" data-curve="{html.escape(curve, quote=True)}">'
@@ -215,9 +215,9 @@ def _forest(report: Report) -> str:
 
 
 def _claims(shown: pd.DataFrame) -> str:
-    """Per claim: the verdict, what it says and its rule, the setting, and the comparison that decides."""
+    """One row per claim: verdict, statement, rule, setting, and the comparison that decides it."""
     if shown.empty:
-        return "<p>These runs decide none of the paper's claims.</p>"
+        return "<p>None of the paper's claims is about these runs.</p>"
     rows = pd.DataFrame(
         {
             "verdict": shown["verdict"],
@@ -254,7 +254,7 @@ def _list(items: Iterable[str]) -> str:
 
 
 def _folded(title: str, content: str) -> str:
-    """Content behind one line that opens it; nothing for no content."""
+    """Content that one click unfolds; empty if there is no content."""
     if not content:
         return ""
     summary = f"<summary>{html.escape(title)}</summary>"
@@ -264,10 +264,10 @@ def _folded(title: str, content: str) -> str:
 def table(
     frame: pd.DataFrame, name: str, *, verdict: bool = False, small: Mapping[str, str] | None = None
 ) -> str:
-    """A table whose heads sort it; numbers stand to the right.
+    """A table. A click on a column's head sorts it; numbers are aligned to the right.
 
-    `small` names, by column, another column that is shown under its text instead of in a column of its own.
-    With `verdict`, the first column is shown with a sign.
+    `small` maps a column to another one that is shown in small print under it instead of separately.
+    With `verdict`, the first column gets a symbol for its verdict.
     """
     if frame.empty:
         return ""
@@ -299,7 +299,7 @@ def _class(is_number: bool) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Numbers are rounded for the eye; the CSV files have all digits."""
+    """The content of a table cell. Numbers are rounded; the CSV files have all digits."""
     if pd.isna(value):
         return ""
     if isinstance(value, float):
@@ -309,5 +309,5 @@ def _cell(value: Any) -> str:
 
 
 def _json(chart: charts.Chart) -> str:
-    """JSON that cannot end its script element."""
+    """The chart as JSON, escaped so that it cannot close its script element."""
     return json.dumps(chart, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

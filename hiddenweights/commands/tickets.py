@@ -169,7 +169,7 @@ def export(
 
 
 def diff(a: Positional[Path], b: Positional[Path]) -> None:
-    """Compare two masks per layer: the weights that both keep, against the 95% range of random masks.
+    """Compare two masks layer by layer: how many weights both keep, and how many two random masks would.
 
     Args:
         a: A ticket.

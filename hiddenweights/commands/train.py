@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def train(
     config: Annotated[CellConfig, tyro.conf.arg(name="")] = CellConfig(),  # noqa: B008 (it is frozen)
     store: str | None = None,
-    track: bool = True,
+    no_track: bool = False,
     patience: float = PATIENCE,
     ranks: int = 1,
     given: Annotated[frozenset[str], tyro.conf.Suppress, tyro.conf.Fixed] = frozenset(),
@@ -33,7 +33,7 @@ def train(
 
     Args:
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
-        track: Whether to log to the installed trackers: W&B, offline without a key.
+        no_track: Do not log to the installed trackers (W&B).
         patience: Seconds to wait if the store is unreachable, read-only or full.
         ranks: Processes that train the cell together, data parallel, each on its own GPU if there are any.
         given: The fields whose values were chosen. None of them is replaced by that of a ticket or a method.
@@ -65,7 +65,7 @@ def train(
             progress.update(task, completed=done)
 
         try:
-            trackers = installed_trackers() if track else []
+            trackers = [] if no_track else installed_trackers()
             run_cell(config, results, trackers=trackers, on_record=show, patience=patience, ranks=ranks)
         except KeyboardInterrupt:
             words = f"stopped after epoch {done}; run the same command again to resume"

@@ -1,7 +1,7 @@
-"""Data sets that are given as map datasets or as tensors: torchvision's, Hugging Face's and the user's own.
+"""Data sets that come as map-style datasets or as tensors: torchvision's, Hugging Face's and the user's own.
 
-Everything that a network needs to know is derived from the content: the number of classes, channels and
-pixels, and the mean and standard deviation of the training images.
+The number of classes, channels and pixels, and the mean and standard deviation of the training images, are
+computed from the images and labels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence, Sized
@@ -15,25 +15,25 @@ from torch import Tensor
 from hiddenweights.errors import UserError
 from hiddenweights.images.decoding import cut
 
-# Pixels of training and test images together, in bytes. Larger map datasets are read during training.
+# In bytes: pixels of training and test images together. Larger map-style datasets are read during training.
 IN_MEMORY = 2 * 2**30
-SAMPLE = 256  # images of each part of such a data set that are looked at before training
+SAMPLE = 256  # images per part of such a data set that are read before training
 PARTS = ("training", "test")
 
 Given = Mapping[str, Any]
-"""What a function of the user may state: `classes`, `mean` and `std` (per channel, in the range [0, 1])."""
+"""The values that the user's function may give: `classes`, `mean`, `std` (per channel, in [0, 1])."""
 
 
 @dataclass(frozen=True)
 class MapImages:
-    """Images of a map dataset that are read when a batch is made, and their labels, int64 (n,)."""
+    """Images of a map-style dataset that are read when a batch is made, and their labels, int64 (n,)."""
 
     sources: tuple[Any, Any]
-    """The map datasets of the training and of the test images."""
+    """The datasets of the training and of the test images."""
     part: int
-    """Which of them these images are from."""
+    """The index of these images' dataset in `sources`."""
     index: Tensor
-    """The place of each image in it, int64 (n,)."""
+    """The index of each image in its dataset, int64 (n,)."""
     labels: Tensor
     channels: int
     image_size: int
@@ -48,22 +48,22 @@ class MapImages:
         return replace(self, index=self.index[index.cpu()], labels=self.labels[index])
 
     def to(self, device: torch.device) -> "MapImages":
-        """The same images with their labels on `device`; their batches will be there, too."""
+        """The same images with their labels on `device`. Batches of them are put there as well."""
         return replace(self, labels=self.labels.to(device))
 
     def item(self, number: int) -> tuple[int, int]:
-        """Part and place of image number `number`."""
+        """Part and index in it of image number `number`."""
         return self.part, int(self.index[number])
 
     def read(self, item: tuple[int, int]) -> Tensor:
-        """The image at part and place `item`, (channels, height, width)."""
+        """The image that `item` (part, index) names, (channels, height, width)."""
         part, place = item
         return _pixels(self.sources[part][place][0])
 
 
 @dataclass(frozen=True)
 class Content:
-    """The images of a data set, uint8 or float32 (n, channels, side, side), or still in their datasets."""
+    """A data set. Images are uint8 or float32 (n, channels, side, side), or not read yet (`MapImages`)."""
 
     images: tuple[Any, Any]
     """Pixels, or `MapImages`, of the training and of the test images."""
@@ -72,15 +72,15 @@ class Content:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sample: tuple[Tensor, ...] = ()
-    """Pixels of a sample of each part if they are still in their datasets."""
+    """Pixels of a sample of each part, if its images are not read yet."""
 
 
 def content(parts: Any, side: int | None, name: str) -> Content:
     """The content of ``(train, test)`` or ``(train, test, given)``.
 
-    Each part is a map dataset of (image, label), or a pair of tensors (images, labels). An image is a PIL
-    image, a tensor (height, width) or (channels, height, width), or an array (height, width) or (height,
-    width, channels): uint8, or floats whose full range is [0, 1]. `side`: cut them to squares of this side.
+    Each part is a map-style dataset of (image, label), or a pair of tensors (images, labels). An image is a
+    PIL image, a tensor (height, width) or (channels, height, width), or an array (height, width) or (height,
+    width, channels). Its pixels are uint8, or floats in [0, 1]. `side`: cut them to squares of this side.
 
     Raises `UserError` that starts with ``data.name: NAME`` for anything else.
     """
@@ -121,7 +121,7 @@ def content(parts: Any, side: int | None, name: str) -> Content:
 
 
 class _Part:
-    """The training or the test images as they were given."""
+    """The training or the test images as the user or the library gave them."""
 
     def __init__(self, source: Any, side: int | None, words: str) -> None:
         self.side, self.words = side, words
@@ -139,7 +139,7 @@ class _Part:
         elif not (isinstance(source, Sized) and hasattr(source, "__getitem__")):
             raise UserError(f"{words}: {_kind(source)} is neither a map dataset nor (images, labels)")
         if not len(self):
-            raise UserError(f"{words}: there are none")
+            raise UserError(f"{words}: the data set has none")
         first = self._image(0)
         self.shape, self.dtype = tuple(first.shape), first.dtype
         if len(self.shape) != 3 or self.shape[1] != self.shape[2]:
@@ -203,14 +203,14 @@ class _Part:
         return pixels, _whole(labels, self.words)
 
     def listed_labels(self) -> Tensor:
-        """The labels as the dataset lists them: without reading the images."""
+        """The labels from the dataset's list of them, without reading the images."""
         for name in ("targets", "labels", "_labels"):
             listed = getattr(self.source, name, None)
             if listed is not None and len(listed) == len(self):
                 return _whole(listed, self.words)
         raise UserError(
-            f"{self.words}: take {self.bytes / 2**30:.1f} GiB and are read during training, which needs their"
-            " labels as the attribute `targets`"
+            f"{self.words}: take {self.bytes / 2**30:.1f} GiB and are therefore read during training; the"
+            " data set must have their labels as its attribute `targets`"
         )
 
 

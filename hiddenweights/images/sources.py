@@ -1,4 +1,4 @@
-"""Training and test images by the name of their source: ``torchvision/NAME``, ``hf:NAME``, or user code."""
+"""Training and test images of torchvision (``torchvision/NAME``), Hugging Face (``hf:NAME``), user code."""
 
 import inspect
 from collections.abc import Mapping
@@ -9,8 +9,9 @@ from typing import Any
 from hiddenweights import own
 from hiddenweights.errors import UserError, choices_error
 
-# Classification data sets of torchvision with the arguments that construct their training and test images.
+# Classification data sets of torchvision. Those with an argument `train`:
 _BY_TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
+# Those with an argument `split`, and its values for the training and the test images:
 _BY_SPLIT = {
     "CLEVRClassification": ("train", "val"),  # its test images have no labels
     "Country211": ("train", "test"),
@@ -29,6 +30,7 @@ _BY_SPLIT = {
     "StanfordCars": ("train", "test"),
 }
 _EMNIST = ("balanced", "byclass", "bymerge", "digits", "letters", "mnist")
+# Per data set: the constructor's arguments for the training and for the test images.
 TORCHVISION: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     **{name: ({"train": True}, {"train": False}) for name in _BY_TRAIN},
     **{
@@ -38,7 +40,7 @@ TORCHVISION: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {
     **{name: ({"split": train}, {"split": test}) for name, (train, test) in _BY_SPLIT.items()},
 }
 _FOLDER = "unpack it and use folder:NAME"
-# Classification data sets that are not used by name, with the reason.
+# Classification data sets that are not supported by name, with the reason.
 EXCLUDED = {
     **dict.fromkeys(
         ("Caltech101", "Caltech256", "EuroSAT", "SEMEION", "SUN397"),
@@ -52,7 +54,7 @@ EXCLUDED = {
     "Omniglot": "has other classes in its test images",
     "Places365": f"has millions of images; {_FOLDER}",
 }
-_NEEDS = {"PCAM": "h5py"}  # packages that this package does not install
+_NEEDS = {"PCAM": "h5py"}  # packages that are not installed with this one
 
 
 def torchvision_parts(name: str, root: Path) -> tuple[Any, Any]:
@@ -91,7 +93,7 @@ def _constructed(constructor: Any, root: Path, arguments: Mapping[str, Any]) -> 
 
 
 class _Column:
-    """The images of a split of Hugging Face `datasets` as a map dataset of (image, label)."""
+    """A split of Hugging Face `datasets` as a map-style dataset of (image, label)."""
 
     def __init__(self, split: Any, image: str, label: str) -> None:
         self._split, self._image, self._label = split, image, label
@@ -108,9 +110,9 @@ class _Column:
 def hugging_face_parts(name: str, root: Path) -> tuple[Any, ...]:
     """Training images, test images and number of classes of a data set of Hugging Face `datasets`.
 
-    `name` is a folder (in `root`, or a path): one that `save_to_disk` wrote, or of images or Parquet files.
-    Otherwise it is a name on the hub. The test images are the split ``test``, else ``validation``. The image
-    is the first column of images, the label the first column of class labels, else the column ``label``.
+    `name` is a folder (in `root`, or a path) that `save_to_disk` wrote or that contains images or Parquet
+    files, or else a name on the hub. The test images are the split ``test``, else ``validation``. The images
+    are the first column of that type, the labels the first column of class labels, else the column ``label``.
 
     Raises `UserError` if the package is missing, the data cannot be loaded, or a split or column is missing.
     """
@@ -147,7 +149,7 @@ def hugging_face_parts(name: str, root: Path) -> tuple[Any, ...]:
 
 
 def own_parts(name: str, root: Path) -> Any:
-    """What the user's function `name` (with its version) returns; it is given `root` if it takes an argument.
+    """Call the user's function `name` (with its version), with `root` if it takes an argument.
 
     Raises `UserError` if it cannot be imported or called.
     """

@@ -1,10 +1,10 @@
-"""A way around a fault of torch: strided 1x1 convolutions of few channels."""
+"""A workaround for a bug of torch in strided 1x1 convolutions of few channels."""
 
 from torch import Tensor, nn
 
 
 class Subsampled(nn.Conv2d):
-    """A 1x1 convolution with a stride that drops rows and columns first, and so computes the same.
+    """A strided 1x1 convolution that drops rows and columns of its input first. The result is the same.
 
     With AVX2 (not AVX-512), torch 2.15's strided 1x1 convolution of fewer than 8 channels in the memory
     format channels_last writes outside its memory, which gives wrong numbers or ends the process.
@@ -16,13 +16,13 @@ class Subsampled(nn.Conv2d):
 
 
 def subsample_first(network: nn.Module) -> None:
-    """Make every convolution of `network` that would reach the fault a `Subsampled` one."""
+    """Turn every convolution of `network` that the bug affects into a `Subsampled` one."""
     for module in network.modules():
-        if type(module) is nn.Conv2d and _reaches_the_fault(module):
+        if type(module) is nn.Conv2d and _is_affected(module):
             module.__class__ = Subsampled
 
 
-def _reaches_the_fault(convolution: nn.Conv2d) -> bool:
+def _is_affected(convolution: nn.Conv2d) -> bool:
     return (
         convolution.kernel_size == (1, 1)
         and convolution.stride != (1, 1)

@@ -1,4 +1,4 @@
-"""From the name of a mask method to its class: ours, or one of the user."""
+"""The class of a mask method, by its name: one of this package or of the user."""
 
 import inspect
 
@@ -9,7 +9,7 @@ from hiddenweights import own
 from hiddenweights.errors import UserError
 from hiddenweights.masking.masks import METHODS, EdgePopup, Layer, Mask
 
-_SHAPE = (6, 4)  # of the layer on which a user's method is tried
+_SHAPE = (6, 4)  # of the small layer on which a user's method is tried
 
 
 def mask_type(method: str) -> type[Mask]:
