@@ -123,7 +123,7 @@ def claims_(source: Options = Source(), plan: bool = False, claim: Claims = ()) 
 
     Args:
         claim: Also judge a claim of your own: FILE.py:NAME or module:NAME.
-        plan: For each open claim, show the cells to train next, the probability that they decide it, and the cost.
+        plan: For each open claim, show the next cells to train, their probability to decide it, and the cost.
     """
     table = _table(source)
     measured = claims.measure(table, [*registry.registered(), *map(registry.find, claim)])

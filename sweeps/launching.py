@@ -47,7 +47,7 @@ def launch_(
     Args:
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
         set: Set a field in all cells. It replaces an axis over this field.
-        axis: Replace the values of an axis, or add one. Searched: loguniform(LOW,HIGH), uniform(LOW,HIGH), choice(A,B).
+        axis: Replace the values of an axis, or add one. To search: loguniform(LOW,HIGH), uniform(..), choice(..).
         where: Train only cells with this value of a field now. The others still belong to the sweep.
         samples: For a search: number of points for each combination of the other axes. If not given: 16.
         tuned: Use the best values of this earlier search.
@@ -187,7 +187,7 @@ def settle_(
         set: Set a field in all cells. It replaces an axis over this field.
         axis: Replace the values of an axis. The seeds are chosen by the plan.
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
-        dry_run: Train nothing: show the next cells, the probability that they decide the claims, and the cost.
+        dry_run: Train nothing: show the next cells, their probability to decide the claims, and the cost.
     """
     from hiddenweights.claims.registry import find as claim
     from hiddenweights.sweeps import settle  # importing scipy takes half a second
