@@ -47,7 +47,7 @@ def launch_(
     Args:
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
         set: Set a field in all cells. It replaces an axis over this field.
-        axis: Replace the values of an axis, or add one. To search: loguniform(LOW,HIGH), uniform(..), choice(..).
+        axis: Replace the values of an axis, or add one. To search: loguniform(LOW,HIGH), uniform, choice.
         where: Train only cells with this value of a field now. The others still belong to the sweep.
         samples: For a search: number of points for each combination of the other axes. If not given: 16.
         tuned: Use the best values of this earlier search.
