@@ -1,4 +1,4 @@
-"""Whether what is fast learns what the plain trainer learns: `python -m benchmarks.curves`, half an hour.
+"""Compare the learning curves of the fast code and of a plain trainer: `python -m benchmarks.curves`, 30 min.
 
 Test accuracy after every epoch, ours against the straightforward script's, over five seeds that share
 weights, scores and splits but not the order of the images: Conv2 at width 0.25 on digits, and where the

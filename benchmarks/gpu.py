@@ -7,7 +7,7 @@ runs these parts alone. Each writes results/*_gpu.json, with the card's name.
 
 Needs torch, torchvision, Triton and safetensors alone; images are random, of CIFAR-10's shape. Figure 3 needs
 orjson, too, and CIFAR-10 in the folder that HIDDENWEIGHTS_DATA names; its cells go into the store
-$HIDDENWEIGHTS_STORE (by default runs/), and a second run goes on with the next ones. No GPU has run this yet;
+$HIDDENWEIGHTS_STORE (by default runs/), a second run continues with the next ones. No GPU has run this yet;
 tests/test_fast_gpu.py runs its parts on a CPU.
 """
 
@@ -143,7 +143,7 @@ def _trial_step(arch: str, width: float, device: str) -> Callable[[], object]:
 
 @contextlib.contextmanager
 def _mps(device: str) -> Iterator[bool]:
-    """NVIDIA's multi-process service for processes started inside; False where there is none to start."""
+    """NVIDIA's multi-process service for processes started inside the block; False if it cannot start."""
     daemon = shutil.which("nvidia-cuda-mps-control")
     if device != "cuda" or daemon is None:
         yield False
@@ -187,7 +187,7 @@ def figure_3_cells(root: str) -> list[CellConfig]:
 def figure_3(seconds: float, cells: Iterable[CellConfig] | None = None) -> list[str]:
     """Train Figure 3's cells for `seconds`; a line on each that is finished.
 
-    One that is cut off goes on in the next call. Raises `LookupError` where no folder with CIFAR-10 is named.
+    A cell that is cut off resumes in the next call. Raises `LookupError` if no folder with CIFAR-10 is named.
     """
     from hiddenweights.cells.cell import cell_epochs
     from hiddenweights.cells.store import Store, default_store

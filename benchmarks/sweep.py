@@ -98,7 +98,7 @@ def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
     # Without the first cells, which wait for the workers' start.
     fifths = [slice(SLOTS, fifth), slice(len(ends) - fifth, len(ends))]
     per_cell = [(ends[part][-1] - ends[part][0]) / (len(ends[part]) - 1) for part in fifths]
-    # What is left when the machine's mood is taken out, which makes the training itself faster or slower.
+    # The overhead alone: the speed of the machine, which varies, also changes the training itself.
     over_ideal = [
         wall_each * SLOTS / mean(result["seconds"] for result in results[part])
         for wall_each, part in zip(per_cell, fifths, strict=True)
@@ -171,7 +171,7 @@ def megabytes(n: float) -> str:
 
 
 def main(names: Sequence[str]) -> None:
-    """Run what is named, or all."""
+    """Run the named measurements, or all of them."""
     parts = {"ratio": ratio, "scale": scale, "tracking": tracking}
     for name in names or parts:
         report(f"sweep_{name}", parts[name]())

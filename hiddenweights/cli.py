@@ -93,7 +93,7 @@ def _run(commands: Commands, prog: str, args: Sequence[str]) -> int:
         sys.stderr.write(f"error: this needs {package}: pip install 'hiddenweights[{EXTRAS[package]}]'\n")
     except (StoreAway, Unreachable) as error:
         text = escaped(str(error))
-        sys.stderr.write(f"error: the store: {text}; the same command goes on when it is there again\n")
+        sys.stderr.write(f"error: the store: {text}; run the same command again when it is back\n")
         return 1
     return 2
 
@@ -167,7 +167,7 @@ def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callabl
 
 
 def _style(tyro: Any) -> tuple[Any, ...]:
-    """No `{None}|` before a type, and no `--no-` for what is off anyway."""
+    """Show no `{None}|` before a type, and no `--no-X` for a flag that is off by default."""
     return (tyro.conf.DisallowNone, tyro.conf.FlagCreatePairsOff)
 
 

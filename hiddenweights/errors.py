@@ -16,11 +16,11 @@ class RankDied(ConnectionError):
 
 
 class StoreAway(OSError):
-    """The store cannot be written and was waited for in vain; what is finished is in it."""
+    """The store was unreachable for longer than the time limit. Finished cells are in it."""
 
 
 class Unreachable(OSError):
-    """The store did not do what it was asked, and may do so in a moment."""
+    """A request to the store failed, and may succeed if it is repeated."""
 
 
 def choices_error(field: str, value: object, choices: Iterable[object]) -> UserError:

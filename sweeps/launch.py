@@ -125,7 +125,7 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:
-    """Train the cells of the plan on a Ray of its own, or in this process; see `train`."""
+    """Train the cells of the plan with the executor that `options` names; see `train`."""
     with executor(planned.name, planned.todo, store, options) as execute:
         train(planned, store, options, progress, execute)
 
@@ -157,7 +157,7 @@ def train(planned: Plan, store: Store, options: Options, progress: Progress, exe
 
 
 def _strike_off(todo: dict[str, Resolved], store: Store, progress: Progress) -> None:
-    """Remove from `todo` what is finished, also by other launches, or will not be tried again."""
+    """Remove from `todo` the cells that are finished (here or by other launches) or not tried again."""
     states = store.states(todo)
     finished = {cell for cell, state in states.items() if state == "finished"}
     for cell, result in store.results(finished - progress.accuracies.keys()):  # another launch's
@@ -206,7 +206,7 @@ def _wait_for_others(todo: Mapping[str, Resolved], store: Store, progress: Progr
 
 @contextlib.contextmanager
 def executor(name: str, cells: Mapping[str, Resolved], store: Store, options: Options) -> Iterator[Execute]:
-    """What trains any of `cells`, for `train`. Ray starts with the first of them and ends with the block."""
+    """The function that trains cells for `train`. Ray starts with the first cell, and ends with the block."""
     if options.executor == "inline":
         yield lambda group, measured, progress, alone=False: _inline(name, store, options, group, progress)
         return

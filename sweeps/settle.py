@@ -158,7 +158,7 @@ def futile(one: plan.Plan, now: Look, budget: float) -> bool:
 
 
 def preflight(asked: Question, now: Look, address: str | None) -> list[str]:
-    """Raise `UserError` if what is to be trained next cannot be; see `launch.preflight`."""
+    """Raise `UserError` if one of the next cells cannot be trained; see `launch.preflight`."""
     try:
         return launch.preflight([cell.config for one in now.open for cell in one.cells], address)
     except UserError as error:
@@ -189,7 +189,7 @@ def settle(asked: Question, store: Store, options: Options, budget: float, conso
 def _step(
     asked: Question, store: Store, options: Options, budget: float, console: Console, execute: launch.Execute
 ) -> int | None:
-    """Look, and train what is to be trained next; the exit status if there is nothing more to do."""
+    """Look and train the next cells. Returns the exit status if there is nothing more to do, else None."""
     now = look(asked, store)
     left = remaining(asked, store, now, budget)
     say(now, console, left)
@@ -237,7 +237,7 @@ def _why_not(now: Look, left: float) -> str:
     if left <= 0:
         return "the budget is spent; the same command with a larger --budget continues"
     if all(futile(one, now, left) for one in now.open if one.cells):
-        return "what is left of the budget is not spent; the same command with a larger --budget continues"
+        return "the rest of the budget is too small; the same command with a larger --budget continues"
     needed = min(now.expected(cell) or 0.0 for cell in wanted)
     return (
         f"the budget has {plan.hours(left)} left and a cell takes about {plan.hours(needed)}; "

@@ -51,8 +51,8 @@ class Supervisor:
 
         `measured` says how much of a GPU a cell needs.
 
-        Raises `RayLost` if Ray was lost too often or cannot be reached again, `UserError` if Ray cannot do
-        what is asked, and `StoreAway`.
+        Raises `RayLost` if Ray was lost too often or cannot be reached again, `UserError` if Ray cannot
+        train a cell, and `StoreAway`.
         """
         before = len(progress.accuracies)
         try:

@@ -99,7 +99,7 @@ class WandbTracker:
             tracking_mode.cache_clear()
             why = shown(str(error).partition("\n")[0], 200)
             logging.getLogger(TRACKING).warning(
-                "W&B: %s: %s; runs go on offline, and `hiddenweights sweeps sync` sends them later",
+                "W&B: %s: %s; runs continue offline, and `hiddenweights sweeps sync` sends them later",
                 type(error).__name__, why,
             )  # fmt: skip
         if self._run:
@@ -166,7 +166,7 @@ class WandbTracker:
             entry.local_path = str(path.relative_to(base))
         run.log_artifact(artifact)
         if not run.offline:
-            artifact.wait(PATIENCE)  # or nobody learns that the server did not take it
+            artifact.wait(PATIENCE)  # otherwise a rejected upload would go unnoticed
 
 
 def _start(attempt: Attempt, mode: Any, folder: Path) -> wandb.Run:

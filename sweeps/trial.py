@@ -23,7 +23,7 @@ from hiddenweights.sweeps.host import gpu_trouble, store_trouble
 REPORT_EVERY = 2.0
 # Seconds that a worker waits for a store that it has never seen.
 FIRST_LOOK = 30.0
-# Seconds that a worker which can train nothing keeps a cell from the others: not to take them all.
+# Seconds that an unfit worker holds a cell, so that it does not take (and fail) all other cells at once.
 UNFIT_PAUSE = 10.0
 
 
@@ -37,10 +37,10 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
 
     A report holds the cell's id, its `state`, a few scalars, and lines `said` for people. The state is
-    running, finished, failed, busy (another launch trains the cell), away (the store was waited for in
-    vain), or unfit (this worker lacks what any cell needs: the store, or the GPU that Ray gave it). An
-    exception of the cell is a report and no crash, so that Tune tries again only where a worker died, or
-    one of the processes that train the cell with it.
+    running, finished, failed, busy (another launch trains the cell), away (the store was unreachable for
+    too long), or unfit (this worker has no access to the store, or to the GPU that Ray gave it). An
+    exception of the cell is reported and does not crash the worker, so that Tune tries again only if a
+    worker has died, or one of the processes that train the cell with it.
     """
 
     def setup(self, config: Json) -> None:
@@ -183,7 +183,7 @@ class _Said(logging.Handler):
 
 
 def _end_with(parent: int) -> None:
-    """End this worker when the raylet that started it has gone: Ray itself lets it train on, for nobody."""
+    """End this worker when its raylet has ended. Ray itself would let it train on, without any use."""
     while os.getppid() == parent:
         time.sleep(1)
     os._exit(1)

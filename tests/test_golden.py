@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiddenweights.config import CellConfig
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import experiments
@@ -77,7 +76,7 @@ def test_a_tickets_bytes() -> None:
     numbers = torch.arange(64 * 10).view(10, 64)
     ticket = replace(
         of,
-        config=CellConfig(),
+        config=unflatten({"model.method": "edge_popup"}),
         masks={"sparse": numbers % 11 == 0, "dense": numbers % 7 != 0, "all": numbers >= 0},
         gains={},
         state={"bias": torch.arange(10, dtype=torch.float32)},

@@ -85,7 +85,7 @@ class _Log:
             raise Damaged(f"{path} is damaged: {shown(error)}") from None
 
     def missing_epochs(self) -> int:
-        """How many of the epochs that the summary counts no row of the history tells of."""
+        """The number of epochs that the summary counts but the history lacks."""
         last = self.summary.get("epoch")
         if not isinstance(last, int | float) or not math.isfinite(last):
             return 0

@@ -212,7 +212,7 @@ class Files:
 
 @contextlib.contextmanager
 def store_errors() -> Iterator[None]:
-    """An object store's client has error types of its own for a server that does not answer as it should."""
+    """Turn the errors that an object store's client raises for a failing server into `Unreachable`."""
     try:
         yield
     except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError):

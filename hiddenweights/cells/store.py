@@ -36,7 +36,7 @@ from hiddenweights.errors import StoreAway as StoreAway
 from hiddenweights.errors import Unreachable as Unreachable
 from hiddenweights.errors import UserError, shown
 
-TIDY = 10.0  # seconds to try to remove what a finished cell needs no more
+TIDY = 10.0  # time limit in seconds for removing files that a finished cell no longer needs
 
 State = Literal["finished", "failed", "running", "stopped", "missing"]
 
@@ -240,7 +240,7 @@ class Store(Leases):
     # --- checkpoints ---------------------------------------------------------------------------------
 
     def checkpoint_bytes(self, cell: str) -> int:
-        """How much room the checkpoints of a local store's cell take; 0 where there are none."""
+        """The size in bytes of the cell's checkpoints in a local store; 0 if there are none."""
         if not self.local:
             return 0
         with contextlib.suppress(FileNotFoundError):
