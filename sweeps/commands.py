@@ -67,7 +67,9 @@ def _arm(arm: Arm) -> str:
     axes = "  ".join(_axis(*axis) for axis in arm.axes.items())
     if arm.found_by:
         return f"finetune: {axes}  of what is found by {_arm(arm.found_by)}"
-    return f"{resolve(arm.base).model.method}: {axes}"
+    base = resolve(arm.base)
+    optimizer = f" ({base.optim.optimizer})" if base.model.method == "dense" else ""
+    return f"{base.model.method}{optimizer}: {axes}"
 
 
 def _axis(field: str, axis: Axis) -> str:

@@ -23,7 +23,7 @@ from hiddenweights.cells.cell import TRACKING, Attempt
 from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.cells.wandb_log import records
-from hiddenweights.errors import UserError, shown
+from hiddenweights.errors import UserError, choices_error, shown
 from hiddenweights.flat import from_dict, to_dict
 from hiddenweights.identity import resolve, short_name
 from hiddenweights.records import Record
@@ -32,6 +32,7 @@ from hiddenweights.sweeps.experiments import memberships
 PROJECT = "hidden-weights"
 # Seconds. W&B itself waits 90 s per run for an unreachable server.
 PATIENCE = 20
+MODES = ("", "online", "offline", "disabled", "dryrun", "run", "shared")  # of W&B, "" for its choice
 AT_ONCE = 100  # runs per `wandb sync`, which takes a second to start
 
 
@@ -267,6 +268,10 @@ def announce() -> str:
 def choose_mode() -> tuple[str, str]:
     """The mode of W&B and the reason for it."""
     asked = os.environ.get("WANDB_MODE", "")
+    if asked not in MODES:
+        raise choices_error("WANDB_MODE", asked, MODES[1:])
+    if not asked:
+        os.environ.pop("WANDB_MODE", None)  # W&B rejects an empty one
     if asked in ("offline", "disabled", "dryrun"):
         return ("offline" if asked == "dryrun" else asked), f"WANDB_MODE={asked}"
     settings = wandb.setup(wandb.Settings(silent=True)).settings

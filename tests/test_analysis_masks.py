@@ -88,7 +88,7 @@ def test_the_page_shows_them_and_does_without(store: Store, tmp_path: Path) -> N
     assert main(["report", "--no-cache", "--from", store.uri, "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out/report.html").read_text()
     assert text.count("data:image/png;base64,") == 2
-    assert "of 1 places are within the range of random masks" in text
+    assert "of 1 points lie within the range" in text
     for cell in CELLS:
         path = Path(store.uri) / "cells" / cell_id(cell) / "ticket.ticket"
         path.write_bytes(path.read_bytes()[:-1])

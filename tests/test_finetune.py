@@ -291,7 +291,7 @@ def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> N
     """The launch ends, and says of each child whose ticket is missing."""
     good, bad = parent_of(), unflatten({"optim.lr": 1e30, "seed": 1}, parent_of())
     configs = [child(bad), child(good), bad, good]
-    cells = {cell_id(config): config for config in configs}
+    cells = {cell_id(config): resolve(config) for config in configs}
     store = Store(tmp_path)
     store.prepare()
     planned = launch.plan("some", cells, store)

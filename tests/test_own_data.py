@@ -204,7 +204,7 @@ PAIR = tensors()
         ((PAIR, (PAIR[0], PAIR[1] - 1)), "from -1"),
         ((PAIR, (PAIR[0], PAIR[1].float())), "not whole numbers"),
         ((PAIR, (PAIR[0], PAIR[1][:5])), "12 images"),
-        ((PAIR, (PAIR[0][:0], PAIR[1][:0])), "there are none"),
+        ((PAIR, (PAIR[0][:0], PAIR[1][:0])), "has none"),
         ((PAIR, (PAIR[0].long(), PAIR[1])), "int64"),
         ((PAIR, (PAIR[0] / torch.zeros(1), PAIR[1])), "not finite"),
         ((tensors(shape=(1, 4, 5)),) * 2, "data.image_size"),

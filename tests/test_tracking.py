@@ -195,6 +195,14 @@ def test_without_a_key_it_is_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choose_mode()[0] == "offline"
 
 
+def test_an_empty_mode_is_none_and_a_wrong_one_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "")
+    assert choose_mode()[0] == "offline"
+    monkeypatch.setenv("WANDB_MODE", "ofline")
+    with pytest.raises(UserError, match=r"WANDB_MODE.*ofline.*offline"):
+        choose_mode()
+
+
 def test_an_unreachable_server_is_found_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
