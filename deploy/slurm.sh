@@ -33,11 +33,15 @@ export RAY_AUTH_TOKEN
 # The first node's address, not its name: Ray does not ask every source of names that the system asks.
 head=$(getent ahostsv4 "$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)" | awk '{print $1; exit}')
 port=$((20000 + SLURM_JOB_ID % 10000)) # jobs on the same node do not meet
-# --wait: a node that was lost and is back has forgotten its task, which srun would wait for when the sweep is done.
-srun --wait=30 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
+# The job's status is the launch's. Ray's own says nothing: its nodes wait a minute for the first one, which has
+# stopped, and so has no part in --wait, after which srun kills them; a node that was lost has forgotten its task.
+status=$(mktemp)
+trap 'rm "$status"' EXIT
+srun --wait=5 ray symmetric-run --address "$head:$port" --min-nodes "$SLURM_JOB_NUM_NODES" \
   --num-cpus "$SLURM_CPUS_ON_NODE" --disable-usage-stats -- \
-  hiddenweights sweeps launch "$@" --address "$head:$port" &
+  bash -c 'hiddenweights sweeps launch "${@:2}"; echo $? >"$1"' launch "$status" "$@" --address "$head:$port" &
 
 # Two minutes before the time is up Slurm sends USR1: queue the job again. The cells in hand have checkpoints.
 trap 'scontrol requeue "$SLURM_JOB_ID"' USR1
-wait "$!"
+wait "$!" || true
+exit "$(grep . "$status" || echo 1)" # 1: there was no launch, or it was interrupted

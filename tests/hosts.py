@@ -55,7 +55,7 @@ def missing() -> str | None:
     """Why there can be no hosts here, or None."""
     if os.geteuid():
         return "hosts in network namespaces take root"
-    absent = [name for name in NEEDS if not _which(name)]
+    absent = [name for name in NEEDS if not which(name)]
     if absent:
         return f"not installed: {', '.join(absent)}"
     probe = ["unshare", "--net", "--mount", "--pid", "--fork", "true"]
@@ -84,7 +84,7 @@ class Host:
             self._process = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, "unshare", "--pid", "--fork", "--kill-child",
                  "--mount", "--mount-proc", "--uts", "bash", "-c", BOOT, self.name,
-                 str(self._net.folder), str(self._net.shared), str(_which("sshd")), str(CHECKOUT)],
+                 str(self._net.folder), str(self._net.shared), str(which("sshd")), str(CHECKOUT)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 20
@@ -136,9 +136,9 @@ def hosts(number: int, folder: Path, shared: Path) -> Iterator[tuple[list[Host],
         yield found, net.key
 
 
-def _which(name: str) -> str | None:
+def which(name: str) -> str | None:
     return shutil.which(name, path=f"{os.environ['PATH']}:/usr/sbin:/sbin")
 
 
 def _run(*command: str) -> None:
-    subprocess.run([_which(command[0]) or command[0], *command[1:]], check=True)
+    subprocess.run([which(command[0]) or command[0], *command[1:]], check=True)
