@@ -118,8 +118,8 @@ def describe(wanted: Resources) -> str:
 def wanted_by(config: Resolved, options: Options, measured: Measured, largest: Resources) -> Resources:
     """The resources that a cell requests from Ray: GPUs (`options.gpus`; None: a share) and CPUs.
 
-    It requests one CPU per thread. For image folders, which are decoded during training, it requests the CPUs
-    of a node in proportion to its GPUs.
+    It requests one CPU per thread and per process of `options.loaders`. If these are None, for image folders,
+    which are decoded during training, it requests the CPUs of a node in proportion to its GPUs.
     """
     together = options.processes()
     share = measured.gpu_share(config) if options.gpus is None else options.gpus
@@ -130,7 +130,9 @@ def wanted_by(config: Resolved, options: Options, measured: Measured, largest: R
     ):
         share = 0.0
     cpus = float(together * config.train.threads)
-    if config.data.name.startswith("folder:"):
+    if options.loaders is not None:
+        cpus += together * options.loaders
+    elif config.data.name.startswith("folder:"):
         part = largest["CPU"] * share / largest["GPU"] if share and largest["GPU"] else 2 * cpus
         most = together * (config.train.threads + MOST_LOADERS)
         cpus = max(cpus, float(int(min(part, most, largest["CPU"]))))
@@ -138,7 +140,7 @@ def wanted_by(config: Resolved, options: Options, measured: Measured, largest: R
 
 
 def loaders(config: Resolved, options: Options, wanted: Resources) -> int:
-    """The number of decoding processes per training process."""
+    """The number of processes per training process that read and decode images."""
     return int(wanted["CPU"] / options.processes() - config.train.threads)
 
 
@@ -149,7 +151,7 @@ def alone(wanted: Resources, largest: Resources) -> Resources:
     return wanted | {"CPU": largest["CPU"]}
 
 
-def check(wanted: Iterable[Resources], gpus: float | None, nodes: Nodes) -> None:
+def check(wanted: Iterable[Resources], options: Options, nodes: Nodes) -> None:
     """Raise `UserError` if a cell requests more than any node will have: it would wait for ever."""
     largest = nodes.largest
     for resources in wanted:
@@ -164,7 +166,8 @@ def check(wanted: Iterable[Resources], gpus: float | None, nodes: Nodes) -> None
             "CPU",
         ):  # GPUs are what was asked for, and each brings a process
             if (n := resources[kind]) > largest[kind]:
-                name = "train.threads" if kind == "CPU" else "--gpus" if gpus else "train.device"
+                cpus = "--loaders" if options.loaders else "train.threads"
+                name = cpus if kind == "CPU" else "--gpus" if options.gpus else "train.device"
                 raise UserError(f"{name}: a cell wants {n:g} {kind}; the largest node has {largest[kind]:g}")
         raise UserError(f"train.threads: a cell wants {describe(resources)}; no node has both")
 

@@ -23,6 +23,9 @@ class Options:
     """GPUs per cell; a fraction shares a GPU. If not given: by the size of the network, if there are GPUs."""
     ranks: int | None = None
     """Processes of one machine that train a cell together, data parallel. If not given: one per GPU."""
+    loaders: int | None = None
+    """More processes per training process, one CPU each, that read the images of large data sets (with Ray).
+    If not given: for image folders by the CPUs of a node, for others none."""
     retries: int = 3
     """How often a cell is resumed if its worker dies (with Ray)."""
     time_limit: float | None = None
@@ -35,7 +38,7 @@ class Options:
     """Stop cells early if they are worse than others of their side (with Ray)."""
 
     def __post_init__(self) -> None:
-        for name in ("gpus", "retries", "patience", "first_worker"):
+        for name in ("gpus", "loaders", "retries", "patience", "first_worker"):
             at_least_zero(name, getattr(self, name))
         for name in ("ranks", "time_limit"):
             above_zero(name, getattr(self, name))

@@ -114,7 +114,7 @@ def _serve(work: Work, launch: _Launch) -> None:
             wanted = {
                 cell: capacity.wanted_by(work.cells[cell], options, measured, nodes.largest) for cell in cells
             }
-            capacity.check(wanted.values(), options.gpus, nodes)
+            capacity.check(wanted.values(), options, nodes)
             jobs = [
                 _job(work, cell, capacity.alone(wanted[cell], nodes.largest) if alone else wanted[cell])
                 for cell in cells

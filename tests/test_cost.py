@@ -146,16 +146,17 @@ def test_wanting_more_than_any_node_has_is_refused() -> None:
     nodes = capacity.Nodes(
         running=({"CPU": 0.0, "GPU": 0.0}, {"CPU": 16.0, "GPU": 0.0}), startable=({"CPU": 8.0, "GPU": 1.0},)
     )
-    capacity.check([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 0.0}], None, nodes)
-    for wanted, gpus, name in (
-        ({"CPU": 1.0, "GPU": 2.0}, 2.0, "--gpus"),
-        ({"CPU": 17.0, "GPU": 0.0}, None, "train.threads"),
-        ({"CPU": 16.0, "GPU": 1.0}, None, "train.threads"),  # no node has both
+    capacity.check([{"CPU": 8.0, "GPU": 1.0}, {"CPU": 16.0, "GPU": 0.0}], Options(), nodes)
+    for wanted, options, name in (
+        ({"CPU": 1.0, "GPU": 2.0}, Options(gpus=2.0), "--gpus"),
+        ({"CPU": 17.0, "GPU": 0.0}, Options(), "train.threads"),
+        ({"CPU": 17.0, "GPU": 0.0}, Options(loaders=16), "--loaders"),
+        ({"CPU": 16.0, "GPU": 1.0}, Options(), "train.threads"),  # no node has both
     ):
         with pytest.raises(UserError, match=name):
-            capacity.check([{"CPU": 1.0, "GPU": 0.0}, wanted], gpus, nodes)
+            capacity.check([{"CPU": 1.0, "GPU": 0.0}, wanted], options, nodes)
     with pytest.raises(UserError, match="--first-worker"):
-        capacity.check([{"CPU": 1.0, "GPU": 0.0}], None, capacity.Nodes(running=nodes.running[:1]))
+        capacity.check([{"CPU": 1.0, "GPU": 0.0}], Options(), capacity.Nodes(running=nodes.running[:1]))
 
 
 def test_out_of_memory_is_tried_again_in_the_same_launch(

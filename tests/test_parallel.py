@@ -214,5 +214,7 @@ def test_what_a_cell_asks_of_ray() -> None:
     assert asked(images, {"CPU": 12.0, "GPU": 8.0}, gpus=8) == (12, 8, 0)
     assert asked(images, {"CPU": 2.0, "GPU": 0.0}, ranks=2) == (2, 0, 0)
     assert asked(images, {"CPU": 4.0, "GPU": 0.0}, ranks=2) == (4, 0, 1)
+    assert asked(images, node, loaders=3) == (4, 1, 3)
+    assert asked(cell(data__name="mine:images"), node, gpus=2, loaders=3) == (8, 2, 3)
     assert asked(cell(), node, gpus=2) == (2, 2, 0)
     assert asked(cell(), node) == (1, 0.25, 0)

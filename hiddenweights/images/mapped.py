@@ -204,8 +204,11 @@ class _Part:
 
     def listed_labels(self) -> Tensor:
         """The labels from the dataset's list of them, without reading the images."""
-        for name in ("targets", "labels", "_labels"):
-            listed = getattr(self.source, name, None)
+        samples = getattr(self.source, "_samples", None) or ()  # some of torchvision's: (file, label)
+        for listed in (
+            *(getattr(self.source, name, None) for name in ("targets", "labels", "_labels")),
+            [sample[1] for sample in samples],
+        ):
             if listed is not None and len(listed) == len(self):
                 return _whole(listed, self.words)
         raise UserError(

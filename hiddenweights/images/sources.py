@@ -74,7 +74,14 @@ def torchvision_parts(name: str, root: Path) -> tuple[Any, Any]:
         raise UserError(f"data.name: torchvision/{name} needs {_NEEDS[name]}: pip install {_NEEDS[name]}")
     constructor = getattr(datasets, name.partition("/")[0])
     train, test = (_constructed(constructor, root, arguments) for arguments in TORCHVISION[name])
+    if name == "PCAM":  # too large for memory, and without a list of its labels
+        train.targets, test.targets = _pcam_labels(train), _pcam_labels(test)
     return train, test
+
+
+def _pcam_labels(part: Any) -> Any:
+    with part.h5py.File(part._base_folder / part._FILES[part._split]["targets"][0]) as file:
+        return file["y"][:].reshape(-1)
 
 
 def _constructed(constructor: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
