@@ -45,6 +45,8 @@ def layer_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
     last = table.epochs.sort_values("epoch", kind="stable").drop_duplicates("cell", keep="last")
     rows = points[["cell", "panel", "curve", "x"]].merge(last[["cell", *columns]], on="cell")
     rows = rows.melt(["cell", "panel", "curve", "x"], columns, var_name="name").dropna(subset=["value"])
+    if rows.empty:
+        return pd.DataFrame()
     rows[["metric", "layer"]] = rows["name"].str.split("/", n=1, expand=True)
     keys = ["panel", "curve", "x", "layer"]
     means = (

@@ -80,10 +80,8 @@ def _usps(root: Path, part: str, labels: Labels) -> None:
     )
 
 
-def _cifar(
-    root: Path, part: str, labels: Labels, folder: str, files: Labels | Sequence[str], key: str
-) -> None:
-    (root / folder).mkdir(exist_ok=True)
+def _cifar(folder: Path, labels: Labels, files: Sequence[str], key: str) -> None:
+    folder.mkdir(exist_ok=True)
     rows = _pixels(labels, 3072)
     for file, chosen in zip(files, np.array_split(np.arange(len(labels)), len(files)), strict=True):
         entry = {"data": rows[chosen], key: [labels[place] for place in chosen]}

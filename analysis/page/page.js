@@ -64,6 +64,27 @@ if (window.vegaEmbed) {
   dark.addEventListener("change", () => [...views.keys()].forEach(chart => draw(chart).catch(failed)));
   addEventListener("beforeprint", () => document.querySelectorAll(".chart").forEach(chart => views.has(chart) || draw(chart).catch(failed)));
 }
+// By keyboard: arrows go from point to point, and a line under the chart says what the mouse would show.
+function readable(chart) {
+  const line = document.createElement("p");
+  line.className = "soft readout screen"; line.setAttribute("role", "status");
+  chart.tabIndex = 0; chart.after(line);
+  let at = -1;
+  const points = () => [...chart.querySelectorAll("svg path, svg line")].filter(point => point.__data__?.tooltip);
+  const choose = (all, chosen) => all.forEach((point, i) => point.classList.toggle("chosen", i === chosen));
+  chart.addEventListener("focus", () => { line.textContent = "Arrow keys go from point to point."; });
+  chart.addEventListener("blur", () => { choose(points(), -1); line.textContent = ""; at = -1; });
+  chart.addEventListener("keydown", event => {
+    const all = points(), last = all.length - 1;
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: last }[event.key];
+    if (to === undefined || last < 0) return;
+    event.preventDefault();
+    at = Math.min(Math.max(to, 0), last);
+    choose(all, at);
+    line.textContent = Object.entries(all[at].__data__.tooltip).map(([name, value]) => name + ": " + value).join(" \u00b7 ");
+  });
+}
+if (window.vegaEmbed) document.querySelectorAll(".chart").forEach(readable);
 function changed(figure) {
   for (const [chart, result] of views) if (chart.closest("figure") === figure) apply(result.view, figure);
 }

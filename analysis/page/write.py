@@ -173,7 +173,42 @@ def _chosen(
     )
     choice = f'<label class="screen">Show: <select data-parameter="metric">{options}</select></label>'
     panels = _panels(rows, drawing, chart, kind, curves)
-    return f"<figure>{_title(drawing)}{choice}{_legend(curves)}{panels}</figure>"
+    stills = _stills(rows, drawing, chart, curves, next(iter(labels.values())))
+    return f"<figure>{_title(drawing)}{choice}{_legend(curves)}{panels}{stills}</figure>"
+
+
+def _stills(
+    rows: pd.DataFrame,
+    drawing: Drawing,
+    chart: Callable[..., charts.Chart],
+    curves: Sequence[str],
+    label: str,
+) -> str:
+    """Pictures of the charts with the first column, `label`: for print and for browsers without scripts."""
+    colours = looks(curves)
+    key = " ".join(
+        f'<span><i style="background:{colours[curve].color}"></i>{html.escape(curve)}</span>'
+        for curve in curves
+    )
+    parts = []
+    for panel, group in rows.groupby("panel", sort=False):
+        title = f"<h4>{html.escape(str(panel))}</h4>" if panel else ""
+        words = html.escape(f"{drawing.spec.title}: {panel}, {label}", quote=True)
+        source = _still(json.dumps(chart(group, drawing.spec, curves)))
+        parts.append(f'<div class="panel">{title}<img alt="{words}" src="{source}"></div>')
+    return (
+        f'<div class="static"><p class="key">{html.escape(label)}: {key}</p>'
+        f'<div class="stills">{"".join(parts)}</div></div>'
+    )
+
+
+@functools.lru_cache(1000)  # drawing takes time, and a page that is kept current is written again and again
+def _still(chart: str) -> str:
+    """The chart as the source of a picture of a fixed size."""
+    fixed = json.loads(chart) | {"width": 320, "height": 200, "autosize": "pad"}
+    fixed["layer"] = [layer for layer in fixed["layer"] if layer["mark"].get("opacity") != 0]
+    drawn: str = vl_convert.vegalite_to_svg(fixed, vl_version=VEGA_LITE)
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
 
 
 def _panels(
