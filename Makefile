@@ -6,7 +6,7 @@ READY := .venv/.ready
 DATA ?= data
 PRECISION ?= bfloat16
 
-.PHONY: demo test test-processors check docs study-small clean
+.PHONY: demo test test-processors test-slurm check docs study-small clean
 .DELETE_ON_ERROR:
 
 demo: $(READY)
@@ -36,6 +36,10 @@ test-processors: $(READY)
 	$(call PROCESSOR,avx2,AVX2,bfloat16,1)
 	$(call PROCESSOR,avx512,AVX512_CORE,float32,2)
 	$(call PROCESSOR,avx512,AVX512_CORE_BF16,bfloat16,2)
+
+# A job on a real Slurm, whose node is lost: a controller and two nodes on this machine. Needs root, slurm-wlm, munge.
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm -rs
 
 # The smallest part of the published study (docs/results): CIFAR-10, which torchvision downloads to DATA. On a
 # processor without bfloat16 arithmetic take PRECISION=float32.

@@ -84,8 +84,8 @@ def test_before_the_time_is_up_the_job_is_queued_again(tmp_path: Path, slurm: di
     assert "scontrol requeue 123456" in (tmp_path / "calls").read_text()
 
 
-@pytest.mark.slow(seconds=80)
-@pytest.mark.timeout(400)
+@pytest.mark.slurm
+@pytest.mark.timeout(500)
 def test_a_job_that_loses_a_node_is_queued_again_and_does_every_cell_once(tmp_path: Path) -> None:
     """With Slurm itself, on two hosts that are namespaces of this machine."""
     if why := slurm_hosts.missing():
