@@ -94,7 +94,7 @@ class _RayProcess:
         self._process = spawn.Process(target=ray_process.main, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
-        self._own: list[psutil.Process] = []
+        self._own: dict[psutil.Process, str] = {}  # with its name, because a dead process has none
         self._alive = self._reported = time.monotonic()
         self._nodes = 0
         self.head = ""
@@ -106,9 +106,10 @@ class _RayProcess:
         """Return when Ray has started. Raises `RayLost`, `UserError`."""
         self._receive_until("ready", progress)
         near = psutil.Process(self._process.pid).children() if self._local else psutil.process_iter()
-        self._own = [one for one in near if _name(one) in RAY_PROCESSES]
-        if not self._local:
-            self._own = [one for one in self._own if f"--node_id={self._node}" in _command(one)]
+        for process in near:
+            name = _name(process)
+            if name in RAY_PROCESSES and (self._local or f"--node_id={self._node}" in _command(process)):
+                self._own[process] = name
 
     def train(self, cells: list[str], measured: Measured, alone: bool, progress: Progress) -> None:
         """Train `cells`. Raises `RayLost`, `StoreAway`, `UserError`."""
@@ -146,9 +147,9 @@ class _RayProcess:
 
     def _check(self, progress: Progress, silence: float) -> None:
         """Raise `RayLost` if Ray is lost. Report if no cell has reported for a long time."""
-        for process in self._own:
+        for process, name in self._own.items():
             if not lives(process):
-                raise RayLost(f"Ray's {_name(process)} died")
+                raise RayLost(f"Ray's {name} died")
         now = time.monotonic()
         if now - self._alive > silence:
             raise RayLost(f"Ray has not answered for {silence:.0f} s")
@@ -203,5 +204,5 @@ def _command(process: psutil.Process) -> list[str]:
 def _name(process: psutil.Process) -> str:
     try:
         return str(process.name())
-    except psutil.NoSuchProcess:
-        return "process"
+    except psutil.Error:
+        return ""

@@ -7,11 +7,23 @@ Environment variables choose the arithmetic that the machine would choose otherw
 - ATEN_CPU_CAPABILITY and ONEDNN_MAX_CPU_ISA, of torch and oneDNN: the instructions used.
 """
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
+gc.disable()  # while all tests are imported
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what was imported stays, and is not looked through for garbage again and again
+    gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    gc.unfreeze()  # or some modules complain at the end
 
 
 @pytest.hookimpl(trylast=True)

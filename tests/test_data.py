@@ -11,7 +11,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from sklearn.datasets import load_digits
 from torchvision.transforms import functional as TF
 
 from hiddenweights.config import DataConfig
@@ -215,6 +214,8 @@ def test_digits_need_no_files_and_have_a_fixed_test_set():
 
 
 def test_digits_are_those_that_scikit_learn_loads():
+    from sklearn.datasets import load_digits  # here, because the import is slow
+
     dataset, bunch = load_dataset(DataConfig(name="digits")), load_digits()
     pixels = torch.cat([dataset.train.pixels, dataset.test.pixels])[:, 0].float().mul(16 / 255).round()
     labels = torch.cat([dataset.train.labels, dataset.test.labels])
