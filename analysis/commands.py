@@ -165,8 +165,11 @@ def report_(
         return
     found = _write_report(source, mixed, price)
     print(found.lead)
-    for name, reason in found.skipped.items():
-        print(f"not drawn: {name}: {reason.removeprefix(f'figure {name}: ')}")
+    present = {sweep for sweeps in found.cells["sweeps"] for sweep in sweeps.split()}
+    for name in found.skipped.keys() & present:
+        print(f"not drawn: {name}: {found.skipped[name].removeprefix(f'figure {name}: ')}")
+    if absent := [name for name in found.skipped if name not in present]:
+        print(f"not drawn, because no cell of these sweeps is here: {', '.join(absent)}")
     if wandb:
         from hiddenweights.analysis.wandb_report import publish
 

@@ -29,6 +29,7 @@ from hiddenweights.claims import registry
 from hiddenweights.claims.contrasts import SETTING
 from hiddenweights.errors import UserError
 
+MOST_VALUES = 8  # of a setting, in the first screen
 TITLE = "Hidden weights: what random networks already contain"
 CLAIM_COLUMNS = [
     "verdict", "says", "setting", "lacks", "effect", "mean", "low", "high", "margin", "n", "rule",
@@ -61,6 +62,7 @@ class Drawing:
     drawn: pd.DataFrame
     note: str
     lines: list[str]
+    best: list[summary.Best]
     epochs: pd.DataFrame
     """Training curves, see `training.epoch_means`."""
     layers: pd.DataFrame
@@ -101,12 +103,38 @@ class Report:
     def counts(self) -> dict[str, int]:
         """How many claims got each verdict; claims out of scope are not counted."""
         counts = self.verdicts["verdict"].value_counts().to_dict()
-        return {str(name): int(n) for name, n in counts.items() if name != claims.OUT_OF_SCOPE}
+        return {verdict: int(counts[verdict]) for verdict in forest.COLORS if verdict in counts}
 
     @property
-    def best(self) -> list[str]:
-        """The result of each figure, one line per panel."""
-        return list(dict.fromkeys(line for drawing in self.drawings for line in drawing.lines))
+    def best(self) -> pd.DataFrame:
+        """The result of each figure: one row per panel, accuracies in per cent."""
+        rows = [
+            {
+                "network": one.panel,
+                "figure": drawing.spec.title,
+                "best subnetwork (%)": f"{one.accuracy:.1f}",
+                "interval": f"{one.interval}; chosen by {one.chosen_by} accuracy",
+                "of random weights": one.curve,
+                "at": one.place,
+                "trained (%)": ", ".join(f"{mean:.1f} {name}" for name, mean in one.trained.items()),
+            }
+            for drawing in self.drawings
+            for one in drawing.best
+        ]
+        return pd.DataFrame(rows)
+
+    @property
+    def ran(self) -> str:
+        """The values of the main settings of the finished cells."""
+        cells = self.cells[self.cells["state"] == FINISHED]
+        parts = []
+        for name in ("network", "data", "method", "epochs", "seed"):
+            values = [
+                f"{value:g}" if isinstance(value, float) else str(value) for value in cells[name].unique()
+            ]
+            shown = ", ".join(values[:MOST_VALUES]) + (", ..." if len(values) > MOST_VALUES else "")
+            parts.append(f"{name}: {shown}")
+        return "; ".join(parts)
 
     @property
     def lead(self) -> str:
@@ -137,10 +165,11 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
             skipped[name] = str(error)
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
-        lines = summary.lines(points, ours, table, spec)
+        lines, best = summary.lines(points, ours, table, spec), summary.best(points, ours, spec)
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         seen = masks.look(points, table)
-        drawings.append(Drawing(spec, drawn, summary.note(points, drawn), lines, epochs, layers, *seen))
+        note = summary.note(points, drawn)
+        drawings.append(Drawing(spec, drawn, note, lines, best, epochs, layers, *seen))
     columns = {name: label for name, label in SHOWN.items() if name in table.cells}
     measured = claims.measure(table, registry.registered())
     return Report(

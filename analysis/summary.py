@@ -1,6 +1,7 @@
 """The main results of a figure as lines of text for the terminal."""
 
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -36,15 +37,8 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
 def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
     """One line per panel (the best subnetwork and dense), one about kept and unchanged weights, one per data
     set in several versions, and one per curve whose cells were computed by several kinds of processor."""
-    found = [
-        _best(points[points["panel"] == panel], group, spec)
-        for panel, group in drawn.groupby("panel", sort=False)
-    ]
-    return [line for line in found if line] + [
-        unchanged(points, table),
-        *mixed_data(points),
-        *mixed_processors(points),
-    ]
+    found = [*map(str, best(points, drawn, spec)), unchanged(points, table)]
+    return [line for line in found if line] + [*mixed_data(points), *mixed_processors(points)]
 
 
 def mixed_data(cells: pd.DataFrame) -> list[str]:
@@ -74,38 +68,71 @@ def mixed_processors(points: pd.DataFrame) -> list[str]:
     return found
 
 
-def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
+@dataclass(frozen=True)
+class Best:
+    """The best subnetwork of a panel, and the trained networks beside it. Accuracies are per cent."""
+
+    panel: str
+    curve: str
+    place: str
+    """Its place on the x axis, in words."""
+    accuracy: float
+    interval: str
+    chosen_by: str
+    trained: dict[str, float]
+    """The accuracy of each trained network, by the name of its curve."""
+
+    def __str__(self) -> str:
+        others = ", ".join(f"{mean:.1f}% {name}" for name, mean in self.trained.items())
+        return (
+            f"{self.panel}: {self.accuracy:.1f}% ({self.interval}) with random weights, {self.curve}, "
+            f"{self.place} (chosen by {self.chosen_by} accuracy)" + (f"; {others}" if others else "")
+        )
+
+
+def best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> list[Best]:
+    """The best subnetwork of each panel that has one."""
+    panels = drawn.groupby("panel", sort=False)
+    found = [_best(points[points["panel"] == panel], group, spec) for panel, group in panels]
+    return [one for one in found if one]
+
+
+def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> Best | None:
     """The best point of the best curve, chosen by validation accuracy if there is a validation split."""
     ours = drawn[drawn["kind"] == SUBNETWORK]
     if ours.empty:
-        return ""
+        return None
     subnetworks = points[points["kind"] == SUBNETWORK]
     held_out = subnetworks["validation"].notna().all()
     means = subnetworks.groupby(["curve", "x"])["validation" if held_out else "y"].mean()
     curve, x = means.index[int(means.argmax())]
-    best = ours[(ours["curve"] == curve) & (ours["x"] == x)].iloc[0]
+    row = ours[(ours["curve"] == curve) & (ours["x"] == x)].iloc[0]
     dense = drawn[drawn["kind"] == BASELINE].groupby("curve", sort=False)["mean"].max()
     trained = drawn[(drawn["kind"] == TRAINED) & (drawn["x"] == x)].set_index("curve")["mean"]
-    others = [*dense.items(), *trained.items()]
-    baseline = ", ".join(f"{mean:.1f}% {name}" for name, mean in others)
-    return (
-        f"{points['panel'].iloc[0] or spec.name}: {best['mean']:.1f}% {_interval(best)} with random weights, "
-        f"{curve}, {spec.x_words.format(x)} (chosen by {'validation' if held_out else 'test'} accuracy)"
-        + (f"; {baseline}" if baseline else "")
+    return Best(
+        panel=str(points["panel"].iloc[0] or spec.name),
+        curve=str(curve),
+        place=spec.x_words.format(x),
+        accuracy=float(row["mean"]),
+        interval=_interval(row),
+        chosen_by="validation" if held_out else "test",
+        trained={**dense.to_dict(), **trained.to_dict()},
     )
 
 
 def _interval(row: "pd.Series[float]") -> str:
     if pd.isna(row["low"]):
-        return f"(n = {row['n']:g}: no interval)"
-    return f"({row['low']:.1f} to {row['high']:.1f}, n = {row['n']:g})"
+        return f"n = {row['n']:g}: no interval"
+    return f"{row['low']:.1f} to {row['high']:.1f}, n = {row['n']:g}"
 
 
 def unchanged(points: pd.DataFrame, table: Table) -> str:
-    """How many cells left their weights unchanged (by checksums), and the fraction kept."""
+    """How many cells left their weights unchanged (by checksums), and the fraction kept; "" for none."""
     frozen = set(points.loc[points["model.method"].isin(FROZEN), "cell"])
     chosen = table.cells["cell"].isin(frozen)
     rows = table.cells[chosen]
+    if rows.empty:
+        return ""
     if rows["initial_weights_checksum"].isna().all():
         return "weights: no checksums logged"
     steady = table.unchanged()[chosen]

@@ -55,7 +55,8 @@ class Page(html.parser.HTMLParser):
 def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
     page = Page((folder / "report.html").read_text())
     assert page.tags.count("svg") == 2  # the claims and the one figure of this table, without scripts too
-    assert all(link.startswith("#") for link in page.links)
+    assert page.tags.count("img") >= 2  # the training curves of its panels, too
+    assert all(link.startswith(("#", "data:image/")) for link in page.links)
     for claim in claims.CLAIMS:
         assert claim.says in page.words
         assert claim.rule in page.words
@@ -137,6 +138,11 @@ async function probe() {
   for (const kind of ["mouseover", "mousemove"]) point.dispatchEvent(new MouseEvent(kind, place));
   await wait(100);
   result.tip = document.getElementById("vg-tooltip-element")?.textContent || "";
+  const key = name => chart.dispatchEvent(new KeyboardEvent("keydown", { key: name, cancelable: true }));
+  chart.focus(); key("Home"); result.first = chart.nextElementSibling.textContent;
+  key("ArrowRight"); result.second = chart.nextElementSibling.textContent;
+  result.chosen = chart.querySelectorAll(".chosen").length;
+  chart.blur(); result.left = chart.querySelectorAll(".chosen").length;
   const entry = document.querySelector("#depth .legend button");
   result.curve = entry.dataset.curve; entry.focus(); entry.click(); await wait(300);
   result.fewer = points(); result.pressed = entry.getAttribute("aria-pressed");
@@ -171,6 +177,9 @@ def test_the_page_answers_in_a_browser(folder: Path, tmp_path: Path, width: int)
     assert result["pressed"] == "false"
     assert "seeds" in result["tip"]
     assert "95% interval" in result["tip"]
+    assert "95% interval" in result["first"]
+    assert result["first"] != result["second"]
+    assert (result["chosen"], result["left"]) == (1, 0)
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
