@@ -113,9 +113,7 @@ class Report:
                 "network": one.panel,
                 "figure": drawing.spec.title,
                 "best subnetwork (%)": f"{one.accuracy:.1f}",
-                "interval": f"{one.interval}; chosen by {one.chosen_by} accuracy",
-                "of random weights": one.curve,
-                "at": one.place,
+                "of": f"{one.curve}, {one.place} (by {one.chosen_by} accuracy); {one.interval}",
                 "trained (%)": ", ".join(f"{mean:.1f} {name}" for name, mean in one.trained.items()),
             }
             for drawing in self.drawings
@@ -128,13 +126,20 @@ class Report:
         """The values of the main settings of the finished cells."""
         cells = self.cells[self.cells["state"] == FINISHED]
         parts = []
-        for name in ("network", "data", "method", "epochs", "seed"):
+        for name, label in (
+            ("network", "Networks"),
+            ("data", "data"),
+            ("method", "methods"),
+            ("epochs", "epochs"),
+            ("seed", "seeds"),
+        ):
             values = [
-                f"{value:g}" if isinstance(value, float) else str(value) for value in cells[name].unique()
+                f"{value:g}" if isinstance(value, float) else str(value)
+                for value in sorted(cells[name].unique())
             ]
             shown = ", ".join(values[:MOST_VALUES]) + (", ..." if len(values) > MOST_VALUES else "")
-            parts.append(f"{name}: {shown}")
-        return "; ".join(parts)
+            parts.append(f"{label}: {shown}")
+        return "; ".join(parts) + "."
 
     @property
     def lead(self) -> str:

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from hiddenweights.analysis import aggregate, experiments, specs, summary
+from hiddenweights.analysis import aggregate, experiments, specs, summary, training
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.published import published
+from hiddenweights.analysis.table import Table
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.identity import cell_id
@@ -176,3 +177,11 @@ def test_a_curve_of_several_kinds_of_processor_says_so(tmp_path: Path) -> None:
     (line,) = summary.mixed_processors(points)
     assert "4 on EPYC, AVX2, float32, 1 thread;" in line
     assert "1 on EPYC, AVX2, float32, 2 threads" in line
+
+
+def test_a_figure_of_dense_networks_has_no_layers() -> None:
+    epochs = pd.DataFrame({"cell": ["a", "b"], "epoch": [1, 1], "kept/fc": [0.5, float("nan")]})
+    points = pd.DataFrame({"panel": "", "curve": "dense", "x": float("nan"), "cell": ["a", "b"]})
+    table = Table(pd.DataFrame(), epochs, pd.DataFrame())
+    assert training.layer_means(points[points["cell"] == "b"], table).empty
+    assert training.layer_means(points, table)["kept"].tolist() == [50]

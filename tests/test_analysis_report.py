@@ -129,7 +129,7 @@ async function probe() {
   const parts = [...document.querySelectorAll("main > *, header > *")];
   result.narrow = Math.max(...parts.map(part => part.getBoundingClientRect().width));
   document.querySelectorAll(".chart").forEach(part => part.scrollIntoView()); chart.scrollIntoView();
-  for (let i = 0; i < 50 && !points(); i++) await wait(100);
+  for (let i = 0; i < 200 && !points(); i++) await wait(100);
   result.static = getComputedStyle(document.querySelector("#depth .static")).display;
   result.points = points();
   const point = chart.querySelector(".mark-symbol path"), box = point.getBoundingClientRect();
@@ -159,7 +159,7 @@ def test_the_page_answers_in_a_browser(folder: Path, tmp_path: Path, width: int)
     probe = tmp_path / "probe.html"
     before, end, after = (folder / "report.html").read_text().rpartition("</body>")
     probe.write_text(before + PROBE + end + after)
-    window = (f"--window-size={width},900", "--virtual-time-budget=20000")
+    window = (f"--window-size={width},900", "--virtual-time-budget=40000")
     out = chromium(tmp_path, *window, "--dump-dom", probe.as_uri())
     found = out[out.index('<pre id="result">') + 17 : out.index("</pre>", out.index('<pre id="result">'))]
     result = json.loads(html.unescape(found))

@@ -233,7 +233,7 @@ def _x(rows: pd.DataFrame, spec: Spec) -> Chart:
     }
     places = sorted(rows["x"].dropna().unique())
     if len(places) <= 8:
-        x["axis"] = {"values": places, "format": "~g"}
+        x["axis"] = {"values": places, "format": ".4~g"}
     return x
 
 
