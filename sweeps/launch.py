@@ -10,9 +10,9 @@ from datetime import UTC, datetime
 
 from hiddenweights import own
 from hiddenweights.cells.cell import STOPPED_EARLY, installed_trackers, run_cell
-from hiddenweights.cells.inputs import check_inputs, check_method
+from hiddenweights.cells.inputs import check_code, check_inputs
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
-from hiddenweights.config import METHODS, NETWORKS, Scalar
+from hiddenweights.config import METHODS, NETWORKS, Scalar, own_code
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten
 from hiddenweights.identity import Resolved
@@ -103,8 +103,8 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     """Raise `UserError` for data and networks that the workers could not load.
 
     Returns a line per image folder. Runs in a separate process, because loading needs torch and memory, and
-    the launch needs neither. With the `address` of a cluster only mask methods of the user are checked: the
-    data is on the workers.
+    the launch needs neither. With the `address` of a cluster only the user's code is checked: the data is on
+    the workers.
     """
     needs = {
         (config.data, config.model.arch, config.model.method): config
@@ -115,12 +115,14 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
         or config.model.method not in METHODS
     }
     if address:
-        needs = {key: config for key, config in needs.items() if config.model.method not in METHODS}
+        needs = {
+            key: config for key, config in needs.items() if own_code(config) or own.is_own(config.model.arch)
+        }
     if not needs:
         return []
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, spawn, own.receive, (own.carried(),)) as pool:
-        check = check_method if address else check_inputs
+        check = check_code if address else check_inputs
         return [*dict.fromkeys(filter(None, pool.map(check, needs.values())))]
 
 

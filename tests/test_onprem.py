@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -25,13 +26,14 @@ pytestmark = [pytest.mark.slow(seconds=170), pytest.mark.timeout(400)]
 
 TOP = Path(__file__).parents[1]
 EPOCHS = 40
-# Cells that take 20 s on a host and keep no processor from what else is under way.
+# Cells that take 20 s on a host and keep no processor from what else is under way. Network and data are a
+# user's, in a file that only the head has.
+CODE = "unhurried.py"
 SETTINGS = {"train.epochs": EPOCHS, "model.width": 1.0}
-AXES = {"model.arch": ["unhurried:network"], "model.k": [0.5], "seed": [0, 1, 2]}
+AXES = {"model.k": [0.5], "seed": [0, 1, 2]}
+OWN = {"model.arch": f"{CODE}:network", "data.name": f"{CODE}:images"}
 # W&B's server is at a port where nobody listens: no request leaves the hosts, whatever key they have.
-ENVIRONMENT = (
-    f"{unhurried.PAUSE}=0.02 PYTHONPATH={hosts.SHARED}/hidden-weights/tests WANDB_BASE_URL=http://127.0.0.1:9"
-)
+ENVIRONMENT = f"{unhurried.PAUSE}=0.02 WANDB_BASE_URL=http://127.0.0.1:9"
 for _name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):  # of `make test CAPABILITY=...`
     if _name in os.environ:
         ENVIRONMENT += f" {_name}={os.environ[_name]}"
@@ -131,9 +133,12 @@ def cells_on(host: hosts.Host, runs: Path) -> set[str]:
 def test_a_host_is_lost_and_comes_back_during_a_sweep(
     cluster: tuple[list[hosts.Host], Laptop], shared: Path, tmp_path: Path
 ) -> None:
-    (_, *workers), laptop = cluster
-    runs, cells = shared / "runs", experiments.sweep("quickstart").override(SETTINGS, AXES).cells()
+    (head, *workers), laptop = cluster
+    shutil.copy(TOP / "tests" / CODE, tmp_path / "net/homes" / head.name)
+    here = {name: f"{TOP}/tests/{code}" for name, code in OWN.items()}
+    runs, cells = shared / "runs", experiments.sweep("quickstart").override(SETTINGS | here, AXES).cells()
     arguments = [f"--set {name}={value}" for name, value in SETTINGS.items()]
+    arguments += [f"--set {name}=/tmp/home/{code}" for name, code in OWN.items()]
     arguments += [f"--axis {name}={','.join(map(str, values))}" for name, values in AXES.items()]
     launch = laptop.exec(
         f"python -m hiddenweights sweeps launch quickstart --address auto {' '.join(arguments)}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hiddenweights import own
+from hiddenweights.cells.inputs import check_code
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import resolve
@@ -49,5 +50,8 @@ def test_a_wrong_name_is_one_line(
 ) -> None:
     (tmp_path / "my_nets.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
+    config = unflatten({"model.arch": name})
     with pytest.raises(UserError, match=f"^model.arch: .*{says}"):
-        Trainer(unflatten({"model.arch": name}))
+        Trainer(config)
+    with pytest.raises(UserError, match=f"^model.arch: .*{says}"):
+        check_code(resolve(config))  # before a launch on a cluster, which may have the data elsewhere

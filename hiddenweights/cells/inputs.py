@@ -40,8 +40,16 @@ def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> str:
     )
 
 
-def check_method(config: Resolved) -> None:
-    """Raise `UserError` if the mask method cannot be used. Imports torch."""
+def check_code(config: Resolved) -> None:
+    """Raise `UserError` if the user's code cannot be imported, or gives no network or mask method.
+
+    For a launch on a cluster: this machine may lack the data. Imports torch.
+    """
+    from hiddenweights.models import own_network
     from hiddenweights.training.methods import mask_type
 
     mask_type(config.model.method)
+    if own.is_own(config.model.arch):
+        own_network(config.model.arch, 10, config.model.width)  # the data knows how many classes there are
+    if own.is_versioned(config.data.name):
+        own.code(config.data.name, "data.name")

@@ -50,7 +50,7 @@ def build_network(
         if arch.startswith("torchvision/"):
             network = _from_torchvision(arch.removeprefix("torchvision/"), image_size, classes, width)
         elif ":" in arch:
-            network = _from_import_path(arch, classes, width)
+            network = own_network(arch, classes, width)
         elif arch in NETWORKS:
             network = NETWORKS[arch](channels, image_size, classes, width)
         else:
@@ -80,7 +80,11 @@ def _from_torchvision(name: str, image_size: int, classes: int, width: float) ->
     return torchvision_resnet(name, classes, width)
 
 
-def _from_import_path(path: str, classes: int, width: float) -> nn.Module:
+def own_network(path: str, classes: int, width: float) -> nn.Module:
+    """The user's network `path` (FILE.py:FUNCTION with its version, or module:FUNCTION).
+
+    Raises `UserError` if it cannot be imported or called, or gives no network.
+    """
     field = f"model.arch: {path!r}"
     constructor = own.code(path, field) if own.is_versioned(path) else own.load(path, field)
     if width != 1:
