@@ -116,7 +116,7 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> Best | None:
         accuracy=float(row["mean"]),
         interval=_interval(row),
         chosen_by="validation" if held_out else "test",
-        trained={**dense.to_dict(), **trained.to_dict()},
+        trained={str(name): float(mean) for name, mean in [*dense.items(), *trained.items()]},
     )
 
 

@@ -7,6 +7,7 @@ import torch
 
 from hiddenweights import own
 from hiddenweights.cells.inputs import check_code
+from hiddenweights.config import METHODS
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import resolve
@@ -39,6 +40,17 @@ def test_a_network_in_a_file_and_its_ticket(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(own, "_NAMED", {})
     images = torch.rand(5, 1, 8, 8)
     assert torch.equal(ticket.network("my_nets.py:make")(images), trainer.network.eval()(images))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_code_is_checked_before_a_launch_on_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """With each method of this package: only those of the user are code of the user."""
+    (tmp_path / "my_nets.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    init_from = {"model.init_from": "0" * 16} if method == "finetune" else {}
+    check_code(resolve(unflatten({"model.arch": "my_nets.py:make", "model.method": method, **init_from})))
 
 
 @pytest.mark.parametrize(

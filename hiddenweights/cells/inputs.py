@@ -48,7 +48,8 @@ def check_code(config: Resolved) -> None:
     from hiddenweights.models import own_network
     from hiddenweights.training.methods import mask_type
 
-    mask_type(config.model.method)
+    if config.model.method not in METHODS:
+        mask_type(config.model.method)
     if own.is_own(config.model.arch):
         own_network(config.model.arch, 10, config.model.width)  # the data knows how many classes there are
     if own.is_versioned(config.data.name):
