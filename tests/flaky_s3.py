@@ -6,12 +6,12 @@ It proves the store against the protocol and the real client, not against the li
 import contextlib
 import http.client
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from http.server import BaseHTTPRequestHandler
+
+from loopback import Quiet, served
 
 BUSY = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 CREDENTIALS = {
@@ -46,9 +46,7 @@ def serve() -> Iterator[Proxy]:
     host, port = moto.get_host_and_port()
     proxy = Proxy()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def _pass(self) -> None:
             proxy.seen.append((self.command, self.path))
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -84,26 +82,12 @@ def serve() -> Iterator[Proxy]:
             if self.command != "HEAD":
                 self.wfile.write(content)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *arguments: Any) -> None:
-            pass  # a client that hangs up is no news
-
-    server = Server(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    proxy.url = f"http://127.0.0.1:{server.server_port}"
     connection = http.client.HTTPConnection(host, port)
     connection.request("PUT", "/bucket")
     assert connection.getresponse().status == 200
     connection.close()
     try:
-        yield proxy
+        with served(Handler) as proxy.url:
+            yield proxy
     finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
         moto.stop()

@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from loopback import Quiet, served
 
 PROJECT = "someone/hidden-weights"
 
@@ -286,9 +288,7 @@ def serve() -> Iterator[Standin]:
     """A stand-in on a free port of the loopback interface."""
     standin = Standin()
 
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
+    class Handler(Quiet, BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             asked = json.loads(body or b"{}")
@@ -333,22 +333,8 @@ def serve() -> Iterator[Standin]:
             self.end_headers()
             self.wfile.write(data)
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    class Server(ThreadingHTTPServer):
-        def handle_error(self, *arguments: object) -> None:
-            pass  # a client that hangs up is no news
-
-    server = Server(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    standin.url = f"http://127.0.0.1:{server.server_port}"
-    try:
-        yield standin
-    finally:
-        standin.over.set()
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with served(Handler) as standin.url:
+        try:
+            yield standin
+        finally:
+            standin.over.set()
