@@ -165,11 +165,8 @@ def report_(
         return
     found = _write_report(source, mixed, price)
     print(found.lead)
-    present = {sweep for sweeps in found.cells["sweeps"] for sweep in sweeps.split()}
-    for name in found.skipped.keys() & present:
-        print(f"not drawn: {name}: {found.skipped[name].removeprefix(f'figure {name}: ')}")
-    if absent := [name for name in found.skipped if name not in present]:
-        print(f"not drawn, because no cell of these sweeps is here: {', '.join(absent)}")
+    for line in found.not_drawn():
+        print(f"not drawn: {line}")
     if wandb:
         from hiddenweights.analysis.wandb_report import publish
 

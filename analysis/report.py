@@ -105,6 +105,13 @@ class Report:
         counts = self.verdicts["verdict"].value_counts().to_dict()
         return {verdict: int(counts[verdict]) for verdict in forest.COLORS if verdict in counts}
 
+    def not_drawn(self) -> list[str]:
+        """The skipped figures, one line per reason."""
+        names: dict[str, list[str]] = {}
+        for name, reason in self.skipped.items():
+            names.setdefault(reason, []).append(name)
+        return [f"{reason}: {', '.join(figures)}" for reason, figures in names.items()]
+
     @property
     def best(self) -> pd.DataFrame:
         """The result of each figure: one row per panel, accuracies in per cent."""
@@ -161,13 +168,18 @@ def duration(seconds: float) -> str:
 def collect(table: Table, source: str, *, mixed: bool = False, price: float | None = None) -> Report:
     """The report on the cells of `table`."""
     drawings, skipped = [], {}
-    for name in (*experiments.FIGURES, *own_sweeps(table)):
+    finished = _finished_sweeps(table)
+    for name in (*experiments.FIGURES, *sorted(finished - experiments.FIGURES.keys())):
+        if name not in finished:
+            skipped[name] = "no finished cell"
+            continue
         try:
+            # The axes of a sweep without a declared figure are chosen from the fields that vary.
             spec = experiments.FIGURES.get(name) or layout(name, table)
             points = specs.points(table, spec)
             ours = aggregate.curves(points, mixed=mixed)
         except UserError as error:
-            skipped[name] = str(error)
+            skipped[name] = str(error).removeprefix(f"figure {name}: ")
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
         lines, best = summary.lines(points, ours, table, spec), summary.best(points, ours, spec)
@@ -192,10 +204,10 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
     )
 
 
-def own_sweeps(table: Table) -> list[str]:
-    """The sweeps with finished cells but without a declared figure. `layout` chooses the axes of theirs."""
+def _finished_sweeps(table: Table) -> set[str]:
+    """The names of the sweeps with a finished cell."""
     names = table.cells.loc[table.cells["state"] == FINISHED, "sweeps"]
-    return sorted({name for cell in names for name in cell.split()} - experiments.FIGURES.keys())
+    return {name for cell in names for name in cell.split()}
 
 
 def facts(table: Table) -> pd.DataFrame:

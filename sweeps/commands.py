@@ -68,7 +68,8 @@ def _arm(arm: Arm) -> str:
     if arm.found_by:
         return f"finetune: {axes}  of what is found by {_arm(arm.found_by)}"
     base = resolve(arm.base)
-    optimizer = f" ({base.optim.optimizer})" if base.model.method == "dense" else ""
+    named = base.model.method == "dense" and "optim.optimizer" not in arm.axes
+    optimizer = f" ({base.optim.optimizer})" if named else ""
     return f"{base.model.method}{optimizer}: {axes}"
 
 

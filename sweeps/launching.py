@@ -14,7 +14,7 @@ from hiddenweights.cells.store import Json, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.identity import short_name
-from hiddenweights.sweeps import cost, launch
+from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
@@ -64,13 +64,14 @@ def launch_(
     results.check()
     if page:
         check_installed()
+    declared = experiments.sweep(name)
     sweep, cells = chosen(name, set, axis, samples)
     if tuned:
         cells = sweep.cells(_winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys()))
     name = sweep.name  # of a sweep of the user's own, one that can name a file
     part = cells.where(parse_settings(where, "--where"))
     planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
-    headline = _headline(planned, part, results) + _cost(planned, sweep, options.gpus, price)
+    headline = _headline(planned, part, results) + _cost(planned, declared, options.gpus, price)
     console.print(headline)
     for cell, why in planned.damaged.items():
         console.print(f"damaged: {cell}: {why}", markup=False)
@@ -236,16 +237,17 @@ def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
     )
 
 
-def _cost(planned: launch.Plan, sweep: Sweep, gpus: float | None, price: float | None) -> str:
+def _cost(planned: launch.Plan, declared: Sweep, gpus: float | None, price: float | None) -> str:
     """The cost of the remaining cells: measured on finished cells of the same kind, or else estimated."""
     hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
     words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
     if unknown:
         words.append(f"{unknown} of a kind not measured yet")
-        if sweep.gpu_hours:
-            whole = cost.describe({"GPU": sweep.gpu_hours}, price)
-            beyond = f" beyond those of {sweep.beyond}" if sweep.beyond else ""
+        if declared.gpu_hours:
+            whole = cost.describe({"GPU": declared.gpu_hours}, price)
+            beyond = f" beyond those of {declared.beyond}" if declared.beyond else ""
             words[-1] += (
-                f" (an estimate: {whole} for the {len(sweep.cells())} cells of {sweep.name} as it is{beyond})"
+                f" (an estimate without --set and --axis: {whole} for the {len(declared.cells())} cells of"
+                f" {declared.name}{beyond})"
             )
     return "; ".join(["", *words])

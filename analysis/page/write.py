@@ -40,7 +40,7 @@ def as_html(report: Report) -> str:
         ran=html.escape(report.ran),
         best=table(report.best, "best-table", small={"network": "figure", "best subnetwork (%)": "of"}),
         figures="\n".join(map(_figure, report.drawings)),
-        skipped=_folded(f"{len(report.skipped)} figures not drawn", _list(report.skipped.values())),
+        skipped=_folded(f"{len(report.skipped)} figures not drawn", _list(report.not_drawn())),
         claims=_forest(report) + _claims(shown[inside]),
         outside=_folded(
             f"{(~inside).sum()} claims are out of the scope of these runs", _list(_outside(shown[~inside]))
