@@ -171,7 +171,7 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
     finished = _finished_sweeps(table)
     for name in (*experiments.FIGURES, *sorted(finished - experiments.FIGURES.keys())):
         if name not in finished:
-            skipped[name] = "no finished cell"
+            skipped[name] = "no finished cell; train some with hiddenweights sweeps launch NAME"
             continue
         try:
             # The axes of a sweep without a declared figure are chosen from the fields that vary.

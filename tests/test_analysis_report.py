@@ -63,7 +63,7 @@ def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
     assert all(cell_id(cell) in page.words for cell in CELLS)
     assert "not trained yet" in page.words
     assert "torch 2.15.0" in page.words
-    assert "launch width" in page.words
+    assert re.search("sweeps launch NAME: .*width", page.words)
 
 
 def test_markdown_says_the_same_and_its_links_lead_somewhere(folder: Path) -> None:
