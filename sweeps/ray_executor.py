@@ -69,12 +69,12 @@ def run(
     patience: float,
     search: bool,
 ) -> None:
-    """Hand every job to a worker, once (more often where workers die), and return when all have ended.
+    """Give every job to a worker (again if its worker dies), and return when all have ended.
 
     `code` is the user's own code (`own.carried`), which goes to every worker.
 
-    Raises `StoreAway` when the store has been away for `patience` seconds, and `UserError` when the first
-    worker to say so can train no cell: it lacks the store, or the GPU that it should have.
+    Raises `StoreAway` if the store has been unreachable for `patience` seconds. Raises `UserError` if the
+    first workers that report have no access to the store, or to the GPU that Ray gave them.
     In a `search` ASHA compares the jobs' validation accuracy after every epoch and stops the worse ones.
     """
     epochs = max(job["config"]["train"]["epochs"] for job in jobs)
@@ -104,7 +104,7 @@ def run(
             },
             tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
             run_config=tune.RunConfig(
-                storage_path=scratch,  # Tune's own notes, which are not used
+                storage_path=scratch,  # for Tune's own records, which we do not use
                 verbose=0,
                 callbacks=[watch],
                 stop=stopper,
@@ -134,7 +134,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self.away = ""
         """Why a worker gave up waiting for the store, if one did."""
         self.unfit = ""
-        """Why a worker can train nothing, if that was said before any other worker trained."""
+        """Why a worker can train no cell, if one has reported that before any other worker trained."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return tune.Callback, ()  # Tune pickles its callbacks for a restore that is not used here
@@ -163,7 +163,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
             case "busy":
                 self._progress.left(cell)
             case "unfit":
-                self._progress.left(cell)  # for other workers, if there are any
+                self._progress.left(cell)  # other workers may train it
                 if self._trained:
                     self._progress.warn(result["message"])
                 else:
@@ -195,13 +195,13 @@ class _Watch(tune.Callback):  # type: ignore[misc]
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]
-    """Ends the launch when the store has been away for as long as one waits for it, or no worker is fit.
+    """Ends the launch if the store has been unreachable for too long, or if no worker can train.
 
-    Says what the launch waits for: the store, or, while nothing is trained, a worker.
+    Reports what the launch waits for: the store, or, while no cell is trained, a worker.
     """
 
     LOOK = 2.0  # seconds between checks
-    MOST = 8  # running cells whose locks are looked at
+    MOST = 8  # running cells whose locks are read
 
     def __init__(self, store: Store, progress: Progress, patience: float, watch: _Watch, wanted: str) -> None:
         self._store, self._progress, self._patience = store, progress, patience

@@ -76,7 +76,7 @@ def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
     """Serve the launch at the other end of `pipe` until it interrupts or leaves."""
     os.setsid()  # Ctrl-C goes to the launch, which passes it on
     with open(messages, "w") as file:
-        for stream in (1, 2):  # of Ray, too, which writes pages when it dies
+        for stream in (1, 2):  # also for Ray, which writes pages of text when it dies
             os.dup2(file.fileno(), stream)
     os.environ[MARK] = mark
     os.environ.update({name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()})

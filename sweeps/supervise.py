@@ -37,7 +37,7 @@ class RayLost(RuntimeError):
 
 
 class Supervisor:
-    """Trains groups of cells on Ray. Starts Ray when it is needed, and again when it is lost."""
+    """Trains groups of cells on Ray. Starts Ray when it is first needed, and again if it is lost."""
 
     def __init__(self, work: Work) -> None:
         self._work = work
@@ -159,14 +159,14 @@ class _RayProcess:
             progress.say(f"no cell has reported for {STILL / 60:.0f} minutes; {nodes}; {progress.counts()}")
 
     def healthy(self) -> bool:
-        """Whether the processes of Ray live that this one needs on this machine."""
+        """Whether the processes of Ray that are needed on this machine are alive."""
         return all(map(lives, self._own))
 
     def close(self, politely: bool) -> None:
         """Stop the process, Ray's processes and the workers by force, unless they end by themselves."""
         if politely and self._process.is_alive() and self.healthy():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it wherever it is
+                os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it whatever it does
             self._process.join(STOP)
         clean = self._process.exitcode == 0
         self._process.kill()
@@ -178,7 +178,7 @@ class _RayProcess:
 
 
 def _check_cluster(ray: _RayProcess, lost: RayLost) -> None:
-    """Raise `RayLost` if nobody can join the cluster again from this machine, after `ray` was `lost`."""
+    """Raise `RayLost` if this machine cannot join the cluster again after `ray` was `lost`."""
     if not _answers(ray.head):
         raise RayLost(f"{lost}, and the cluster's head {ray.head} does not answer") from None
     if not ray.healthy():  # nothing starts it again, and without it Ray would wait for minutes

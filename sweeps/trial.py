@@ -34,9 +34,9 @@ def job_of(config: Json) -> Json:
 
 
 class CellTrial(tune.Trainable):  # type: ignore[misc]
-    """Trains the cell of its job (see `job_of`), then, since actors are reused, the next one.
+    """Trains the cell of its job (see `job_of`), and then the next one, because Tune reuses actors.
 
-    A report holds the cell's id, its `state`, a few scalars, and lines `said` for people. The state is
+    A report has the id of the cell, its `state`, a few scalars, and `said`, lines for people. The state is
     running, finished, failed, busy (another launch trains the cell), away (the store was unreachable for
     too long), or unfit (this worker has no access to the store, or to the GPU that Ray gave it). An
     exception of the cell is reported and does not crash the worker, so that Tune tries again only if a
@@ -126,13 +126,13 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         return self._store
 
     def _trouble(self) -> str | None:
-        """Why this worker can train no cell at all; None when it can. Looked at before the first one."""
+        """Why this worker can train no cell at all; None if it can. Checked before its first cell."""
         store = self._opened()
         if self._fit is False:
             time.sleep(UNFIT_PAUSE)
         deadline = time.monotonic() + min(FIRST_LOOK, self._job["patience"])
         while (trouble := store_trouble(store)) and time.monotonic() < deadline:
-            time.sleep(1)  # what a shared folder shows may be some seconds old
+            time.sleep(1)  # a shared folder may show its state of some seconds ago
         if not trouble and (trouble := gpu_trouble(self._job["resources"]["GPU"])) and self._fit is None:
             with contextlib.suppress(OSError):
                 store.fail(self._job["cell"], failure_record("NoGPU", trouble, attempt=0, transient=True))
@@ -167,7 +167,7 @@ def _failed_since(store: Store, job: Json) -> Json | None:
 
 
 class _Said(logging.Handler):
-    """Collects log messages, which the launch prints, because nobody reads the output of a worker."""
+    """Collects log messages for the launch to print, because the output of a worker is not shown."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -177,7 +177,7 @@ class _Said(logging.Handler):
         self._lines.append(record.getMessage())
 
     def take(self) -> str:
-        """The lines since the last time."""
+        """The lines since the last call."""
         lines, self._lines = self._lines, []
         return "\n".join(lines)
 

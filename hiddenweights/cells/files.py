@@ -1,4 +1,4 @@
-"""The files of a store, on a local disk or in an object store: each appears whole or not at all."""
+"""The files of a store, on a local disk or in an object store. A file is written completely or not at all."""
 
 import contextlib
 import errno
@@ -44,7 +44,7 @@ class Files:
         self.local: Path | None = Path(self._root) if "file" in self._protocols() else None
         self.seen = False
         """Whether this process has seen the store. If it is missing afterwards, it is unreachable."""
-        self._said = ""  # the trouble that was last reported
+        self._said = ""  # the last trouble that was reported
 
     def _protocols(self) -> tuple[str, ...]:
         protocol = self._fs.protocol
@@ -110,7 +110,7 @@ class Files:
             self.pause(trouble, deadline)
 
     def pause(self, trouble: str, deadline: float) -> None:
-        """Wait a moment because of `trouble`. Raises `StoreAway` at `deadline`."""
+        """Wait for a moment, because of `trouble`. Raises `StoreAway` at `deadline`."""
         trouble = f"the store {self.uri} cannot be used ({trouble})"
         if time.monotonic() >= deadline:
             raise StoreAway(trouble)
@@ -120,9 +120,9 @@ class Files:
         time.sleep(POLL)
 
     def insist(self, ask: Callable[[], Answer], patience: float) -> Answer:
-        """What `ask` returns, asked again while the store is `Unreachable`, for `patience` seconds at most.
+        """Call `ask`, and again for up to `patience` seconds if the store is `Unreachable`. Returns its result.
 
-        Raises `StoreAway` then, and whatever else `ask` raises.
+        Raises `StoreAway` after that time, and any other exception of `ask`.
         """
         deadline = time.monotonic() + patience
         while True:

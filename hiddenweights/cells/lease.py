@@ -1,4 +1,4 @@
-"""Who trains a cell, and whether it still does: leases, and the processes that hold them."""
+"""Leases: which process trains a cell, and whether it is still alive."""
 
 import contextlib
 import fcntl
@@ -52,11 +52,11 @@ class Leases(Files):
             lease.release()
 
     def _acquire(self, cell: str, launch: str, owner: str) -> Json:
-        """Write the cell's lock, in the name of `owner`, and return what it says."""
+        """Write the cell's lock for `owner`, and return its content."""
         lock = self._of(cell, "lock")
         with self._guard():
             held = self._read_lock(lock)
-            if held and held["owner"] == owner:  # written before, and only the answer was lost
+            if held and held["owner"] == owner:  # an earlier request succeeded, and only its answer was lost
                 return held
             if alive(held, launch):
                 raise Busy(f"cell {cell} is being trained by another process")
@@ -78,12 +78,12 @@ class Leases(Files):
         attempt: int = mine["attempt"]
         while not self._create(self._claim_of(cell, attempt), mine | {"heartbeat": time.time()}):
             claim = self._read_lock(self._claim_of(cell, attempt))
-            if claim and claim["owner"] == mine["owner"]:  # only the answer was lost
+            if claim and claim["owner"] == mine["owner"]:  # only the answer to an earlier request was lost
                 break
             if claim is None or alive(claim, mine["launch"]):
                 raise Busy(f"cell {cell} is being claimed by another process")
             attempt += 1
-        if alive(self._read_lock(lock), mine["launch"]):  # by one that came, and whose claim has gone
+        if alive(self._read_lock(lock), mine["launch"]):  # it took the cell and has removed its claim
             raise Busy(f"cell {cell} is being trained by another process")
         for earlier in range(mine["attempt"] - 1, attempt):
             self._remove(self._claim_of(cell, earlier))
@@ -140,7 +140,7 @@ class Lease:
             raise LeaseLost("another process took this cell over")
 
     def renew(self, waiting: str = "") -> None:
-        """Say now that the cell is held, and what its trainer is `waiting` for, if for anything.
+        """Renew the lease now, with the reason why the trainer is `waiting`, if it is.
 
         Raises `LeaseLost` when another process took it over.
         """
@@ -180,7 +180,7 @@ class Lease:
             try:
                 self.renew(self._mine.get("waiting", ""))
             except OSError:
-                pass  # a store may be unreachable for a while
+                pass  # the store may be unreachable for a while
             except LeaseLost:
                 return
 

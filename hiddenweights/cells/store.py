@@ -116,7 +116,7 @@ class Store(Leases):
         if ticket is not None:
             self.add_ticket(cell, ticket)
         self._write_bytes(self._of(cell, "result.json"), seal(result))
-        with contextlib.suppress(StoreAway):  # the cell is finished whether or not this can be cleared away
+        with contextlib.suppress(StoreAway):  # the cell is finished even if these files cannot be removed
             for name in ("failure.json", "checkpoint"):
                 self.insist(lambda name=name: self._remove(self._of(cell, name)), TIDY)  # type: ignore[misc]
         if self.local:
@@ -140,7 +140,7 @@ class Store(Leases):
         return {cell: (name, version) for cell, (_, name, version) in sorted(best.items())}
 
     def contents(self, files: Mapping[str, str]) -> Iterator[tuple[str, str, bytes]]:
-        """Cell, path and content of one file per cell, given by its name. Missing files are left out."""
+        """Cell, path and content of one file per cell: `files` names it. Missing files are left out."""
         names = {cell: self._of(cell, name) for cell, name in files.items()}
         if self.local:
             for cell, name in names.items():
@@ -165,7 +165,7 @@ class Store(Leases):
         return {cell: self._state(cell, names.get(cell, set())) for cell in cells}
 
     def waiting(self, cells: Iterable[str]) -> str | None:
-        """What the trainer of one of `cells` waits for: it knows of trouble that is not everybody's."""
+        """The reason why the trainer of one of `cells` waits. It may be a problem of its host alone."""
         for cell in cells:
             with contextlib.suppress(OSError):
                 lock = self._read_lock(self._of(cell, "lock"))
