@@ -120,7 +120,7 @@ class Files:
         time.sleep(POLL)
 
     def insist(self, ask: Callable[[], Answer], patience: float) -> Answer:
-        """Call `ask`, and again for up to `patience` seconds if the store is `Unreachable`. Returns its result.
+        """The result of `ask`, which is repeated for `patience` seconds while the store is `Unreachable`.
 
         Raises `StoreAway` after that time, and any other exception of `ask`.
         """

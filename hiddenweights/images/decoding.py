@@ -118,7 +118,7 @@ class Request(NamedTuple):
     """Images to decode: one batch."""
 
     paths: list[Any]
-    """What the decoder's `read` takes: the paths of files, for example."""
+    """The arguments for the decoder's `read`, for example paths of files."""
     size: int
     how: Cut
     seed: int

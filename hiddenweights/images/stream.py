@@ -54,10 +54,10 @@ class StreamedBatches:
     corrupt: dict[str, str] = field(default_factory=dict)
     """The corrupt files of the last pass, with the reasons."""
     named: set[str] = field(default_factory=set)
-    """Those that a warning has named."""
+    """The corrupt files that a warning has named."""
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches.in_order`, though in smaller batches."""
+        """Like `Batches.in_order`, but in smaller batches."""
         how: Cut = "centre" if self.images.random_crop else "square"
         order = torch.arange(len(self.images))
         pieces = order.split(min(size, EVALUATION_BATCH))[self.rank :: self.ranks]
@@ -65,7 +65,7 @@ class StreamedBatches:
             yield normalise(pixels, self.mean, self.std), labels
 
     def shuffled(self, size: int, *, seed: int, epoch: int, augment: bool) -> Iterator[tuple[Tensor, Tensor]]:
-        """As `Batches.shuffled`; augmented by random crops of any size if the images are to be cut so."""
+        """Like `Batches.shuffled`. The augmentation is a random crop of any size, if the images have it."""
         n, device = len(self.images), self.images.labels.device
         random = augment and self.images.random_crop
         offsets = crop_offsets(n, seed, epoch, device) if augment and not random else None
@@ -122,7 +122,7 @@ class StreamedBatches:
 
 
 def read_of(images: Part) -> Read:
-    """What a `Decoder` of these images reads them with."""
+    """The function with which a `Decoder` reads these images."""
     return images.read if isinstance(images, MapImages) else read_image
 
 

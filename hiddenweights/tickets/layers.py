@@ -18,7 +18,7 @@ DIGEST_BYTES = 32
 FORMAT = 1
 # Larger files are refused. The largest network of torchvision has 6.4e8 weights.
 MAX_WEIGHTS = 2**30
-BYTES_A_WEIGHT = 32  # at most, while weights are drawn and masks are made
+BYTES_PER_WEIGHT = 32  # at most, while weights are drawn and masks are made
 MAX_SIDES = 8  # dimensions of a weight
 
 
@@ -104,7 +104,7 @@ def _check_memory(weights: int) -> None:
         memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):  # the system does not report it
         return
-    if (needed := BYTES_A_WEIGHT * weights) > memory / 2:
+    if (needed := BYTES_PER_WEIGHT * weights) > memory / 2:
         raise UserError(
             f"names a network of {weights} weights, which takes up to {needed / 2**30:.1f} GiB, more than"
             f" half of this machine's {memory / 2**30:.1f}"

@@ -15,7 +15,7 @@ class Recorder(Protocol):
     """Records work on a device, so that it can be repeated."""
 
     def warm_up(self, step: Step, images: Tensor, labels: Tensor) -> Tensor:
-        """Run `step(images, labels)` once in the place in which `record` will record it."""
+        """Run `step(images, labels)` once, on the stream on which `record` will record it."""
 
     def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         """Return a function that runs `step` on the contents that these tensors have when it is called."""

@@ -137,7 +137,7 @@ class Trainer:
         }
 
     def close(self) -> None:
-        """End the processes that decode images. Only needed to be rid of them before the trainer goes."""
+        """End the processes that decode images now, instead of when the trainer is deleted."""
         self.decoder.close()
 
     def epochs(self) -> Iterator[Record]:
