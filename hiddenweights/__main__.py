@@ -23,7 +23,7 @@ COMMANDS: dict[str, Lazy] = {
     ),
     "diff": Lazy(
         f"{_TICKETS}:diff",
-        "Compare two masks per layer: the weights that both keep, against the 95% range of random masks.",
+        "Compare two masks layer by layer: how many weights both keep, and how many two random masks would.",
     ),
     "sweeps list": Lazy(
         f"{_SWEEPS}:list_", "List all sweeps with their numbers of cells, and how many of these are shared."

@@ -116,7 +116,7 @@ def run(
     if watch.unfit:
         raise UserError(watch.unfit)
     if stopper.stop_all():
-        raise StoreAway(watch.away or f"the store {store.uri} was unreachable for too long")
+        raise StoreAway(watch.away or f"the store {store.uri} cannot be used")
 
 
 def _wait_words(jobs: Sequence[Json]) -> str:

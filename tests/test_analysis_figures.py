@@ -176,7 +176,7 @@ def test_trained_subnetworks_are_curves_of_their_own(
     trained = [
         config(model__method="finetune", model__init_from=cell_id(cell), model__init_mask=mask,
                model__arch="conv4", model__k=cell.model.k, seed=cell.seed)
-        for cell in found if cell.model.method == "edge_popup" for mask in ("found", "shuffled")
+        for cell in found if cell.model.method != "dense" for mask in ("found", "shuffled")
     ]  # fmt: skip
     store = made_store(tmp_path, "lottery", found)
     better = [result(cell, 0.99) for cell in trained]

@@ -352,7 +352,7 @@ def test_an_errors_text_is_no_markup_of_the_terminals(tmp_path, monkeypatch, cap
         raise RuntimeError(f"[/red] of nothing{ESCAPE}")
 
     monkeypatch.setattr(train, "run_cell", fail)
-    assert train.train(unflatten({"train.epochs": 1}), store=str(tmp_path), track=False) == 1
+    assert train.train(unflatten({"train.epochs": 1}), store=str(tmp_path), no_track=True) == 1
     said = capsys.readouterr().out
     assert "RuntimeError: [/red] of nothing" in said
     assert all(line.isprintable() for line in said.split("\n"))
