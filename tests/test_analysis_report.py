@@ -62,6 +62,7 @@ def test_the_page_holds_everything_and_needs_nothing(folder: Path) -> None:
         assert claim.rule in page.words
     assert all(cell_id(cell) in page.words for cell in CELLS)
     assert "not trained yet" in page.words
+    assert page.words.count("no tickets of these cells") == 2  # neither overlaps nor first layers
     assert "torch 2.15.0" in page.words
     assert re.search("sweeps launch NAME: .*width", page.words)
 

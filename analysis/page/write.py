@@ -38,17 +38,19 @@ def as_html(report: Report) -> str:
         lead=html.escape(report.lead),
         tiles=_tiles(report),
         ran=html.escape(report.ran),
-        best=table(report.best, "best-table", small={"network": "figure", "best subnetwork (%)": "of"}),
+        best=table(
+            report.best, "best-table", small={"network": "figure", "best subnetwork: test accuracy (%)": "of"}
+        ),
         figures="\n".join(map(_figure, report.drawings)),
         skipped=_folded(f"{len(report.skipped)} figures not drawn", _list(report.not_drawn())),
         claims=_forest(report) + _claims(shown[inside]),
         outside=_folded(
             f"{(~inside).sum()} claims are out of the scope of these runs", _list(_outside(shown[~inside]))
         ),
-        training="\n".join(map(_training, report.drawings)) or "<p>No epochs were recorded.</p>",
-        masks="\n".join(map(_layers, report.drawings)) or "<p>No record has values per layer.</p>",
-        overlaps="\n".join(map(_overlaps, report.drawings)) or f"<p>{_NO_TICKETS}</p>",
-        filters="\n".join(map(_filters, report.drawings)) or f"<p>{_NO_TICKETS}</p>",
+        training=_each(_training, report.drawings) or "<p>No epochs were recorded.</p>",
+        masks=_each(_layers, report.drawings) or "<p>No record has values per layer.</p>",
+        overlaps=_each(_overlaps, report.drawings) or f"<p>{_NO_TICKETS}</p>",
+        filters=_each(_filters, report.drawings) or f"<p>{_NO_TICKETS}</p>",
         facts=table(report.facts, "fact-table"),
         left_out=_folded(f"{len(report.left_out)} runs", table(report.left_out, "left-out-table"))
         or "<p>Nothing.</p>",
@@ -56,6 +58,11 @@ def as_html(report: Report) -> str:
         library=_library(),
         script=(files / "page.js").read_text(),
     )
+
+
+def _each(part: Callable[[Drawing], str], drawings: Iterable[Drawing]) -> str:
+    """The `part` of all drawings that have one."""
+    return "\n".join(filter(None, map(part, drawings)))
 
 
 def waiting(why: str) -> str:
