@@ -119,11 +119,9 @@ class Report:
             {
                 "network": one.panel,
                 "figure": drawing.spec.title,
-                "best subnetwork: test accuracy (%)": f"{one.accuracy:.1f}",
+                "best subnetwork (%)": f"{one.accuracy:.1f}",
                 "of": f"{one.curve}, {one.place} (by {one.chosen_by} accuracy); {one.interval}",
-                "trained: test accuracy (%)": ", ".join(
-                    f"{mean:.1f} {name}" for name, mean in one.trained.items()
-                ),
+                "trained (%)": ", ".join(f"{mean:.1f} {name}" for name, mean in one.trained.items()),
             }
             for drawing in self.drawings
             for one in drawing.best

@@ -38,9 +38,7 @@ def as_html(report: Report) -> str:
         lead=html.escape(report.lead),
         tiles=_tiles(report),
         ran=html.escape(report.ran),
-        best=table(
-            report.best, "best-table", small={"network": "figure", "best subnetwork: test accuracy (%)": "of"}
-        ),
+        best=table(report.best, "best-table", small={"network": "figure", "best subnetwork (%)": "of"}),
         figures="\n".join(map(_figure, report.drawings)),
         skipped=_folded(f"{len(report.skipped)} figures not drawn", _list(report.not_drawn())),
         claims=_forest(report) + _claims(shown[inside]),
