@@ -205,7 +205,7 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
     try:
         server = live.PageServer(port)
     except OSError as error:
-        raise UserError(f"--port: {port} cannot be served on: {error.strerror}") from None
+        raise UserError(f"--port: {port} cannot be used: {error.strerror}") from None
     page = ""
 
     def look() -> str:

@@ -71,7 +71,7 @@ def _x(name: str, cells: pd.DataFrame, varying: list[str]) -> str:
     for field in (*_FIRST, *(field for field in varying if _is_number(cells[field]))):
         if field in varying:
             return field
-    raise UserError(f"--x: no number varies over the cells of {name}; name a field to draw over")
+    raise UserError(f"--x: no numeric field varies between the cells of {name}; name the field of the x axis")
 
 
 def _is_number(values: "pd.Series[Any]") -> bool:

@@ -120,7 +120,7 @@ def versioned(text: str, field: str, group: str) -> str:
     label = text
     if not place:
         if text not in names(group):
-            raise UserError(f"{field}: no installed package has {text!r}")
+            raise UserError(f"{field}: no installed package registers {text!r}")
         point = _points(group, tuple(sys.path))[text]
         place, name = point.module, point.attr
     if place.endswith(".py"):

@@ -34,7 +34,9 @@ def chosen(
         sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
     cells = sweep.cells()
     if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
-        raise UserError("data.protocol: a search selects, and so needs a validation split")
+        raise UserError(
+            "data.protocol: a search chooses by validation accuracy and needs the protocol validation"
+        )
     _check_effect(cells, fixed, varied)
     return sweep, cells
 

@@ -147,7 +147,7 @@ def _own_sweep(name: str) -> Sweep:
     except UserError:
         raise
     except Exception as error:  # user code may raise anything
-        raise UserError(f"sweep: {name} gives no sweep: {type(error).__name__}: {error}") from error
+        raise UserError(f"sweep: {name} is not a sweep: {type(error).__name__}: {error}") from error
     return found
 
 

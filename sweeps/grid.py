@@ -251,7 +251,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
         elif search and not before:
             axes[name] = _draw(name, search[1], values)
         else:
-            raise UserError(f"--axis {name}: is a list of values or one distribution, and was given twice")
+            raise UserError(f"--axis {name}: takes a list of values or one distribution, but was given twice")
     return axes
 
 

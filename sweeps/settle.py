@@ -62,7 +62,9 @@ def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
     found: dict[str, Cell] = {}
     for claim, configs in zip(claims, cells_of.values(), strict=True):
         if claim.contrasts is None:
-            raise UserError(f"claim {claim.name}: is a fact of each cell, which no further seeds settle")
+            raise UserError(
+                f"claim {claim.name}: holds or fails in each cell, so more seeds cannot settle it"
+            )
         own = plan.with_seeds(map(Cell.of, configs), range(plan.MOST_SEEDS))
         own = [cell for cell in own if cell["seed"] < plan.MOST_SEEDS]
         if not any(claim.groups(cells) for cells in by_setting(own)):

@@ -343,7 +343,7 @@ def _known(runs: Sequence[Path]) -> set[str]:
         try:
             known |= {run.id for run in api.runs(path, filters=some)}
         except wandb.errors.CommError as error:
-            raise UserError(f"sync: W&B does not say which runs it has: {shown(error)}") from None
+            raise UserError(f"sync: W&B cannot list the runs it has: {shown(error)}") from None
         except ValueError:  # no such project yet
             break
     return known

@@ -72,7 +72,7 @@ def evaluate(
     ticket.inputs.check(dataset)
     images = getattr(split_dataset(dataset, chosen, config.seed_of("data")), split)
     if images is None:
-        raise UserError(f"split: {split!r}, but under data.protocol=paper every training image trains")
+        raise UserError(f"split: {split!r}, but with data.protocol=paper there are no validation images")
     # As in training, for the same bits, but a file must not start any number of threads.
     torch.set_num_threads(min(config.train.threads, os.cpu_count() or 1))
     batches = batches_of(images.to(place), ticket.inputs.mean, ticket.inputs.std)

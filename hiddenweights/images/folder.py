@@ -187,5 +187,5 @@ def _devkit_wnids(meta: Path) -> dict[str, str]:
     try:
         synsets: Iterable[NDArray[np.void]] = loadmat(meta, squeeze_me=True)["synsets"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"data.root: {meta} does not read: {error}") from error
+        raise UserError(f"data.root: {meta} cannot be read: {error}") from error
     return {str(int(synset["ILSVRC2012_ID"])): str(synset["WNID"]) for synset in synsets}

@@ -86,7 +86,7 @@ def content(parts: Any, side: int | None, name: str) -> Content:
     """
     where = f"data.name: {name}"
     if not isinstance(parts, tuple | list) or len(parts) not in (2, 3):
-        raise UserError(f"{where}: gives {_kind(parts)}, not (train, test)")
+        raise UserError(f"{where}: returns {_kind(parts)}, not (train, test)")
     given = _given(parts[2], where) if len(parts) == 3 else {}
     read = [
         _Part(part, side, f"{where}: the {words} images") for part, words in zip(parts, PARTS, strict=False)
@@ -137,13 +137,15 @@ class _Part:
                 )
             self.images = images
         elif not (isinstance(source, Sized) and hasattr(source, "__getitem__")):
-            raise UserError(f"{words}: {_kind(source)} is neither a map dataset nor (images, labels)")
+            raise UserError(f"{words}: {_kind(source)} is neither a map-style dataset nor (images, labels)")
         if not len(self):
             raise UserError(f"{words}: the data set has none")
         first = self._image(0)
         self.shape, self.dtype = tuple(first.shape), first.dtype
         if len(self.shape) != 3 or self.shape[1] != self.shape[2]:
-            raise UserError(f"{words}: are {_by(self.shape)}, not square; data.image_size=SIDE cuts them")
+            raise UserError(
+                f"{words}: are {_by(self.shape)}, not square; data.image_size=SIDE cuts them to squares"
+            )
 
     def __len__(self) -> int:
         return len(self.source) if self.mapped else len(self.images)
@@ -160,7 +162,7 @@ class _Part:
             image, label = self.source[place][:2]
         except Exception as error:  # user code may raise anything
             line = f"{type(error).__name__}: {' '.join(str(error).split())}"
-            raise UserError(f"{self.words}: number {place} is no (image, label): {line}") from error
+            raise UserError(f"{self.words}: number {place} is not (image, label): {line}") from error
         return image, label
 
     def _image(self, place: int) -> Tensor:
@@ -258,7 +260,7 @@ def _whole(labels: Any, words: str) -> Tensor:
 
 def _check_labels(labels: Tensor, classes: int, words: str) -> None:
     if classes < 2:
-        raise UserError(f"{words}: have {classes} classes")
+        raise UserError(f"{words}: have {classes} classes; at least 2 are needed")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise UserError(f"{words}: have labels from {low} to {high}, not 0 to {classes - 1}")

@@ -92,9 +92,11 @@ def own_network(path: str, classes: int, width: float) -> nn.Module:
     try:
         network: Any = constructor(num_classes=classes)
     except TypeError as error:
-        raise UserError(f"model.arch: {path!r} is not called with num_classes={classes}: {error}") from error
+        raise UserError(
+            f"model.arch: {path!r} cannot be called with num_classes={classes}: {error}"
+        ) from error
     if not isinstance(network, nn.Module):
-        raise UserError(f"model.arch: {path!r} gave a {type(network).__name__}, not a torch.nn.Module")
+        raise UserError(f"model.arch: {path!r} returns a {type(network).__name__}, not a torch.nn.Module")
     return network
 
 

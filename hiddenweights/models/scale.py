@@ -10,5 +10,5 @@ def scaled_channels(n: int, width: float) -> int:
     """
     scaled = int(n * width)
     if scaled < 1:
-        raise UserError(f"model.width: {width!r} leaves a layer of {n} channels empty")
+        raise UserError(f"model.width: {width!r} leaves none of the {n} channels of a layer")
     return scaled

@@ -76,10 +76,10 @@ def layer_shapes(header: Any) -> dict[str, list[int]]:
     shapes = {name: [count(side) for side in layer["shape"]] for name, layer in layers.items()}
     # Checked before any arithmetic, because a file may contain integers of any length.
     if any(len(shape) > MAX_SIDES or any(side > MAX_WEIGHTS for side in shape) for shape in shapes.values()):
-        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+        raise UserError(f"has more weights than the limit of {MAX_WEIGHTS}")
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     if sum(sizes.values()) > MAX_WEIGHTS:
-        raise UserError(f"asks for more weights than are read ({MAX_WEIGHTS})")
+        raise UserError(f"has more weights than the limit of {MAX_WEIGHTS}")
     _check_memory(sum(sizes.values()))
     return shapes
 

@@ -81,7 +81,9 @@ class Ticket:
             raise ValueError(f"the record of epoch {record['epoch']} is not that of the network as it stands")
         plain = network.state_dict()
         if wrong := [name for name, value in plain.items() if not isinstance(value, Tensor)]:
-            raise UserError(f"model.arch: {wrong[0]!r} of the state dict is no tensor, which a ticket needs")
+            raise UserError(
+                f"model.arch: {wrong[0]!r} of the state dict is not a tensor; a ticket stores tensors only"
+            )
         ticket = cls(
             config=replace(config, data=replace(config.data, root=DataConfig().root)),
             inputs=inputs,

@@ -31,7 +31,7 @@ def mask_type(method: str) -> type[Mask]:
     try:
         inspect.signature(found).bind(torch.zeros(_SHAPE), 0.5, None)
     except TypeError as error:
-        raise UserError(f"model.method: {name} is not called as (scores, k, layer): {error}") from error
+        raise UserError(f"model.method: {name} cannot be called as (scores, k, layer): {error}") from error
     _try(found, name)
     return found
 

@@ -76,7 +76,7 @@ class Trainer:
         `loaders`: number of processes that decode the images of a folder; None: one per other core.
         """
         if checkpoint and not checkpoint.parent.is_dir():
-            raise UserError(f"checkpoint: {str(checkpoint)!r} lies in no folder that exists")
+            raise UserError(f"checkpoint: the parent folder of {str(checkpoint)!r} does not exist")
         self.config = config = resolve(config)
         self.checkpoint, self.ranks = checkpoint, ranks
         self.device = device_of(config.train.device)
