@@ -43,8 +43,8 @@ class Curves:
         found: dict[str, tuple[str, float | None]] = {}
         for members, name, row in zip(alike.values(), words, rows, strict=True):
             x = row[self.x]
-            place = " ".join(word for word in name if word not in shared), None if x is None else float(x)
-            found |= dict.fromkeys(members, place)
+            own = " ".join(word for word in name if word not in shared) or str(row["model.method"])
+            found |= dict.fromkeys(members, (own, None if x is None else float(x)))
         self._places = {cell: found[cell] for cell in cells}  # in the order of the curves
 
     def place(self, cell: str) -> tuple[str, float | None]:

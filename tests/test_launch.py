@@ -289,5 +289,11 @@ def test_cells_that_differ_in_another_field_are_other_curves() -> None:
     assert all("batch_size" not in name for name, _ in places)
 
 
+def test_every_curve_has_a_name() -> None:
+    cells = experiments.sweep("study_small").cells()
+    curves = Curves(cells)
+    assert {curves.place(cell)[0] for cell in cells} == {"edge_popup", "random"}
+
+
 def test_the_clock() -> None:
     assert [clock(8), clock(65), clock(3723)] == ["0:08", "1:05", "1:02:03"]
