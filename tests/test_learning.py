@@ -66,9 +66,11 @@ def test_edge_popup_beats_its_random_control_and_chance_widely(data_root):
     ids=lambda options: "-".join(options.values()),
 )
 def test_every_other_method_learns(options, data_root):
-    # In float32, since bfloat16 differs between processors. The floor is twice chance. `sampled` comes
-    # nearest: over four seeds its lowest was 0.32 and its standard deviation 0.02, six of them above it.
-    longer = {"data__subset": 3_000, "optim__batch_size": 32, "train__epochs": 5}
+    # In float32, since bfloat16 differs between processors. The floor is twice chance. Over four seeds the
+    # lowest were 0.36 (iterand), 0.31 (biprop), 0.34 (global) and 0.39 (dense) with standard deviations of at
+    # most 0.03. `sampled` takes longer: its lowest was 0.32, with a standard deviation of 0.02.
+    images, epochs = (3_000, 5) if options.get("model__method") == "sampled" else (2_000, 4)
+    longer = {"data__subset": images, "optim__batch_size": 32, "train__epochs": epochs}
     learnt = accuracies(data_root, train__precision="float32", **longer, **options)
     assert learnt[-1] > 2 * CHANCE
     assert learnt[-1] > learnt[0]

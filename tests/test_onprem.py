@@ -25,7 +25,7 @@ from hiddenweights.sweeps import experiments
 pytestmark = [pytest.mark.slow(seconds=170), pytest.mark.timeout(400)]
 
 TOP = Path(__file__).parents[1]
-EPOCHS = 40
+EPOCHS = 20
 # Cells that take 20 s on a host and keep no processor from what else is under way. Network and data are a
 # user's, in a file that only the head has.
 CODE = "unhurried.py"
@@ -33,7 +33,7 @@ SETTINGS = {"train.epochs": EPOCHS, "model.width": 1.0}
 AXES = {"model.k": [0.5], "seed": [0, 1, 2]}
 OWN = {"model.arch": f"{CODE}:network", "data.name": f"{CODE}:images"}
 # W&B's server is at a port where nobody listens: no request leaves the hosts, whatever key they have.
-ENVIRONMENT = f"{unhurried.PAUSE}=0.02 WANDB_BASE_URL=http://127.0.0.1:9"
+ENVIRONMENT = f"{unhurried.PAUSE}=0.06 WANDB_BASE_URL=http://127.0.0.1:9"
 for _name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA"):  # of `make test CAPABILITY=...`
     if _name in os.environ:
         ENVIRONMENT += f" {_name}={os.environ[_name]}"

@@ -137,8 +137,8 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     killed = False
     try:
         while driver.poll() is None:
-            seen.look(driver)
-            for _ in range(10):
+            seen.look(driver)  # costs 0.1 s of a processor
+            for _ in range(30):
                 killed = killed or kill_one(seen.store, cells)
                 time.sleep(0.1)
         seen.status, seen.printed = driver.wait(), log.read_text()
