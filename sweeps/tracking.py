@@ -51,8 +51,7 @@ class WandbTracker:
         folder = wandb_folder(self._store)
         if mode == "disabled":
             return
-        if trouble := self._store.trouble():  # W&B would create a folder in place of the missing store
-            raise OSError(f"the store {self._store.uri} cannot be used ({trouble})")
+        self._check_store()
         folder.mkdir(parents=True, exist_ok=True)
         # Don't use the W&B service of the parent process: if this worker is killed, it would keep the run
         # open.
@@ -108,8 +107,14 @@ class WandbTracker:
                 self._run.finish(exit_code=1)
         return self._start_offline()
 
+    def _check_store(self) -> None:
+        """Raise OSError if the store is unreachable: W&B would create a folder in its place."""
+        if trouble := self._store.trouble():
+            raise OSError(f"the store {self._store.uri} cannot be used ({trouble})")
+
     def _start_offline(self) -> wandb.Run:
         """A new offline run with all records so far, in the place of the cell's other ones."""
+        self._check_store()  # it may have disappeared at the end of the run that is replaced
         folder = wandb_folder(self._store)
         self._remove_others(None)
         try:

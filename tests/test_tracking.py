@@ -21,7 +21,7 @@ from hiddenweights.cells.cell import Attempt, cell_epochs, installed_trackers, r
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
-from hiddenweights.identity import cell_id
+from hiddenweights.identity import cell_id, resolve
 from hiddenweights.records import Record
 from hiddenweights.sweeps import tracking
 from hiddenweights.sweeps.commands import COMMANDS
@@ -84,11 +84,21 @@ def test_the_service_of_another_process_is_left_alone(store: Store, monkeypatch:
 def test_no_folder_is_made_where_the_store_has_gone(store: Store, tmp_path: Path) -> None:
     assert store.local
     gone = store.local.rename(tmp_path / "gone")
-    run = Attempt(cell=cell_id(CONFIG), config=CONFIG, store=store, sweep="", number=1)
+    run = Attempt(cell=cell_id(CONFIG), config=resolve(CONFIG), store=store, sweep="", number=1)
     with pytest.raises(OSError, match="not there"):
         WandbTracker(run)
     assert not store.local.exists()
-    assert gone.exists()
+
+    # At the end of a finished cell's run: its rows cannot be counted, and it is not written again.
+    gone.rename(store.local)
+    result = run_cell(CONFIG, store)
+    tracker = WandbTracker(run)
+    for record in result["history"]:
+        tracker.log(record)
+    store.local.rename(gone)
+    with pytest.raises(OSError, match="not there"):
+        tracker.finish(result)
+    assert not store.local.exists()
 
 
 @pytest.mark.parametrize("uri", ["{}/runs", "memory://tracked"])

@@ -142,11 +142,12 @@ def cell_epochs(
     if result := store.insist(lambda: store.result(cell), patience):
         return result
     with store.lease(cell, launch, patience) as lease:
-        if result := store.insist(lambda: store.result(cell), patience):  # finished while we came in
-            lease.finished()
-            return result
         reached, deadline = -1, 0.0
         while True:
+            # Finished while this process waited for the lease, or for the store at the end of the attempt.
+            if result := store.insist(lambda: store.result(cell), patience):
+                lease.finished()
+                return result
             attempt = Attempt(
                 cell=cell, config=resolved, store=store, sweep=sweep, number=lease.attempt,
                 ranks=ranks, loaders=loaders,
