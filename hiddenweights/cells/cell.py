@@ -144,8 +144,7 @@ def cell_epochs(
     with store.lease(cell, launch, patience) as lease:
         reached, deadline = -1, 0.0
         while True:
-            # Finished while this process waited for the lease, or for the store at the end of the attempt.
-            if result := store.insist(lambda: store.result(cell), patience):
+            if result := store.insist(lambda: store.result(cell), patience):  # finished while this waited
                 lease.finished()
                 return result
             attempt = Attempt(
