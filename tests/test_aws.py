@@ -145,6 +145,7 @@ def test_a_spot_worker_that_the_autoscaler_starts(up: Path, monkeypatch: pytest.
     provider = _get_node_provider(config.get_provider_config(), config.get_config("cluster_name"))
     adapter = NodeProviderAdapter(provider, reader)
     adapter._do_launch({"worker": 1}, "a request")  # what its thread does
+    adapter._node_launcher_executors.shutdown()  # waits for the threads of the launch
     assert adapter.poll_errors() == []
     workers = instances("worker")
     assert len(workers) == 1
