@@ -54,6 +54,7 @@ CHOSEN: Mapping[tuple[str, str, str], float] = {
     ("cifar10", "conv2", "sgd"): 0.01,
     ("cifar10", "conv4", "sgd"): 0.01,
     ("cifar10", "conv2", "adam"): 0.001,
+    ("cifar10", "conv4", "adam"): 0.001,
     ("cifar10", "linear", "edge_popup"): 0.3,
     ("cifar10", "linear", "sgd"): 0.003,
     ("cifar10", "fc", "edge_popup"): 0.1,
