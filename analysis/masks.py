@@ -23,9 +23,8 @@ from hiddenweights.tickets.overlap import Overlap, overlap, total
 from hiddenweights.tickets.rice import Bits
 
 ALL = "all layers"
-MOST_SEEDS = (
-    3  # per point of a figure; decoding a mask takes 6 ns per weight, reading it from a remote store longer
-)
+# Per point of a figure: decoding a mask takes 6 ns per weight, and reading it from a remote store longer.
+MOST_SEEDS = 3
 
 
 @dataclass(frozen=True)

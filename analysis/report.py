@@ -182,7 +182,8 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
             skipped[name] = str(error).removeprefix(f"figure {name}: ")
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
-        lines, best = summary.lines(points, ours, table, spec), summary.best(points, ours, spec)
+        best = summary.best(points, ours, spec)
+        lines = summary.lines(best, points, table)
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         seen = masks.look(points, table)
         note = summary.note(points, drawn)

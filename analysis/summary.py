@@ -34,11 +34,11 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
     return Table(cells, table.epochs, table.left_out)
 
 
-def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
+def lines(found: Sequence["Best"], points: pd.DataFrame, table: Table) -> list[str]:
     """One line per panel (the best subnetwork and dense), one about kept and unchanged weights, one per data
     set in several versions, and one per curve whose cells were computed by several kinds of processor."""
-    found = [*map(str, best(points, drawn, spec)), unchanged(points, table)]
-    return [line for line in found if line] + [*mixed_data(points), *mixed_processors(points)]
+    said = [*map(str, found), unchanged(points, table), *mixed_data(points), *mixed_processors(points)]
+    return [line for line in said if line]
 
 
 def mixed_data(cells: pd.DataFrame) -> list[str]:

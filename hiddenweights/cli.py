@@ -149,10 +149,12 @@ def _about(command: Command | Lazy) -> str:
 
 def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
     import tyro  # the import takes 0.1 s, and the overview does not need it
-    import tyro._strings as strings
 
-    # tyro would keep the line breaks of a field's docstring, because its lines are indented.
-    strings.remove_single_line_breaks = lambda helptext: " ".join(helptext.split())
+    with contextlib.suppress(ImportError):  # it is private, and only the layout of the help depends on it
+        import tyro._strings as strings
+
+        # tyro would keep the line breaks of a field's docstring, because its lines are indented.
+        strings.remove_single_line_breaks = lambda helptext: " ".join(helptext.split())
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):

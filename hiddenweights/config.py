@@ -82,7 +82,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         check_types(self, "model")
         _check_arch(self.arch)
-        named = self.method or ("edge_popup" if self.init_from is None else "finetune")
+        named = self.method_or_default
         if named not in METHODS and not own.is_name(named, "methods"):
             choices = (*METHODS, *own.names("methods"), "FILE.py:CLASS", "module:CLASS")
             raise choices_error("model.method", self.method, choices)
@@ -94,6 +94,11 @@ class ModelConfig:
         if self.k is not None:
             check(0 < self.k <= 1, "model.k", self.k, "is the fraction of weights kept, in (0, 1]")
         self._check_init()
+
+    @property
+    def method_or_default(self) -> str:
+        """`method`, or the one that is used if it is None."""
+        return self.method or ("edge_popup" if self.init_from is None else "finetune")
 
     def _check_init(self) -> None:
         parent = self.init_from

@@ -122,7 +122,7 @@ def _resolve_model(model: ModelConfig) -> ResolvedModel:
     if model.init_from is not None:
         cell = not model.init_from.endswith(TICKET_SUFFIX)
         check(cell, "model.init_from", model.init_from, "is a file, which `train` takes; name its cell")
-    values["method"] = model.method or ("edge_popup" if model.init_from is None else "finetune")
+    values["method"] = model.method_or_default
     # With weights of one magnitude biprop would equal edge-popup.
     normal = values["method"] in ("dense", "biprop")
     values["distribution"] = model.distribution or ("kaiming_normal" if normal else "signed_constant")

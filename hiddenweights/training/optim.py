@@ -22,7 +22,8 @@ def _unwrapped(optimizer: type[torch.optim.Optimizer]) -> Any:
     return type(optimizer.__name__, (optimizer,), {**methods, "step": step})
 
 
-_SGD, _Adam = _unwrapped(torch.optim.SGD), _unwrapped(torch.optim.Adam)
+_SGD: type[torch.optim.SGD] = _unwrapped(torch.optim.SGD)
+_Adam: type[torch.optim.Adam] = _unwrapped(torch.optim.Adam)
 
 
 def build_optimizer(
@@ -38,11 +39,8 @@ def build_optimizer(
     assert config.momentum is not None
     lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
-        adam = {"fused": True, "capturable": True}
-        stepper: torch.optim.Optimizer = _Adam(parameters, lr=lr, weight_decay=decay, **adam)
-    else:
-        stepper = _SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
-    return stepper
+        return _Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=True)
+    return _SGD(parameters, lr=lr, momentum=config.momentum, weight_decay=decay, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
