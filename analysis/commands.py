@@ -89,7 +89,7 @@ def figure(
     with _writing(source.out):
         paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), source.out, file)
         drawn.to_csv(csv, index=False)
-    print(*summary.lines(summary.best(points, ours, spec), points, table), sep="\n")
+    print(*summary.lines(points, ours, table, spec), sep="\n")
     if left_out := summary.left_out(table, spec.name):
         print(f"left out: {left_out}")
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")

@@ -183,7 +183,7 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
         best = summary.best(points, ours, spec)
-        lines = summary.lines(best, points, table)
+        lines = [*map(str, best), *summary.remarks(points, table)]
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         seen = masks.look(points, table)
         note = summary.note(points, drawn)

@@ -34,10 +34,15 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
     return Table(cells, table.epochs, table.left_out)
 
 
-def lines(found: Sequence["Best"], points: pd.DataFrame, table: Table) -> list[str]:
-    """One line per panel (the best subnetwork and dense), one about kept and unchanged weights, one per data
-    set in several versions, and one per curve whose cells were computed by several kinds of processor."""
-    said = [*map(str, found), unchanged(points, table), *mixed_data(points), *mixed_processors(points)]
+def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
+    """One line per panel (the best subnetwork and dense), and those of `remarks`."""
+    return [*map(str, best(points, drawn, spec)), *remarks(points, table)]
+
+
+def remarks(points: pd.DataFrame, table: Table) -> list[str]:
+    """One line about kept and unchanged weights, one per data set in several versions, and one per curve
+    whose cells were computed by several kinds of processor."""
+    said = [unchanged(points, table), *mixed_data(points), *mixed_processors(points)]
     return [line for line in said if line]
 
 
