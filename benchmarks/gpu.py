@@ -7,8 +7,8 @@ runs these parts alone. Each writes results/*_gpu.json, with the card's name.
 
 Needs torch, torchvision, Triton and safetensors alone; images are random, of CIFAR-10's shape. Figure 3 needs
 orjson, too, and CIFAR-10 in the folder that HIDDENWEIGHTS_DATA names; its cells go into the store
-$HIDDENWEIGHTS_STORE (by default runs/), a second run continues with the next ones. No GPU has run this yet;
-tests/test_fast_gpu.py runs its parts on a CPU.
+$HIDDENWEIGHTS_STORE (by default runs/), a second run continues with the next ones. tests/test_fast_gpu.py
+runs the parts on a CPU.
 """
 
 import contextlib
@@ -176,28 +176,72 @@ def _wait(device: str) -> None:
 
 
 def figure_3_cells(root: str) -> list[CellConfig]:
-    """The cells of the sweep `depth`: one seed of everything first, and the middle of the curves."""
-    from hiddenweights.sweeps.papers.ramanujan2020 import depth
+    """The cells of the sweep `depth`, in the order in which a short time gives whole curves.
 
-    cells = [cell for arm in depth() for cell in arm.cells()]
-    cells.sort(key=lambda cell: (cell.seed, abs((cell.model.k or 0.5) - 0.5)))
+    One seed of everything first: signed constant weights and the trained networks, the smallest network
+    first and the middle of a curve before its ends, then Kaiming normal weights.
+    """
+    from hiddenweights.sweeps.papers.ramanujan2020 import CONVS, depth
+
+    def place(cell: CellConfig) -> tuple[object, ...]:
+        model = cell.model
+        kaiming, dense = model.distribution == "kaiming_normal", model.method == "dense"
+        return cell.seed, kaiming, CONVS.index(model.arch), dense, abs((model.k or 0.5) - 0.5)
+
+    cells = sorted((cell for arm in depth() for cell in arm.cells()), key=place)
     return [replace(cell, data=replace(cell.data, root=root)) for cell in cells]
 
 
-def figure_3(seconds: float, cells: Iterable[CellConfig] | None = None) -> list[str]:
-    """Train Figure 3's cells for `seconds`; a line on each that is finished.
+def figure_3(
+    seconds: float, device: str, cells: Sequence[CellConfig] | None = None, at_once: int = 4
+) -> list[str]:
+    """Train Figure 3's cells for `seconds`, `at_once` at a time, under MPS if it starts. See `train_cells`.
 
-    A cell that is cut off resumes in the next call. Raises `LookupError` if no folder with CIFAR-10 is named.
+    Returns the ids of the finished cells of the figure. The store gets the plan of the sweep, so that
+    ``hiddenweights analysis figure depth`` draws it. Raises `LookupError` if no folder with CIFAR-10 is
+    named.
     """
-    from hiddenweights.cells.cell import cell_epochs
     from hiddenweights.cells.store import Store, default_store
 
-    ends, store, finished = time.monotonic() + seconds, Store(default_store()), []
+    ends, store = time.time() + seconds, Store(default_store())
     if cells is None:
         root = os.environ.get("HIDDENWEIGHTS_DATA")
         if root is None:
             raise LookupError("HIDDENWEIGHTS_DATA names no folder with CIFAR-10")
         cells = figure_3_cells(root)
+    ids = [cell_id(config) for config in cells]
+    store.prepare()
+    store.write_plan("depth", {"name": "depth", "cells": ids})
+    context = mp.get_context("spawn")
+    todo: mp.Queue[CellConfig | None] = context.Queue()
+    for config in [*cells, *[None] * at_once]:
+        todo.put(config)
+    workers = [context.Process(target=_train_from, args=(todo, ends)) for _ in range(at_once)]
+    with _mps(device):
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finished = store.finished()
+    return [cell for cell in ids if cell in finished]
+
+
+def _train_from(todo: "mp.Queue[CellConfig | None]", ends: float) -> None:
+    todo.cancel_join_thread()
+    torch.set_num_threads(1)
+    while (config := todo.get()) is not None and time.time() < ends:
+        train_cells(ends - time.time(), [config])
+
+
+def train_cells(seconds: float, cells: Iterable[CellConfig]) -> list[str]:
+    """Train the cells that the store lacks, for `seconds`; a line on each that is finished.
+
+    A cell that is cut off resumes in the next call.
+    """
+    from hiddenweights.cells.cell import cell_epochs
+    from hiddenweights.cells.store import Store, default_store
+
+    ends, store, finished = time.monotonic() + seconds, Store(default_store()), []
     for config in cells:
         if store.result(cell_id(config)):
             continue
@@ -258,7 +302,7 @@ def main(names: Sequence[str] = (), device: str = "cuda") -> int:
         return 1
     started = time.perf_counter()
     known = parts(device) | {
-        "figure_3": lambda: figure_3(LIMIT - (time.perf_counter() - started)),
+        "figure_3": lambda: figure_3(LIMIT - (time.perf_counter() - started), device),
     }
     if unknown := set(names) - set(known):
         print(f"{', '.join(sorted(unknown))}: no part; choices: {', '.join(known)}", file=sys.stderr)

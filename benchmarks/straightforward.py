@@ -24,8 +24,8 @@ class SortAndIndex(torch.autograd.Function):
         mask = torch.empty_like(magnitudes)
         order = magnitudes.flatten().sort().indices
         flat = mask.view(-1)
-        flat[order[:-kept]] = 0
-        flat[order[-kept:]] = 1
+        flat.index_fill_(0, order[:-kept], 0)  # as `flat[...] = 0`, which a CUDA graph cannot record
+        flat.index_fill_(0, order[-kept:], 1)
         return mask
 
     @staticmethod
