@@ -42,6 +42,8 @@ class Look(NamedTuple):
     line: Any = "-"
 
 
+MARKERS = 20  # on a curve of more points, which would otherwise hide each other, only some are marked
+
 LOOKS = {
     "signed constant": Look("#0072B2", "o"),
     "kaiming normal": Look("#E69F00", "s"),
@@ -80,7 +82,7 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
         else:
             _draw_curve(points, ax, style, curve, kind)
     ax.set_xlabel(spec.x_label)
-    ticks = _spread(drawn.loc[drawn["kind"] == SUBNETWORK, "x"])
+    ticks = _spread(drawn["x"])
     if len(ticks) <= 8 and not drawn["tag"].fillna("").any():
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     if spec.reverse and not ax.xaxis_inverted():
@@ -115,10 +117,11 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
     paper = kind == PUBLISHED
     points = points.sort_values("x")
     line = (0, (1, 2)) if paper else look.line
+    every = math.ceil(len(points) / MARKERS)
     ax.plot(
         points["x"], points["mean"], color=look.color, linestyle=line, linewidth=1 if paper else 1.6,
         marker=look.marker or "o", markersize=4.5, markerfacecolor="white" if paper else look.color,
-        label=curve, zorder=3,
+        markevery=every, label=curve, zorder=2.5 if paper else 3,
     )  # fmt: skip
     lacking = points[~points["full"]] if not paper else points.iloc[:0]
     ax.plot(  # hollow: fewer seeds than the rest
@@ -132,6 +135,8 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
             ax.annotate(str(point.tag), at, offset, textcoords="offset points", fontsize=6.5, rotation=30)
     for x, text in zip(points["x"], points["values"], strict=True):
         alone = _single(text)
+        if len(alone) == 1:  # the mean itself
+            continue
         places = [x] * len(alone)
         ax.plot(places, alone, color=look.color, linestyle="", marker="_", markersize=5, alpha=0.7, zorder=3)
     band = points.dropna(subset=["low", "high"])
