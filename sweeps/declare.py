@@ -30,7 +30,7 @@ def declare(
     Args:
         claim: the statement or question of the sweep.
         expect: the expected numbers.
-        gpu_hours: estimated cost on one mid-range GPU, without the cells of `beyond`.
+        gpu_hours: estimated hours of one GPU, without the cells of `beyond`.
         beyond: name of the sweep whose cells are not part of `gpu_hours`.
         options: further options of the command, for example ``--gpus 8``.
     """

@@ -80,7 +80,7 @@ def imagenet_modern() -> list[Arm]:
 @declare(
     claim="a hidden subnetwork needs depth to hide in; logistic regression has none.",
     expect="linear far below its trained self, FC closer, Conv2 within some points.",
-    gpu_hours=8,
+    gpu_hours=0.5,
 )
 def shallow() -> list[Arm]:
     """Where does it stop working: logistic regression, a fully connected network, Conv2."""
@@ -96,7 +96,7 @@ def shallow() -> list[Arm]:
     expect=(
         "edge-popup near 0.1, dense SGD near 0.01, dense Adam near 3e-4. `--tuned tune_lr` applies them."
     ),
-    gpu_hours=15,
+    gpu_hours=1.5,
 )
 def tune_lr() -> list[Arm]:
     """The learning rate of each side of depth's comparison, found under one budget."""

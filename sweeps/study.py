@@ -71,7 +71,6 @@ CHOSEN: Mapping[tuple[str, str, str], float] = {
 @declare(
     claim="none; each side of a comparison gets its best rate of three or four.",
     expect="edge-popup best at 0.3, above the recipe's rate of 0.1: ten epochs are few.",
-    gpu_hours=2,
 )
 def study_rates() -> list[Arm]:
     """The learning rates of the study, chosen on 5,000 held-out images under the study's own budget."""
@@ -81,7 +80,6 @@ def study_rates() -> list[Arm]:
 @declare(
     claim="none; each side of a comparison gets its best rate of three or four.",
     expect="the recipes' own rates.",
-    gpu_hours=2,
 )
 def study_rates_more() -> list[Arm]:
     """The learning rates of the study's later stages: mask methods, and shallow networks."""
@@ -112,7 +110,6 @@ def _chosen(base: Mapping[str, Scalar], archs: Sequence[str], side: str, axes: A
 @declare(
     claim="some subnetwork of a random network does nearly as well as the trained network.",
     expect="a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.",
-    gpu_hours=12,
 )
 def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "conv4")) -> list[Arm]:
     """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with both controls."""
@@ -128,7 +125,6 @@ def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "
 @declare(
     claim="some subnetwork of a random network does nearly as well as the trained network.",
     expect="below `study_depth` at every k: 0.1 is too low for ten epochs.",
-    gpu_hours=3,
 )
 def study_recipe_rate() -> list[Arm]:
     """The masks of stage a at the recipe's learning rate of 0.1, one seed."""
@@ -155,7 +151,6 @@ def study_small() -> list[Arm]:
 @declare(
     claim="the deeper the random network, the better its best subnetwork.",
     expect="Conv6 above Conv4 at k = 0.5.",
-    gpu_hours=15,
 )
 def study_deep(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage a continued: Conv6 and Conv8."""
@@ -165,7 +160,6 @@ def study_deep(seeds: Sequence[int] = SEEDS) -> list[Arm]:
 @declare(
     claim="none of the paper: does a network without depth contain a good subnetwork, too?",
     expect="not for logistic regression: it has too few weights to choose from.",
-    gpu_hours=3,
 )
 def study_shallow(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage b: logistic regression, FC and Conv2, on CIFAR-10 and Fashion-MNIST."""
@@ -182,7 +176,6 @@ def study_shallow(seeds: Sequence[int] = SEEDS) -> list[Arm]:
 @declare(
     claim="none of the paper: which way of choosing the mask is best at the same number of steps?",
     expect="edge-popup and biprop close together; sampled behind, because it learns slowly.",
-    gpu_hours=4,
 )
 def study_methods(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage c: every mask method with its own best rate, Conv4."""
@@ -199,7 +192,6 @@ def study_methods(seeds: Sequence[int] = SEEDS) -> list[Arm]:
 @declare(
     claim="the wider the random network, the better its best subnetwork.",
     expect="rising with the width; the distance to the trained network shrinks.",
-    gpu_hours=6,
 )
 def study_width(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage d: Conv4 at a quarter, half and full width, at the rates of half width."""
@@ -216,7 +208,6 @@ def study_width(seeds: Sequence[int] = SEEDS) -> list[Arm]:
 @declare(
     claim="a random ResNet-18 contains a subnetwork that comes near the trained ResNet-18.",
     expect="above the Conv networks at the same budget.",
-    gpu_hours=3,
 )
 def study_resnet18(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage e: ResNet-18 at a quarter of the width, at the recipe's rates."""
@@ -240,7 +231,6 @@ STAGES: Sequence[Callable[..., list[Arm]]] = (
 @declare(
     claim="those of its stages.",
     expect="see the stages.",
-    gpu_hours=43,
 )
 def study() -> list[Arm]:
     """The whole study, one seed of every stage before the next seed."""
