@@ -1,6 +1,7 @@
 """The published study: its files agree with each other, and with the sweeps that made them."""
 
 import csv
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,23 @@ def test_a_published_result_holds_all_of_its_epochs_and_weights_that_never_chang
         if result["config"]["model"]["method"] != "dense":
             checksums = {record["weights_checksum"] for record in history}
             assert checksums == {result["initial_weights_checksum"]}, cell
+
+
+def test_figure_3_is_published_with_the_results_behind_it(tmp_path: Path) -> None:
+    published = ROOT / "docs" / "results" / "figure_3"
+    with tarfile.open(published / "store.tar.gz") as files:
+        files.extractall(tmp_path, filter="data")
+    store = Store(tmp_path / "figure_3")
+    finished = store.finished()
+    assert finished
+    assert finished <= experiments.sweep("depth").cells().keys()
+    accuracies = {}
+    for cell, result in store.results(finished):  # each with its checksum
+        assert [record["epoch"] for record in result["history"]] == [*range(1, 101)]
+        accuracies[cell] = 100 * result["history"][-1]["test_accuracy"]
+        if result["config"]["model"]["method"] != "dense":
+            checksums = {record["weights_checksum"] for record in result["history"]}
+            assert checksums == {result["initial_weights_checksum"]}
+    with open(published / "depth.csv") as lines:
+        drawn = {row["cells"]: float(row["mean"]) for row in csv.DictReader(lines) if row["cells"]}
+    assert drawn == pytest.approx(accuracies)
