@@ -220,7 +220,7 @@ def per_condition(pairs: Iterable[Pair], words: str, margin: float = 0.0) -> Ite
         groups.setdefault(tuple(cell.condition for cell in pair.cells), []).append(pair)
     for group in groups.values():
         ordered = sorted(group, key=lambda pair: pair.head.seed)
-        yield Contrast(f"{_place(ordered[0].head)}: {words}", margin, tuple(ordered))
+        yield Contrast(f"{_place(ordered[0].head)}, {words}", margin, tuple(ordered))
 
 
 def compare(

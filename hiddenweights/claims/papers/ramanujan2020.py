@@ -35,9 +35,9 @@ def _plateau(cells: Cells) -> Contrasts:
     middle = pick(cells, k=0.5)
     for k in (0.3, 0.7):
         pairs = paired(pick(cells, k=k), middle, ["model.k"])
-        yield from per_condition(pairs, f"minus k = 0.5 (above -{FLAT:g})", -FLAT)
+        yield from per_condition(pairs, "minus k = 0.5", -FLAT)
         below = [pair.reversed() for pair in pairs]
-        yield from per_condition(below, f"below k = 0.5 (above -{FLAT:g})", -FLAT)
+        yield from per_condition(below, "subtracted from k = 0.5", -FLAT)
 
 
 def _ends(cells: Cells) -> Contrasts:
