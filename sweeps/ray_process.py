@@ -18,6 +18,7 @@ from typing import Any, cast
 from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.errors import UserError
 from hiddenweights.flat import to_dict
+from hiddenweights.garbage import collect_rarely
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
@@ -74,6 +75,7 @@ class _Reports:
 
 def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
     """Serve the launch at the other end of `pipe` until it interrupts or leaves."""
+    collect_rarely()
     os.setsid()  # Ctrl-C goes to the launch, which passes it on
     with open(messages, "w") as file:
         for stream in (1, 2):  # also for Ray, which writes pages of text when it dies

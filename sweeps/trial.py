@@ -16,6 +16,7 @@ from hiddenweights.cells.cell import TIME_LIMIT, TRACKING, cell_epochs, failure_
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.errors import RankDied
 from hiddenweights.flat import from_dict
+from hiddenweights.garbage import collect_rarely
 from hiddenweights.records import Record
 from hiddenweights.sweeps.host import gpu_trouble, store_trouble
 
@@ -44,7 +45,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     """
 
     def setup(self, config: Json) -> None:
-        # No side effects here: Tune may give this cell to another, cached actor instead.
+        collect_rarely()  # the cell will import torch and its trackers
+        # Nothing of the cell yet: Tune may give it to another, cached actor instead.
         self._epochs: Generator[Record, None, Json] | None = None
         self._watchdog: threading.Timer | None = None
         self._store: Store | None = None
