@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 from hiddenweights import own
 from hiddenweights.cells.cell import STOPPED_EARLY, installed_trackers, run_cell
@@ -15,6 +16,7 @@ from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.config import METHODS, NETWORKS, Scalar, own_code
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten
+from hiddenweights.garbage import collect_rarely
 from hiddenweights.identity import Resolved
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
@@ -121,9 +123,15 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     if not needs:
         return []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, own.receive, (own.carried(),)) as pool:
+    with ProcessPoolExecutor(1, spawn, _begin, (own.carried(),)) as pool:
         check = check_code if address else check_inputs
         return [*dict.fromkeys(filter(None, pool.map(check, needs.values())))]
+
+
+def _begin(code: Mapping[str, Mapping[str, Any]]) -> None:
+    """What the process of `preflight` does first. `code` is the user's (`own.carried`)."""
+    collect_rarely()
+    own.receive(code)
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:

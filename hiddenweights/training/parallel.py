@@ -29,6 +29,7 @@ import torch.distributed as dist
 from hiddenweights import own
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import RankDied, UserError
+from hiddenweights.garbage import collect_rarely
 from hiddenweights.training.ranks import Ranks
 from hiddenweights.training.train import Diverged, Trainer
 
@@ -173,6 +174,7 @@ class _Others:
 
 def main() -> int:
     """Train the cell that standard input describes, as one of several processes."""
+    collect_rarely()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal: process 0 ends this one
     code, rank, count, meeting, config, folder, ticket, loaders = pickle.load(sys.stdin.buffer)
     own.receive(code)
