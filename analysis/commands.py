@@ -21,7 +21,7 @@ from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.published import published
-from hiddenweights.analysis.table import FINISHED, Table, combine
+from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
 from hiddenweights.cells.store import default_store
 from hiddenweights.claims import registry
 from hiddenweights.errors import UserError, choices_error
@@ -62,6 +62,7 @@ def figure(
     source: Options = Source(),
     mixed: bool = False,
     x: str | None = None,
+    y: str | None = None,
     curve: str | None = None,
     panel: str | None = None,
 ) -> None:
@@ -72,24 +73,28 @@ def figure(
         mixed: Let cells with different epochs or protocols share a curve.
         x: Field on the x axis, or epoch for training curves. If not given: from the figure's description, or
             the first number that varies.
+        y: Logged number on the y axis, such as churn, train_loss, or kept/NAME of a layer: after each epoch
+            with --x epoch, else after the last one. If not given: the test accuracy.
         curve: Field with one curve per value. If not given: as described, or all remaining fields that vary.
         panel: Field with one panel per value. If not given: as described, or the network.
     """
     name = own.slug(name)
     table = _table(source)
-    as_published = name in experiments.FIGURES and not any((x, curve, panel))
-    spec = experiments.FIGURES[name] if as_published else layout(name, table, x, curve, panel)
+    as_published = name in experiments.FIGURES and not any((x, y, curve, panel))
+    spec = experiments.FIGURES[name] if as_published else layout(name, table, x, curve, panel, y or METRIC)
     points = specs.points(table, spec)
     ours = aggregate.curves(points, mixed=mixed)
     drawn = pd.concat([ours, published(name, points)], ignore_index=True) if as_published else ours
     from hiddenweights.analysis import figures  # here, because numbers alone need no matplotlib
 
-    file = f"{name}_by_epoch" if spec.x == specs.EPOCH else name
+    file = name if spec.y == METRIC else f"{name}_{spec.y.replace('/', '_')}"
+    file += "_by_epoch" * (spec.x == specs.EPOCH)
     csv = source.out / f"{file}.csv"
     with _writing(source.out):
         paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), source.out, file)
         drawn.to_csv(csv, index=False)
-    print(*summary.lines(points, ours, table, spec), sep="\n")
+    if spec.y == METRIC:
+        print(*summary.lines(points, ours, table, spec), sep="\n")
     if left_out := summary.left_out(table, spec.name):
         print(f"left out: {left_out}")
     print(f"figure: {paths[0]}  {paths[1]}  data: {csv}")

@@ -6,7 +6,8 @@ import pandas as pd
 
 from hiddenweights.analysis.experiments import FIGURES
 from hiddenweights.analysis.specs import EPOCH, Spec, label, network
-from hiddenweights.analysis.table import Table
+from hiddenweights.analysis.table import METRIC, Table
+from hiddenweights.analysis.training import unit
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import flatten
@@ -27,13 +28,20 @@ _FIRST = ("model.k", "model.width")
 
 
 def layout(
-    name: str, table: Table, x: str | None = None, curve: str | None = None, panel: str | None = None
+    name: str,
+    table: Table,
+    x: str | None = None,
+    curve: str | None = None,
+    panel: str | None = None,
+    y: str = METRIC,
 ) -> Spec:
     """A figure of the sweep `name` over `x`, one curve per value of `curve`, one panel per value of `panel`.
 
+    `y` is a logged number, for example `churn`.
+
     Axes that are not given come from the fields that vary: x is `model.k`, `model.width` or the first number,
     panels are networks, and curves are named by the remaining fields. Dense networks are horizontal lines.
-    With x `epoch` these are training curves: the accuracy after each epoch.
+    With x `epoch` these are training curves: y after each epoch.
 
     Raises `UserError` for an axis that is not a field, for a sweep that the table does not have, and if no
     number varies.
@@ -53,6 +61,7 @@ def layout(
     x = x or _x(name, masked, varying)
     left = [field for field in varying if field not in (x, panel, "model.arch")]
     kept = x == "model.k"
+    y_label, y_scale = unit(y)
     return Spec(
         name=name,
         title=name.replace("_", " ").replace("-", ": "),
@@ -64,6 +73,9 @@ def layout(
         level_baselines=x != EPOCH and masked is not cells,
         curve=(lambda rows: _values(rows, [curve])) if curve else (lambda rows: _values(rows, left)),
         panel=(lambda rows: _values(rows, [panel])) if panel else network,
+        y=y,
+        y_label=y_label,
+        y_scale=y_scale,
     )
 
 

@@ -9,7 +9,7 @@ from hiddenweights.analysis.aggregate import SAME
 from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, choices_error
 
 SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
 EPOCH = "epoch"  # as x: training curves, with a point per cell and epoch
@@ -53,7 +53,11 @@ class Spec:
     """Label of the panel. If not given: the network."""
     tag: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
     """Text next to each point. If not given: none."""
+    y: str = METRIC
+    """Logged number on the y axis: after each epoch if `x` is the epoch, else after the last one."""
     y_label: str = "test accuracy (%)"
+    y_scale: float = 100.0
+    """Factor from the logged number to the axis."""
 
 
 def label(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -106,7 +110,8 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
 
     Over epochs it is one row per cell and epoch.
 
-    Raises `UserError` that names the sweep to launch if the table has no such cell.
+    Raises `UserError` that names the sweep to launch if the table has no such cell, and for a y that no cell
+    has logged.
     """
     cells = table.sweep(spec.name)
     if cells.empty:
@@ -115,9 +120,11 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             f"figure {spec.name}: the source has no finished cell of sweep {spec.name!r} (it has: "
             f"{', '.join(known) or 'none of any sweep'}); launch it: hiddenweights sweeps launch {spec.name}"
         )
-    if spec.x == EPOCH:
-        logged = table.epochs[["cell", EPOCH, METRIC]]
-        cells = cells.drop(columns=[EPOCH, METRIC]).merge(logged, on="cell").reset_index(drop=True)
+    if spec.x == EPOCH or spec.y != METRIC:
+        logged = _logged(table, spec.y)
+        if spec.x != EPOCH:
+            logged = logged.sort_values(EPOCH, kind="stable").drop_duplicates("cell", keep="last")
+        cells = cells.drop(columns=[EPOCH, spec.y], errors="ignore").merge(logged, on="cell")
     dense = cells["model.method"] == "dense"
     curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)
     x = pd.to_numeric(cells[spec.x]) * spec.scale
@@ -137,7 +144,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             "curve": pd.Categorical(curve, order, ordered=True),
             "kind": cells["model.method"].map(KINDS).fillna(SUBNETWORK),
             "x": x.round(6),
-            "y": 100 * cells[METRIC],
+            "y": spec.y_scale * cells[spec.y],
             "validation": 100 * cells["validation_accuracy"],
             "processor": processors(cells),
             "data_digest": cells["data_digest"],
@@ -150,3 +157,11 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     found["depth"] = found["model.arch"].map(depth).fillna(len(depth))
     found = found.sort_values(["depth", "model.arch", "curve", "x", "seed"], kind="stable")
     return found.drop(columns="depth").assign(curve=found["curve"].astype(str))
+
+
+def _logged(table: Table, name: str) -> pd.DataFrame:
+    """The logged number `name` of every cell and epoch that has it."""
+    numbers = [column for column in map(str, table.epochs.select_dtypes("number")) if column != EPOCH]
+    if name not in numbers:
+        raise choices_error("--y", name, [column for column in numbers if "/" not in column])
+    return table.epochs[["cell", EPOCH, name]].dropna()

@@ -11,7 +11,16 @@ METRICS = {
     "churn": ("mask bits changed in the epoch (%)", 100.0),
     "kept": ("weights kept (%)", 100.0),
 }
+LAYER = ("kept/", "churn/")  # and the name of a layer
 MOST_EPOCHS = 60  # epochs per line; more make the page slow without making a line clearer
+
+
+def unit(name: str) -> tuple[str, float]:
+    """The label of a logged number on an axis, and the factor to the unit of the label."""
+    if name in METRICS:
+        return METRICS[name]
+    fraction = name.endswith("accuracy") or name.startswith(LAYER)
+    return (f"{name.replace('_', ' ')} (%)", 100.0) if fraction else (name.replace("_", " "), 1.0)
 
 
 def epoch_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
@@ -39,7 +48,7 @@ def layer_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
 
     Layers are in the order of the network. Empty if no record has values per layer.
     """
-    columns = [name for name in map(str, table.epochs) if name.startswith(("kept/", "churn/"))]
+    columns = [name for name in map(str, table.epochs) if name.startswith(LAYER)]
     if not columns:
         return pd.DataFrame()
     last = table.epochs.sort_values("epoch", kind="stable").drop_duplicates("cell", keep="last")

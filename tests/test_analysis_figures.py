@@ -93,6 +93,7 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
         (["figure", "quickstart", "--where", "model.k=0.2"], ["model.k=0.2", "0.9"]),
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
         (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),
+        (["figure", "quickstart", "--y", "loss"], ["--y", "'loss'", "train_loss", "churn"]),
         (["figure", "quickstart", "--out", "/dev/null/figures"], ["--out", "/dev/null/figures"]),
     ],
 )
@@ -132,6 +133,26 @@ def test_training_curves_have_a_point_per_epoch(tmp_path: Path) -> None:
     for point in drawn.itertuples():
         of_point = logged[logged["cell"].isin(str(point.cells).split()) & (logged["epoch"] == point.x)]
         assert point.mean == pytest.approx(100 * of_point["test_accuracy"].mean())
+
+
+@pytest.mark.parametrize(("y", "scale"), [("churn", 100), ("train_loss", 1)])
+def test_another_logged_number_is_drawn_after_each_epoch_or_the_last(
+    tmp_path: Path, y: str, scale: float
+) -> None:
+    cells = [config(model__k=k, train__epochs=3, seed=seed) for k in (0.3, 0.5) for seed in range(3)]
+    store = made_store(tmp_path / "store", "depth", cells)
+    logged = fetch(str(store)).epochs
+    arguments = ["depth", "--from", str(store), "--out", str(tmp_path / "out"), "--y", y]
+    for more, file, epochs in (
+        (["--x", "epoch"], f"depth_{y}_by_epoch.csv", (1, 2, 3) * 2),
+        ([], f"depth_{y}.csv", (3, 3)),
+    ):
+        assert main(["figure", *arguments, *more]) == 0
+        drawn = pd.read_csv(tmp_path / "out" / file)
+        assert len(drawn) == len(epochs)
+        for point, epoch in zip(drawn.itertuples(), epochs, strict=True):
+            of_point = logged[logged["cell"].isin(str(point.cells).split()) & (logged["epoch"] == epoch)]
+            assert point.mean == pytest.approx(scale * of_point[y].mean())
 
 
 def test_the_table_is_written_with_all_cells_and_epochs(tmp_path: Path) -> None:
