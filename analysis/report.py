@@ -121,7 +121,7 @@ class Report:
                 "figure": drawing.spec.title,
                 "best subnetwork (%)": f"{one.accuracy:.1f}",
                 "of": f"{one.curve}, {one.place} (by {one.chosen_by} accuracy); {one.interval}",
-                "trained (%)": ", ".join(f"{mean:.1f} {name}" for name, mean in one.trained.items()),
+                "trained (%)": "; ".join(f"{name}: {mean:.1f}" for name, mean in one.trained.items()),
             }
             for drawing in self.drawings
             for one in drawing.best

@@ -88,7 +88,7 @@ class Best:
     """The accuracy of each trained network, by the name of its curve."""
 
     def __str__(self) -> str:
-        others = ", ".join(f"{mean:.1f}% {name}" for name, mean in self.trained.items())
+        others = "; ".join(f"{name}: {mean:.1f}%" for name, mean in self.trained.items())
         return (
             f"{self.panel}: {self.accuracy:.1f}% ({self.interval}) with random weights, {self.curve}, "
             f"{self.place} (chosen by {self.chosen_by} accuracy)" + (f"; {others}" if others else "")

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from hiddenweights.analysis.figures import Look, looks
-from hiddenweights.analysis.specs import PUBLISHED, Spec
+from hiddenweights.analysis.specs import PREFIX, PUBLISHED, Spec
 from hiddenweights.analysis.training import METRICS
 
 Chart = dict[str, Any]
@@ -34,7 +34,8 @@ def accuracy_chart(
     rows: pd.DataFrame, spec: Spec, curves: Sequence[str], y_domain: tuple[float, float]
 ) -> Chart:
     """One panel of a figure: `rows` are those of `aggregate.curves`, `curves` all curves of the figure."""
-    values = [_point(row, spec) for _, row in rows.iterrows()]
+    below = rows.sort_values("kind", key=lambda kind: kind != PUBLISHED, kind="stable")  # ours are drawn last
+    values = [_point(row, spec) for _, row in below.iterrows()]
     x = _x(rows, spec)
     scale = {"domain": [*map(_number, y_domain)], "nice": True, "zero": False}
     y = {"field": "mean", "type": "quantitative", "title": spec.y_label, "scale": scale}
@@ -252,6 +253,7 @@ def _chart(values: list[dict[str, Any]], layers: list[Chart]) -> Chart:
 def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
     low, high = _number(row["low"]), _number(row["high"])
     published = row["kind"] == PUBLISHED
+    alone = [] if published else row["values"].split()
     return {
         "curve": row["curve"],
         "place": _place(row["x"], spec),
@@ -262,7 +264,7 @@ def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
         "interval": "none: fewer than three seeds" if low is None else f"{low:.2f} to {high:.2f}",
         "n": "published" if published else int(row["n"]),
         "cells": str(row["source"]) if published else row["cells"],
-        "single": [] if published else [_number(float(value)) for value in row["values"].split()],
+        "single": [_number(float(value)) for value in alone] if len(alone) > 1 else [],
         "hollow": bool(published or not row["full"]),
     }
 
@@ -294,7 +296,14 @@ def _shape(curves: Sequence[str]) -> Chart:
 
 
 def _dash(curves: Sequence[str]) -> Chart:
-    return _scale(curves, [_dashes(look) for look in _looks(curves)])
+    """Published curves are dotted, published levels keep the dashes of ours."""
+    return _scale(
+        curves,
+        [
+            [2, 4] if curve.startswith(PREFIX) and look.marker else _dashes(look)
+            for curve, look in zip(curves, _looks(curves), strict=True)
+        ],
+    )
 
 
 def _dashes(look: Look) -> list[float]:
