@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from hiddenweights import cli
 from hiddenweights.cli import Lazy
-from hiddenweights.garbage import collect_rarely
 
 _TICKETS = "hiddenweights.commands.tickets"
 _SWEEPS = "hiddenweights.sweeps.commands"
@@ -60,7 +59,6 @@ COMMANDS: dict[str, Lazy] = {
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line `args` (default: the process's own) and return its exit status."""
-    collect_rarely()
     args = sys.argv[1:] if args is None else [*args]
     if args == ["--version"]:
         from hiddenweights.versions import versions

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Annotated, Any, NoReturn, Union
 
 from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped
+from hiddenweights.garbage import collect_rarely
 
 Command = Callable[..., int | None]
 
@@ -64,6 +65,7 @@ def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int
     the command becomes one line on stderr and status 2, and so does a missing package of an extra; a store
     that cannot be reached becomes one and status 1.
     """
+    collect_rarely()
     try:
         return _run(commands, prog, sys.argv[1:] if args is None else args)
     except BrokenPipeError:  # e.g. `head` closed the pipe; then the flush at exit must not fail

@@ -14,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from hiddenweights.garbage import collect_rarely
+
 gc.disable()  # while all tests are imported
 
 
 def pytest_collection_finish() -> None:
     gc.freeze()  # what was imported stays, and is not looked through for garbage again and again
     gc.enable()
+    collect_rarely()
 
 
 def pytest_unconfigure() -> None:

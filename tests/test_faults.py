@@ -20,43 +20,18 @@ from typing import Any
 
 import psutil
 import pytest
+from fault_sweeps import DRIVER, SWEEPS, fragile, uneven
 
 from hiddenweights.analysis.sources.offline import read_run
 from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
-from hiddenweights.sweeps.grid import Arm, arm
+from hiddenweights.sweeps.grid import Arm
 
 pytestmark = pytest.mark.timeout(600)
 
 HERE = Path(__file__).parent
-EPOCHS = 12
-# A checkpoint takes 300 KB.
-FIELDS = {"model.arch": "fc", "train.epochs": EPOCHS}
 PAUSE = 0.4  # seconds an epoch
-
-
-def fragile() -> list[Arm]:
-    """Four cells that take seconds and little of the processor."""
-    return [arm(FIELDS, {"model.k": (0.3, 0.5), "seed": (0, 1)})]
-
-
-def uneven() -> list[Arm]:
-    """One of that kind and a short one, after which Ray starts one worker: each costs 4 s of a processor."""
-    return [arm(FIELDS, {}), arm({**FIELDS, "train.epochs": 1}, {})]
-
-
-SWEEPS = {"fragile": fragile, "uneven": uneven}
-DRIVER = f"""
-import sys
-if __name__ == "__main__":  # the process that runs Ray imports this, too
-    sys.path.insert(0, {str(HERE)!r})
-    from hiddenweights import cli
-    from hiddenweights.sweeps import commands as main, experiments
-    import test_faults
-    experiments.SWEEPS = {{**experiments.SWEEPS, **test_faults.SWEEPS}}
-    sys.exit(cli.run(main.COMMANDS, "sweeps", sys.argv[1:]))
-"""
 
 
 def calm(sweep: list[Arm], folder: Path) -> dict[str, list[str]]:

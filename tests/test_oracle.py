@@ -21,7 +21,7 @@ from hiddenweights.masking.supermask import current_masks, frozen_weights, masks
 from hiddenweights.training import train
 from hiddenweights.training.train import Trainer
 
-K, STEPS, BATCH, HELD_OUT, SEED = 0.5, 10, 32, 36, 4
+K, STEPS, BATCH, HELD_OUT, SEED = 0.5, 10, 8, 16, 4
 USED = STEPS * BATCH + HELD_OUT
 SHAPES = {
     "0.weight": (64, 3, 3, 3),

@@ -11,78 +11,23 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-import torch
-from torch import nn
+from fault_sweeps import DRIVER, watched
+from faulty import MARK
 
 from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
-from hiddenweights.sweeps.grid import Arm, Sweep, arm
+from hiddenweights.sweeps.grid import Sweep
 
 pytestmark = pytest.mark.slow(seconds=50)
 
 KEY = "f00dfeed" * 5
-MARK = "HIDDENWEIGHTS_TEST_MARK"  # names a file that exists once memory was short
-FIELDS = {"model.width": 0.25, "train.epochs": 40}  # seconds, for a kill in the middle
-DRIVER = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from hiddenweights import cli
-from hiddenweights.sweeps import commands as main, experiments
-import test_security
-experiments.SWEEPS = {{**experiments.SWEEPS, "watched": test_security.watched}}
-if __name__ == "__main__":
-    sys.exit(cli.run(main.COMMANDS, "sweeps", sys.argv[1:]))
-"""
-
-
-def watched() -> list[Arm]:
-    """A sweep for this test."""
-    names = [f"{Path(__file__).stem}:{name}" for name in ("greedy", "raises", "hangs")]
-    healthy = arm({**FIELDS, "model.arch": "conv2"}, {"model.k": (0.3, 0.5)})
-    return [arm({"train.epochs": 1}, {"model.arch": names}), healthy]
-
-
-def greedy(num_classes: int) -> nn.Module:
-    """A network that finds no memory the first time that it is trained."""
-    return Faulty(_without_memory, num_classes)
-
-
-def raises(num_classes: int) -> nn.Module:
-    """A network that cannot be trained."""
-    return Faulty(_unlucky, num_classes)
-
-
-def hangs(num_classes: int) -> nn.Module:
-    """A network whose training never ends."""
-    return Faulty(lambda: time.sleep(3600), num_classes)
-
-
-class Faulty(nn.Sequential):
-    def __init__(self, then: Callable[[], None], num_classes: int) -> None:
-        super().__init__(nn.Flatten(), nn.Linear(64, num_classes, bias=False))
-        self._then = then
-
-    def forward(self, x: Any) -> Any:
-        if torch.is_grad_enabled():  # in training, and not where the network is only looked at
-            self._then()
-        return super().forward(x)
-
-
-def _without_memory() -> None:
-    with contextlib.suppress(FileExistsError), open(os.environ[MARK], "x"):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-
-def _unlucky() -> None:
-    raise ArithmeticError("an unlucky number")
 
 
 @dataclass
