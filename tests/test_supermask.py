@@ -1,13 +1,15 @@
 """`supermask` on any module: what it freezes and masks, and that the rest of PyTorch works on the result."""
 
 import copy
+import datetime
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import parametrize
 
 from hiddenweights import supermask
@@ -204,7 +206,7 @@ def test_compiles_every_kind_of_layer_without_a_graph_break(inputs):
 
 @pytest.mark.slow(seconds=8)
 def test_compiles_a_network_of_torchvision_without_a_graph_break():
-    network = build_network("torchvision/efficientnet_b0", channels=3, image_size=32, classes=10)
+    network = build_network("torchvision/resnet18", channels=3, image_size=32, classes=10)
     compare_compiled(supermask(network).eval(), "eager", torch.randn(2, 3, 32, 32))
 
 
@@ -348,25 +350,28 @@ def test_attention_with_projections_apart():
 
 # --- several processes -------------------------------------------------------------------------------------
 
-WORKER = """
-import sys
-import torch
-from torch import distributed
-from torch.nn.parallel import DistributedDataParallel
-from hiddenweights.masking.supermask import current_masks, masks_of
-sys.path.insert(0, sys.argv[4])
-from test_supermask import images_for_all, small_conv, three_steps
 
+def learn_together(rank: int, folder: str) -> None:
+    """Be one of two processes that learn together, and leave the scores and masks in `folder`."""
+    meeting, patience = f"file://{folder}/meet", datetime.timedelta(seconds=100)
+    distributed.init_process_group("gloo", meeting, timeout=patience, rank=rank, world_size=2)
+    try:
+        for selection in ("layer", "global"):
+            inner = small_conv(selection=selection)
+            three_steps(DistributedDataParallel(inner), images_for_all()[rank::2])
+            scores = {name: mask.scores.detach() for name, mask in masks_of(inner).items()}
+            torch.save({"scores": scores, "masks": current_masks(inner)}, f"{folder}/{selection}{rank}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+OTHER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+import torch
+from test_supermask import learn_together
 torch.set_num_threads(1)
-rank, size = int(sys.argv[1]), int(sys.argv[2])
-distributed.init_process_group("gloo", init_method=f"file://{sys.argv[3]}/meet", rank=rank, world_size=size)
-for selection in ("layer", "global"):
-    inner = small_conv(selection=selection)
-    three_steps(DistributedDataParallel(inner), images_for_all()[rank::size])
-    scores = {name: mask.scores.detach() for name, mask in masks_of(inner).items()}
-    state = {"scores": scores, "masks": current_masks(inner)}
-    torch.save(state, f"{sys.argv[3]}/{selection}{rank}.pt")
-distributed.destroy_process_group()
+learn_together(1, sys.argv[1])
 """
 
 
@@ -385,12 +390,10 @@ def three_steps(network: nn.Module, images: torch.Tensor) -> None:
 
 @pytest.mark.slow(seconds=8)
 def test_data_parallel_processes_learn_what_one_process_learns(tmp_path):
-    here = str(Path(__file__).parent)
-    workers = [
-        subprocess.Popen([sys.executable, "-c", WORKER, str(rank), "2", str(tmp_path), here])
-        for rank in range(2)
-    ]
-    assert [worker.wait(timeout=200) for worker in workers] == [0, 0]
+    command = [sys.executable, "-c", OTHER, str(tmp_path), str(Path(__file__).parent)]
+    with subprocess.Popen(command) as other:
+        learn_together(0, str(tmp_path))
+        assert other.wait(timeout=200) == 0
     for selection in ("layer", "global"):
         network = small_conv(selection=selection)
         before = current_masks(network)
