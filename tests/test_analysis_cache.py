@@ -143,14 +143,14 @@ def test_a_store_behind_fsspec_reads_the_same(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(table.epochs, local.epochs, check_dtype=False)
 
 
-@pytest.mark.slow(seconds=25)
-def test_ten_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
-    """20 s from the store, 2 s cached, 2 GB; CPU time where the machine is busy."""
+@pytest.mark.slow(seconds=10)
+def test_four_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
+    """8 s from the store, 0.8 s cached, 1 GB; CPU time if the machine is busy."""
     layers = [f"layers.{i}.weight" for i in range(7)]
     template = result(config(train__epochs=100, model__arch="conv4"), layers=layers)
     text = json.dumps(template)
     store = write_store(tmp_path / "store", [])
-    for seed in range(10_000):
+    for seed in range(4_000):
         cell = cell_id(config(train__epochs=100, model__arch="conv4", seed=seed))
         folder = store / "cells" / cell
         folder.mkdir()
@@ -161,7 +161,7 @@ def test_ten_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
         "from hiddenweights.analysis.fetch import fetch; "
         "cpu, clock = time.process_time(), time.perf_counter(); "
         "table = fetch(sys.argv[1], Path(sys.argv[2])); "
-        "assert table.epochs.shape[0] == 1_000_000 and len(table.cells) == 10_000; "
+        "assert table.epochs.shape[0] == 400_000 and len(table.cells) == 4_000; "
         "seconds = min(time.process_time() - cpu, time.perf_counter() - clock); "
         "print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
     )
@@ -174,6 +174,6 @@ def test_ten_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
 
     first, second = measure(), measure()
     print(f"first {first}, cached {second}")
-    assert first[0] < 20
-    assert second[0] < 2
-    assert max(first[1], second[1]) < 2
+    assert first[0] < 8
+    assert second[0] < 0.8
+    assert max(first[1], second[1]) < 1
