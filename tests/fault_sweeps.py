@@ -16,7 +16,7 @@ def fragile() -> list[Arm]:
 
 
 def uneven() -> list[Arm]:
-    """One of that kind and a short one, after which Ray starts one worker: each costs 4 s of a processor."""
+    """One of that kind and a short one, after which one worker is enough: each costs 3 s of a processor."""
     return [arm(FIELDS, {}), arm({**FIELDS, "train.epochs": 1}, {})]
 
 

@@ -152,8 +152,8 @@ def trained_by(parent: psutil.Process, store: Path, begun: bool = True) -> dict[
 
 
 def wait_for_training(store: Path, launch: Launch) -> None:
-    """Until some cell of this launch is in the middle."""
-    wait_until(lambda: trained_by(launch.process, store), launch)
+    """Until the long cell of `uneven` is in the middle and the short one is finished: one worker is left."""
+    wait_until(lambda: trained_by(launch.process, store) and any(store.glob("cells/*/result.json")), launch)
 
 
 def wait_for_followers(store: Path, launch: Launch) -> None:
@@ -276,7 +276,7 @@ def test_a_launch_is_stopped_loses_its_store_and_goes_on_with_the_same_command(
 ) -> None:
     gone = store.with_name("gone")
     for number in (signal.SIGINT, signal.SIGTERM):
-        launch = Launch("uneven", store)
+        launch = Launch("uneven", store, pause=4 * PAUSE)
         wait_for_training(store, launch)
         launch.stop(number)
         assert launch.process.returncode == 130
