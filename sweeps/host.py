@@ -107,7 +107,7 @@ class Fact:
 
 def facts(store: str, data: DataConfig) -> dict[str, Fact]:
     """The facts that matter to a worker on this host."""
-    from hiddenweights.sweeps.tracking import choose_mode
+    from hiddenweights.sweeps.tracking_mode import choose_mode
 
     opened = Store(store)
     mode, reason = choose_mode()

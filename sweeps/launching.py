@@ -21,6 +21,7 @@ from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
 from hiddenweights.sweeps.supervise import RayLost
+from hiddenweights.sweeps.tracking_mode import announce
 
 LaunchOptions = Annotated[Options, tyro.conf.arg(name="")]
 
@@ -106,9 +107,7 @@ def _train(
 ) -> int:
     """Train the planned cells, show the progress on `console`, and return the exit status."""
     if planned.todo:
-        from hiddenweights.sweeps import tracking  # the import takes a second
-
-        console.print(f"W&B: {tracking.announce()}")
+        console.print(f"W&B: {announce()}")
     store.prepare()
     for cell in planned.damaged.keys() & planned.todo.keys():
         store.discard_damaged(cell)
@@ -206,9 +205,7 @@ def settle_(
     if dry_run or not now.open:
         settle.say(now, console, settle.remaining(asked, results, now, allowed), cells=True)
         return 1 if now.open else 0
-    from hiddenweights.sweeps import tracking  # the import takes a second
-
-    for line in [*warnings, f"W&B: {tracking.announce()}"]:
+    for line in [*warnings, f"W&B: {announce()}"]:
         console.print(line, markup=False)
     return settle.settle(asked, results, options, allowed, console)
 

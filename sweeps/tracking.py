@@ -4,15 +4,12 @@ import contextlib
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import wandb
 import wandb.apis.public  # before torch, because afterwards the import takes a second longer
@@ -23,16 +20,16 @@ from hiddenweights.cells.cell import TRACKING, Attempt
 from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store
 from hiddenweights.cells.wandb_log import records
-from hiddenweights.errors import UserError, choices_error, shown
+from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import from_dict, to_dict
 from hiddenweights.identity import resolve, short_name
 from hiddenweights.records import Record
 from hiddenweights.sweeps.experiments import memberships
+from hiddenweights.sweeps.tracking_mode import choose_mode, tracking_mode
 
 PROJECT = "hidden-weights"
 # Seconds. W&B itself waits 90 s per run for an unreachable server.
 PATIENCE = 20
-MODES = ("", "online", "offline", "disabled", "dryrun", "run", "shared")  # of W&B, "" for its choice
 AT_ONCE = 100  # runs per `wandb sync`, which takes a second to start
 
 
@@ -254,51 +251,6 @@ def _kinds(file: Path) -> list[str]:
 def wandb_folder(store: Store) -> Path:
     """The parent of W&B's folder ``wandb``: $WANDB_DIR, else a local store, else the working directory."""
     return Path(os.environ.get("WANDB_DIR") or store.local or ".").absolute()
-
-
-@cache
-def tracking_mode() -> str:
-    """``online``, ``offline`` or ``disabled``: from $WANDB_MODE, else online if possible."""
-    return choose_mode()[0]
-
-
-def announce() -> str:
-    """Choose the mode for this launch and its local workers. Returns a line that explains it."""
-    mode, reason = choose_mode()
-    os.environ["WANDB_MODE"] = mode
-    wandb.teardown()
-    return f"{mode} ({reason})"
-
-
-def choose_mode() -> tuple[str, str]:
-    """The mode of W&B and the reason for it."""
-    asked = os.environ.get("WANDB_MODE", "")
-    if asked not in MODES:
-        raise choices_error("WANDB_MODE", asked, MODES[1:])
-    if not asked:
-        os.environ.pop("WANDB_MODE", None)  # W&B rejects an empty one
-    if asked in ("offline", "disabled", "dryrun"):
-        return ("offline" if asked == "dryrun" else asked), f"WANDB_MODE={asked}"
-    settings = wandb.setup(wandb.Settings(silent=True)).settings
-    try:
-        logged_in = wandb.login(prompt=False, verify=False)
-    except wandb.errors.AuthenticationError as error:
-        raise UserError(f"W&B: {error}") from None
-    if not logged_in:
-        return (
-            "offline",
-            "there is no key; `wandb login` makes one, `hiddenweights sweeps sync` uploads later",
-        )
-    address = urlsplit(settings.base_url)
-    port = address.port or (443 if address.scheme == "https" else 80)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=5).close()
-    except OSError as error:
-        return (
-            "offline",
-            f"{address.hostname} does not answer ({error}); `hiddenweights sweeps sync` uploads later",
-        )
-    return "online", f"to {address.hostname}"
 
 
 def sync(store: Store, console: Console) -> int:

@@ -23,7 +23,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id, resolve
 from hiddenweights.records import Record
-from hiddenweights.sweeps import tracking
+from hiddenweights.sweeps import tracking, tracking_mode
 from hiddenweights.sweeps.commands import COMMANDS
 from hiddenweights.sweeps.tracking import WandbTracker, choose_mode, wandb_folder
 
@@ -254,7 +254,7 @@ def test_what_was_trained_without_a_server_is_uploaded_later(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert tracking.announce().startswith("offline")
+    assert tracking_mode.announce().startswith("offline")
     configs = [CONFIG, unflatten({"seed": 1}, CONFIG)]
     interrupted = cell_epochs(CONFIG, store, trackers=[WandbTracker])
     next(interrupted)
