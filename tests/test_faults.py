@@ -220,7 +220,7 @@ def of_ray(parent: psutil.Process, part: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow(seconds=130)
+@pytest.mark.slow(seconds=90)
 def test_any_process_may_die_at_any_moment(store: Path) -> None:
     """A worker, each of Ray's own processes, the launch (with checkpoints cut in half), in any order."""
     seed, more = time.time_ns(), int(os.environ.get("HIDDENWEIGHTS_KILLS", "0"))
@@ -270,7 +270,7 @@ def lose_ray(launch: Launch, part: str) -> None:
     assert [process for process in lost if lives(process)] == []
 
 
-@pytest.mark.slow(seconds=90)
+@pytest.mark.slow(seconds=80)
 def test_a_launch_is_stopped_loses_its_store_and_goes_on_with_the_same_command(
     store: Path, disk: bool
 ) -> None:
@@ -352,7 +352,7 @@ def cluster(tmp_path: Path) -> Iterator[psutil.Popen]:
         process.wait(60)
 
 
-@pytest.mark.slow(seconds=80)
+@pytest.mark.slow(seconds=60)
 def test_on_a_cluster_a_node_is_lost_and_then_the_head(store: Path, cluster: psutil.Popen) -> None:
     address, *raylets = cluster.stdout.readline().split()
     nodes = [psutil.Process(int(raylet)) for raylet in raylets]

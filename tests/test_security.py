@@ -25,7 +25,7 @@ from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Sweep
 
-pytestmark = pytest.mark.slow(seconds=50)
+pytestmark = pytest.mark.slow(seconds=70)
 
 KEY = "f00dfeed" * 5
 

@@ -204,7 +204,7 @@ def test_compiles_every_kind_of_layer_without_a_graph_break(inputs):
     compare_compiled(supermask(Everything(), distribution="kaiming_normal"), "eager", inputs)
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=3)
 def test_compiles_a_network_of_torchvision_without_a_graph_break():
     network = build_network("torchvision/resnet18", channels=3, image_size=32, classes=10)
     compare_compiled(supermask(network).eval(), "eager", torch.randn(2, 3, 32, 32))
@@ -388,7 +388,7 @@ def three_steps(network: nn.Module, images: torch.Tensor) -> None:
         optimizer.step()
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=5)
 def test_data_parallel_processes_learn_what_one_process_learns(tmp_path):
     command = [sys.executable, "-c", OTHER, str(tmp_path), str(Path(__file__).parent)]
     with subprocess.Popen(command) as other:
