@@ -109,8 +109,9 @@ def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> No
 
 
 def _single(values: object) -> list[float]:
-    """The values of a point that has too few of them for an interval."""
-    return [float(value) for value in values.split()] if isinstance(values, str) else []
+    """The values of a point that has too few of them for an interval. A single one is its mean."""
+    found = values.split() if isinstance(values, str) else []
+    return [*map(float, found)] if len(found) > 1 else []
 
 
 def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: str) -> None:
@@ -135,8 +136,6 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
             ax.annotate(str(point.tag), at, offset, textcoords="offset points", fontsize=6.5, rotation=30)
     for x, text in zip(points["x"], points["values"], strict=True):
         alone = _single(text)
-        if len(alone) == 1:  # the mean itself
-            continue
         places = [x] * len(alone)
         ax.plot(places, alone, color=look.color, linestyle="", marker="_", markersize=5, alpha=0.7, zorder=3)
     band = points.dropna(subset=["low", "high"])
