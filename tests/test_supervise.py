@@ -160,7 +160,7 @@ def test_a_launch_that_hears_of_no_cell_says_so_once(
     supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray_process, "main", idles)
-    monkeypatch.setattr(supervise, "STILL", 0.5)
+    monkeypatch.setattr(supervise, "STILL", 2.0)  # of the 3 that it lives, so that a pulse has come before
     monkeypatch.setattr(supervise, "SILENCE", 20.0)
     supervisor(CELLS, Measured(), progress)
     supervisor.close()
