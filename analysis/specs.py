@@ -121,7 +121,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             f"{', '.join(known) or 'none of any sweep'}); launch it: hiddenweights sweeps launch {spec.name}"
         )
     if spec.x == EPOCH or spec.y != METRIC:
-        logged = _logged(table, spec.y)
+        logged = _logged(table.epochs[table.epochs["cell"].isin(cells["cell"])], spec.y)
         if spec.x != EPOCH:
             logged = logged.sort_values(EPOCH, kind="stable").drop_duplicates("cell", keep="last")
         cells = cells.drop(columns=[EPOCH, spec.y], errors="ignore").merge(logged, on="cell")
@@ -159,9 +159,10 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     return found.drop(columns="depth").assign(curve=found["curve"].astype(str))
 
 
-def _logged(table: Table, name: str) -> pd.DataFrame:
-    """The logged number `name` of every cell and epoch that has it."""
-    numbers = [column for column in map(str, table.epochs.select_dtypes("number")) if column != EPOCH]
-    if name not in numbers:
-        raise choices_error("--y", name, [column for column in numbers if "/" not in column])
-    return table.epochs[["cell", EPOCH, name]].dropna()
+def _logged(epochs: pd.DataFrame, name: str) -> pd.DataFrame:
+    """The rows of `epochs` that have the logged number `name`: cell, epoch, and the number."""
+    numbers = map(str, epochs.dropna(axis="columns", how="all").select_dtypes("number"))
+    known = [column for column in numbers if column != EPOCH]
+    if name not in known:
+        raise choices_error("--y", name, [column for column in known if "/" not in column])
+    return epochs[["cell", EPOCH, name]].dropna()

@@ -155,6 +155,17 @@ def test_another_logged_number_is_drawn_after_each_epoch_or_the_last(
             assert point.mean == pytest.approx(scale * of_point[y].mean())
 
 
+def test_a_number_that_only_other_sweeps_have_logged_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = made_store(tmp_path / "store", "depth", [config(model__k=0.5)])
+    widths = (0.5, 1.0)
+    made_store(store, "width", [config(model__method="dense", model__width=width) for width in widths])
+    assert "churn" in fetch(str(store)).epochs
+    assert main(["figure", "width", "--from", str(store), "--out", str(tmp_path), "--y", "churn"]) == 2
+    assert "--y: unknown value 'churn'" in capsys.readouterr().err
+
+
 def test_the_table_is_written_with_all_cells_and_epochs(tmp_path: Path) -> None:
     store = made_store(tmp_path / "store", "depth", [config(model__k=k) for k in (0.3, 0.5)])
     made_store(store, "other", [config(model__k=0.7, train__epochs=2)])
