@@ -9,9 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from hiddenweights.errors import UserError
-from hiddenweights.masking.masks import METHODS, IteRand, Mask
+from hiddenweights.masking.masks import METHODS, EdgePopup, IteRand, Mask, top_k_mask
 from hiddenweights.masking.rng import stream
-from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of, supermask
+from hiddenweights.masking.supermask import (
+    current_masks,
+    frozen_weights,
+    masks_of,
+    select_together,
+    supermask,
+)
 from hiddenweights.masking.weights import draw_weights
 
 pytestmark = pytest.mark.arithmetic
@@ -310,6 +316,27 @@ def test_a_new_method_is_one_small_class(images):
     assert torch.equal(network[3].weight, expected)
     with pytest.raises(UserError, match="global"):
         small_network(method=Soft, selection="global")
+
+
+class Positive(EdgePopup):
+    """A method of the tests: the top k by score instead of by |score|."""
+
+    def mask(self) -> torch.Tensor:
+        return top_k_mask(self.scores.exp(), self.kept)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("base", [EdgePopup, IteRand])
+def test_a_subclass_may_replace_only_the_mask(base, together, images):
+    network = small_network(method=type("Mine", (Positive, base), {}))
+    if together:
+        select_together(network)
+    used = []
+    network[3].register_forward_pre_hook(lambda layer, _: used.append(layer.weight))
+    network(images)
+    mask = masks_of(network)["3.weight"]
+    assert torch.equal(used[0] != 0, mask.mask() > 0)
+    assert not torch.equal(mask.mask(), top_k_mask(mask.scores, mask.kept))
 
 
 @pytest.mark.parametrize("method", ["edgepopup", "dense", nn.Linear, 3, None])

@@ -22,7 +22,7 @@ METHOD = '''
 
 import torch
 from hiddenweights import Mask
-from hiddenweights.masking.masks import EdgePopup, top_k_mask
+from hiddenweights.masking.masks import top_k_mask
 
 from shift import SHIFT
 
@@ -44,11 +44,6 @@ class Halved(Positive):
 
     def forward(self, weight):
         return super().forward(weight) / 2
-
-
-class Unheard(EdgePopup):
-    def mask(self):
-        return torch.ones_like(self.scores)
 
 
 class Fewer(Mask):
@@ -167,7 +162,6 @@ def test_it_is_told_of_every_step_and_leaves_a_ticket_only_for_a_plain_mask(fold
         ("no_such_module:Mine", "no_such_module"),
         ("my_masks.py:Absent", "Positive"),
         ("my_masks.py:function", "subclass of hiddenweights.Mask"),
-        ("my_masks.py:Unheard", "derive it from Mask"),
         ("my_masks.py:Fewer", r"\(scores, k, layer\)"),
         ("my_masks.py:Flat", r"\(24,\)"),
         ("my_masks.py:Fails", "ZeroDivisionError"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 
 from hiddenweights import supermask
 from hiddenweights.errors import UserError
@@ -447,8 +447,36 @@ def test_a_masked_network_is_not_masked_again():
 def test_shared_weights_are_refused_and_named():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     model[1].weight = model[0].weight
-    with pytest.raises(UserError, match=r"1\.weight.*0\.weight"):
+    with pytest.raises(UserError, match=r"0\.weight.*1\.weight"):
         supermask(model)
+
+
+class TiedEmbedding(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embed, self.out = nn.Embedding(9, 4), nn.Linear(4, 9, bias=False)
+        self.out.weight = self.embed.weight
+
+
+def test_a_weight_shared_with_an_embedding_is_refused_and_named():
+    with pytest.raises(UserError, match=r"out\.weight.*embed\.weight"):
+        supermask(TiedEmbedding())
+
+
+def test_a_computed_weight_is_refused_before_anything_is_changed():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    prune.random_unstructured(model[1], "weight", amount=0.5)
+    before = model[0].weight.clone()
+    with pytest.raises(UserError, match=r"1\.weight.*computed"):
+        supermask(model)
+    assert torch.equal(model[0].weight, before)
+    assert model[0].weight.requires_grad
+
+
+def test_scores_of_half_precision_are_refused():
+    network = supermask(nn.Sequential(nn.Linear(3, 3))).to(torch.bfloat16)
+    with pytest.raises(UserError, match=r"bfloat16.*autocast"):
+        network(torch.ones(1, 3, dtype=torch.bfloat16))
 
 
 def test_a_module_used_twice_has_one_mask():

@@ -161,7 +161,7 @@ class EdgePopup(Mask):
     def forward(self, weight: Tensor) -> Tensor:
         if self.effective is not None:
             return self.effective
-        if self.group is not None:
+        if self.group is not None or type(self).mask is not Mask.mask:  # a subclass may select differently
             return super().forward(weight)
         return keep_largest(weight, self.scores, self.kept, _computed_in(weight))  # weight * mask in one pass
 
@@ -227,7 +227,9 @@ class Biprop(Mask):
         kept = mask.detach()
         # Global selection may leave a layer without kept weights. The gain is then 0, not 0/0.
         gain = (weight.abs() * kept).sum() / kept.sum().clamp(min=1)
-        return (mask * (gain * weight.sign())).to(weight.dtype)
+        # In this order: the product has the memory format of its first factor. Under global selection the
+        # mask has another one, and the convolution would sum in another order than that of the ticket.
+        return (gain * weight.sign() * mask).to(weight.dtype)
 
 
 METHODS: dict[str, type[Mask]] = {

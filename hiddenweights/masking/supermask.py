@@ -61,9 +61,10 @@ def supermask(
         score_seed: seed of the scores, likewise.
 
     Raises:
-        UserError: the model has no weight that a mask can cover; a layer is already parametrized, is lazy
-            and has no shape yet, or shares its weight with another layer; k lies outside (0, 1]; a choice
-            is unknown; a combination has no meaning.
+        UserError: the model has no weight that a mask can cover; a layer is already parametrized, has a
+            weight that is computed from another parameter (as by `weight_norm`), is lazy and has no shape
+            yet, or shares its weight with another module (an embedding, say); k lies outside (0, 1]; a
+            choice is unknown; a combination has no meaning. The model is then unchanged.
 
     Warns:
         UserWarning: k is so small that some layers keep a single weight, or less than 90% of the parameters
@@ -139,8 +140,8 @@ def select_together(network: nn.Module) -> None:
     whole network. No effect for global selection and for methods other than edge-popup.
     """
     chains = list(_mask_chains(network))
-    alone = all(chain[0].group is None and type(chain[0]).forward is EdgePopup.forward for chain in chains)
-    if chains and alone:
+    kinds = {(type(chain[0]).forward, type(chain[0]).mask) for chain in chains}
+    if kinds == {(EdgePopup.forward, Mask.mask)} and all(chain[0].group is None for chain in chains):
         together = BatchedSelection(chains)
         network.register_forward_pre_hook(together.hold)
         network.register_forward_hook(together.release, always_call=True)
@@ -149,21 +150,27 @@ def select_together(network: nn.Module) -> None:
 def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
     """(owner, attribute, dotted name) of every weight that a mask can cover, in the order of the model.
 
-    Raises `UserError` if there is none, if one is already parametrized, or if two layers share one.
+    Raises `UserError` if there is none, if one is already parametrized or computed from another parameter
+    (as by `weight_norm`), or if one is shared with another module.
     """
     found: list[tuple[nn.Module, str, str]] = []
-    owner_of: dict[int, str] = {}
+    names: dict[int, list[str]] = {}  # all names of each parameter
+    for path, module in model.named_modules():  # a module that is used twice comes once
+        for name, parameter in module.named_parameters(path, recurse=False):
+            names.setdefault(id(parameter), []).append(name)
     for path, module in model.named_modules():
         if parametrize.is_parametrized(module):
             raise UserError(f"model: layer {path!r} is parametrized already")
         for attribute in _maskable(module):
-            name = f"{path}.{attribute}" if path else attribute
-            if isinstance(getattr(module, attribute), nn.parameter.UninitializedParameter):
+            name, weight = f"{path}.{attribute}" if path else attribute, getattr(module, attribute)
+            if not isinstance(weight, nn.Parameter):
+                raise UserError(f"model: {name!r} is no parameter, but computed from one; remove that first")
+            if isinstance(weight, nn.parameter.UninitializedParameter):
                 raise UserError(f"model: {name!r} has no shape yet; call the model once before it is masked")
-            other = owner_of.setdefault(id(getattr(module, attribute)), name)
-            if other != name:
+            others = [other for other in names[id(weight)] if other != name]
+            if others:
                 raise UserError(
-                    f"model: {name!r} is the same tensor as {other!r}; shared weights have no mask"
+                    f"model: {name!r} is the same tensor as {others[0]!r}; shared weights have no mask"
                 )
             found.append((module, attribute, name))
     if not found:

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from hiddenweights.errors import UserError
+
 _library = torch.library.Library("hiddenweights", "DEF")
 _library.define("keep_largest(Tensor values, Tensor scores, int kept, ScalarType dtype) -> Tensor")
 
@@ -57,7 +59,12 @@ def keep_largest_each(
 
     On a GPU, one set of kernel launches handles all tensors, forward and backward. On a CPU, this helps small
     layers, whose cost is mostly the Python overhead of a call and of a node of the graph.
+
+    Raises `UserError` for scores of half precision: so many of them tie that the mask would be another one.
     """
+    for score in scores:
+        if score.dtype not in (torch.float32, torch.float64):
+            raise UserError(f"scores: are {score.dtype}, not float32; use torch.autocast instead of .to()")
     results: tuple[Tensor, ...] = _StraightThrough.apply(kept, dtypes, memory, *values, *scores)
     return results
 

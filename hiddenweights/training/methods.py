@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hiddenweights import own
 from hiddenweights.errors import UserError
-from hiddenweights.masking.masks import METHODS, EdgePopup, Layer, Mask
+from hiddenweights.masking.masks import METHODS, Layer, Mask
 
 _SHAPE = (6, 4)  # of the small layer on which a user's method is tried
 
@@ -23,11 +23,6 @@ def mask_type(method: str) -> type[Mask]:
     if not (isinstance(found, type) and issubclass(found, Mask)):
         kind = found.__name__ if isinstance(found, type) else f"a {type(found).__name__}"
         raise UserError(f"model.method: {name} is {kind}, not a subclass of hiddenweights.Mask")
-    if found.mask is not EdgePopup.mask and found.forward is EdgePopup.forward:
-        raise UserError(
-            f"model.method: {name} has its own mask(), which the forward() of {EdgePopup.__name__} does not"
-            " call; derive it from Mask"
-        )
     try:
         inspect.signature(found).bind(torch.zeros(_SHAPE), 0.5, None)
     except TypeError as error:
