@@ -49,6 +49,7 @@ METHODS: tuple[str, ...] = get_args(Method)
 GROUPS = {"model.arch": "networks", "model.method": "methods", "data.name": "data"}
 
 TICKET_SUFFIX = ".ticket"
+MOST_THREADS = 1024  # torch ends the process if the system refuses a thread
 
 Scalar = str | int | float | bool | None
 
@@ -219,9 +220,10 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_types(self, "train")
         check(self.epochs > 0, "train.epochs", self.epochs, "must be above 0")
-        check(self.threads > 0, "train.threads", self.threads, "must be above 0")
-        kind, _, index = self.device.partition(":")
-        if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        check(
+            0 < self.threads <= MOST_THREADS, "train.threads", self.threads, f"is not in [1, {MOST_THREADS}]"
+        )
+        if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", self.device):
             raise choices_error("train.device", self.device, ("auto", "cpu", "cuda", "cuda:N"))
 
 

@@ -22,16 +22,28 @@ def make(num_classes):
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, num_classes))
 
 
+class Volume(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.deep, self.out = nn.Conv3d(1, 2, (1, 3, 3)), nn.Linear(72, num_classes)
+
+    def forward(self, x):
+        return self.out(self.deep(x[:, None]).flatten(1))
+
+
 def wrong(num_classes):
     return 3
 """
 
 
-def test_a_network_in_a_file_and_its_ticket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["make", "Volume"])
+def test_a_network_in_a_file_and_its_ticket(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "my_nets.py").write_text(NETWORK)
     monkeypatch.chdir(tmp_path)
-    config = unflatten({"model.arch": "my_nets.py:make", "train.epochs": 1, "data.subset": 200})
-    assert own.plain(resolve(config).model.arch) == "my_nets.py:make" != resolve(config).model.arch
+    config = unflatten({"model.arch": f"my_nets.py:{name}", "train.epochs": 1, "data.subset": 200})
+    assert own.plain(resolve(config).model.arch) == f"my_nets.py:{name}" != resolve(config).model.arch
     trainer = Trainer(config)
     (record,) = trainer.epochs()
     ticket = Ticket.from_bytes(trainer.ticket(record).to_bytes())
@@ -39,7 +51,7 @@ def test_a_network_in_a_file_and_its_ticket(tmp_path: Path, monkeypatch: pytest.
         ticket.network()
     monkeypatch.setattr(own, "_NAMED", {})
     images = torch.rand(5, 1, 8, 8)
-    assert torch.equal(ticket.network("my_nets.py:make")(images), trainer.network.eval()(images))
+    assert torch.equal(ticket.network(f"my_nets.py:{name}")(images), trainer.network.eval()(images))
 
 
 @pytest.mark.parametrize("method", METHODS)

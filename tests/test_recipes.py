@@ -261,6 +261,8 @@ def test_resolving_is_idempotent_and_written_out_it_names_the_same_cell(flat):
         ({"train.epochs": 0}, r"train\.epochs"),
         ({"train.epochs": 2.5}, r"train\.epochs"),
         ({"train.device": "gpu"}, r"cuda"),
+        ({"train.device": "cuda:"}, r"cuda:N"),
+        ({"train.device": "cuda:\u00b2"}, r"cuda:N"),
         ({"seed": -1}, r"seed"),
         ({"seed": True}, r"seed"),
     ],

@@ -15,16 +15,22 @@ def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> str:
 
     Returns a description of the data; "" for a data set of this package.
     """
+    import torch
+
+    from hiddenweights import models
     from hiddenweights.images.dataset import load_dataset, split
     from hiddenweights.training.build import build_cell_network
 
     dataset = load_dataset(config.data)
     split(dataset, config.data, config.seed_of("data"))
-    finetune = config.model.method == "finetune"
+    model, finetune = config.model, config.model.method == "finetune"
     # networks of torchvision, of the user, and of tickets; mask methods of the user
-    code = config.model.arch not in NETWORKS or config.model.method not in METHODS
+    code = model.arch not in NETWORKS or model.method not in METHODS
     if ticket or (code and not finetune):
         build_cell_network(config, dataset, ticket)
+    elif not finetune:  # ours: the size of the images and the width decide
+        with torch.random.fork_rng(devices=[]):
+            models.NETWORKS[model.arch](dataset.channels, dataset.image_size, dataset.classes, model.width)
     name = own.plain(config.data.name)
     if name in DATASETS:
         return ""
@@ -38,6 +44,19 @@ def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> str:
         f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
         f" {len(dataset.test):,} test images in {config.data.root}"
     )
+
+
+def check_device(config: Resolved, ranks: int) -> None:
+    """Raise `UserError` if this machine lacks the devices on which `ranks` processes train the cell.
+
+    Imports torch.
+    """
+    from hiddenweights.training.build import device_of
+    from hiddenweights.training.parallel import on_cuda
+
+    device_of(config.train.device)
+    if ranks > 1:
+        on_cuda(config, ranks)
 
 
 def check_code(config: Resolved) -> None:

@@ -56,11 +56,10 @@ def evaluate(
     from hiddenweights.images.dataset import split as split_dataset
     from hiddenweights.images.stream import batches_of
     from hiddenweights.tickets.ticket import read_ticket
+    from hiddenweights.training.build import device_of
     from hiddenweights.training.loop import evaluate as measure
 
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"device: {device!r}, but there is no such device; choices: auto, cpu")
+    place = device_of(device)
     ticket = read_ticket(file)
     config = ticket.config
     named = config.data.name

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from hiddenweights import own
 from hiddenweights.cells.cell import SUBNETWORK, installed_trackers, run_cell, stored_ticket
-from hiddenweights.cells.inputs import check_inputs
+from hiddenweights.cells.inputs import check_device, check_inputs
 from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import UserError, shown
@@ -49,7 +49,8 @@ def train(
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
         console.print(_line(result["summary"], config.train.epochs))
         return 0
-    check_inputs(config, ticket)  # reports bad data before any file is written
+    check_device(config, ranks)
+    check_inputs(config, ticket)  # both report bad input before any file is written
     results.prepare()
     if ticket and not results.has_ticket(id_of(ticket.config)):
         results.add_ticket(id_of(ticket.config), ticket.to_bytes())

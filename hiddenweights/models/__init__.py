@@ -12,7 +12,6 @@ from hiddenweights.errors import UserError, choices_error
 from hiddenweights.models.conv import conv
 from hiddenweights.models.plain import fc, linear
 from hiddenweights.models.resnet import resnet
-from hiddenweights.models.scale import scaled_channels
 from hiddenweights.models.subsampled import subsample_first
 
 # Each builder takes (channels, image side, classes, width).
@@ -29,7 +28,7 @@ NETWORKS: dict[str, Callable[[int, int, int, float], nn.Module]] = {
     "resnet101": lambda *args: resnet(101, *args),
 }
 
-__all__ = ["NETWORKS", "build_network", "scaled_channels"]
+__all__ = ["NETWORKS", "build_network", "channels_last"]
 
 
 def build_network(
@@ -97,6 +96,14 @@ def own_network(path: str, classes: int, width: float) -> nn.Module:
         ) from error
     if not isinstance(network, nn.Module):
         raise UserError(f"model.arch: {path!r} returns a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def channels_last(network: nn.Module) -> nn.Module:
+    """Store the tensors of four dimensions (`network.to` would fail for those of 5) in this memory format."""
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4:
+            tensor.data = tensor.data.to(memory_format=torch.channels_last)
     return network
 
 

@@ -31,7 +31,7 @@ from hiddenweights.identity import Resolved
 from hiddenweights.masking.masks import METHODS, Mask
 from hiddenweights.masking.rng import permutation, stream
 from hiddenweights.masking.supermask import set_weights, weight_layers
-from hiddenweights.models import build_network
+from hiddenweights.models import build_network, channels_last
 from hiddenweights.records import Record, checksum
 from hiddenweights.tickets.contents import Inputs, has_ticket, parts, same_tensors
 from hiddenweights.tickets.layers import FORMAT, MAGIC, open_body, read_header
@@ -213,7 +213,7 @@ class Ticket:
         network.load_state_dict(state, assign=True)
         # Multiply in channels_last, exactly as training does. The memory format (also that of 1x1 kernels,
         # which the multiplication decides) fixes the order of summation, and with it the last bits.
-        network.to(memory_format=torch.channels_last)
+        channels_last(network)
         for owner, attribute, name in weight_layers(network):
             weight = getattr(owner, attribute)
             weight.data = weight.data * self.masks[name]

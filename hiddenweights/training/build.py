@@ -11,7 +11,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.identity import Resolved
 from hiddenweights.images.dataset import Dataset
 from hiddenweights.masking.supermask import select_together, set_weights, supermask, weight_layers
-from hiddenweights.models import build_network
+from hiddenweights.models import build_network, channels_last
 from hiddenweights.tickets.ticket import Ticket
 from hiddenweights.training.methods import mask_type
 
@@ -23,10 +23,11 @@ WITHOUT_BFLOAT16 = (
 
 def device_of(name: str) -> torch.device:
     """The device that `train.device` names; `auto` is CUDA if available. Raises `UserError` if missing."""
-    there = torch.cuda.is_available()
-    device = torch.device(("cuda" if there else "cpu") if name == "auto" else name)
-    if device.type == "cuda" and not there:
-        raise UserError(f"train.device: {name!r}, but there is no such device; choices: auto, cpu")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    device = torch.device(("cuda" if gpus else "cpu") if name == "auto" else name)
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        choices = ("auto", "cpu", *(f"cuda:{i}" for i in range(gpus)))
+        raise UserError(f"train.device: {name!r}, but there is no such device; choices: {', '.join(choices)}")
     return device
 
 
@@ -68,7 +69,7 @@ def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None
         )
         if ":" not in model.arch:  # user code might recompute parts in the backward pass
             select_together(network)
-    return network.to(memory_format=torch.channels_last)
+    return channels_last(network)
 
 
 def recordable(config: Resolved) -> bool:

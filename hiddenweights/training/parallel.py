@@ -59,7 +59,7 @@ def trainer_of(
         with contextlib.closing(Trainer(config, folder, ticket, loaders=loaders)) as trainer:
             yield trainer
         return
-    cuda = _on_cuda(config, ranks)
+    cuda = on_cuda(config, ranks)
     meeting = Path(tempfile.mkdtemp(prefix="hiddenweights-ranks-"))
     others = _Others(config, folder, ticket, ranks, loaders, meeting)
     try:
@@ -79,7 +79,8 @@ def trainer_of(
         shutil.rmtree(meeting, ignore_errors=True)
 
 
-def _on_cuda(config: CellConfig, ranks: int) -> bool:
+def on_cuda(config: CellConfig, ranks: int) -> bool:
+    """Whether `ranks` processes train the cell on GPUs. Raises `UserError` if this machine has too few."""
     name = config.train.device
     if ":" in name:
         raise UserError(f"train.device: {name!r} is one device, but {ranks} processes train the cell")
@@ -181,7 +182,7 @@ def main() -> int:
     threading.Thread(target=_end_with_the_first, daemon=True).start()
     torch.set_num_threads(config.train.threads)
     try:
-        ranks = Ranks(rank, count, meeting / "store", _on_cuda(config, count))
+        ranks = Ranks(rank, count, meeting / "store", on_cuda(config, count))
         for _ in Trainer(config, folder, ticket, ranks, loaders).epochs():
             pass
         dist.destroy_process_group()
