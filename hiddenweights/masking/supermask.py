@@ -61,10 +61,8 @@ def supermask(
         score_seed: seed of the scores, likewise.
 
     Raises:
-        UserError: the model has no weight that a mask can cover; a layer is already parametrized, has a
-            weight that is computed from another parameter (as by `weight_norm`), is lazy and has no shape
-            yet, or shares its weight with another module (an embedding, say); k lies outside (0, 1]; a
-            choice is unknown; a combination has no meaning. The model is then unchanged.
+        UserError: the model has no weight that a mask can cover, or one that `weight_layers` refuses; k lies
+            outside (0, 1]; a choice is unknown; a combination has no meaning. The model is then unchanged.
 
     Warns:
         UserWarning: k is so small that some layers keep a single weight, or less than 90% of the parameters
@@ -151,7 +149,8 @@ def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
     """(owner, attribute, dotted name) of every weight that a mask can cover, in the order of the model.
 
     Raises `UserError` if there is none, if one is already parametrized or computed from another parameter
-    (as by `weight_norm`), or if one is shared with another module.
+    (as by `weight_norm`), if one belongs to a lazy layer and has no shape yet, or if one is shared with
+    another module (an embedding, say).
     """
     found: list[tuple[nn.Module, str, str]] = []
     names: dict[int, list[str]] = {}  # all names of each parameter
