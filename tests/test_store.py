@@ -97,6 +97,20 @@ def test_a_silent_host_loses_its_cell(store: Store, monkeypatch: pytest.MonkeyPa
             lease.check()
 
 
+def test_a_lease_that_was_late_is_kept_if_nobody_took_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.prepare()
+    with store.lease(CELL) as lease:
+        monkeypatch.setattr(lease_module, "STALE", -1.0)
+        lease.check()
+        before = store._read(f"cells/{CELL}/lock")
+        assert before is not None
+        store._write(f"cells/{CELL}/lock", before | {"owner": "another"})
+        with pytest.raises(LeaseLost):
+            lease.check()
+
+
 def test_a_lease_is_renewed_and_its_loss_is_noticed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.prepare()
     monkeypatch.setattr(lease_module, "HEARTBEAT", 0.05)

@@ -135,9 +135,14 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Raise `LeaseLost` if another process has taken the cell, or could have by now."""
-        if self._lost or time.time() - self._renewed > STALE:
+        """Raise `LeaseLost` if another process has taken the cell.
+
+        Asks the store if the lease was not renewed in time, as after a computer has slept.
+        """
+        if self._lost:
             raise LeaseLost("another process took this cell over")
+        if time.time() - self._renewed > STALE:
+            self.renew(self._mine.get("waiting", ""))
 
     def renew(self, waiting: str = "") -> None:
         """Renew the lease now, with the reason why the trainer is `waiting`, if it is.
