@@ -268,7 +268,11 @@ def _line(error: Exception) -> str:
 
 
 def _from_file(place: str) -> ModuleType:
-    """The module in the file `place`, imported once. Its folder is on the path, as for a script."""
+    """The module in the file `place`, imported once. The files beside it come first, as for a script.
+
+    Raises ImportError if one of its imports is another file of the same name, such as a helper that was
+    imported before from another folder: the version in the name would not be that of the code.
+    """
     file = Path(place).resolve(strict=True)
     name = f"hiddenweights_own_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
@@ -279,11 +283,23 @@ def _from_file(place: str) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     folder = str(file.parent)
-    if folder not in sys.path:
-        sys.path.append(folder)
+    sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
+        _check_imports(file)
     except BaseException:
         del sys.modules[name]
         raise
+    finally:  # for imports within functions it is the last: it must not hide a package from anyone else
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
     return module
+
+
+def _check_imports(file: Path) -> None:
+    """Raise ImportError unless the modules that `file` imports from its folder have the text of the files."""
+    for helper, text in _with_imports(file).items():
+        place = getattr(sys.modules.get(helper.removesuffix(".py")), "__file__", None)
+        if place and helper != file.name and Path(place).read_text("utf-8") != text:
+            raise ImportError(f"{helper} beside it is not imported, because {place} has its name; rename it")

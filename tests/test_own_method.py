@@ -192,6 +192,22 @@ def test_the_code_travels_to_a_machine_that_lacks_the_file(
     assert Path(sys.modules[mask_type(method).__module__].__file__ or "").parent != folder
 
 
+def test_a_helper_is_the_file_beside_or_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    monkeypatch.delitem(sys.modules, "helper_of_mine", raising=False)
+    (tmp_path / "helper_of_mine.py").write_text("VALUE = 0\n")
+    for value, folder in enumerate(("a", "b"), start=1):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "helper_of_mine.py").write_text(f"VALUE = {value}\n")
+        (tmp_path / folder / "code.py").write_text("from helper_of_mine import VALUE\n")
+    first, second = (
+        own.versioned(f"{tmp_path}/{folder}/code.py:VALUE", "data.name", "data") for folder in "ab"
+    )
+    assert own.code(first, "data.name") == 1  # not that of another folder on the path
+    with pytest.raises(UserError, match=r"helper_of_mine\.py beside it is not imported"):
+        own.code(second, "data.name")
+
+
 def test_a_config_that_was_read_names_no_file_to_look_at(folder: Path) -> None:
     read = to_dict(unflatten({"model.method": "my_masks.py:Positive"}))
     with pytest.raises(UserError, match="without a version"):

@@ -10,12 +10,11 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from hiddenweights.config import CellConfig, OptimConfig, Scalar
-from hiddenweights.flat import flatten, unflatten
+from hiddenweights.flat import field_of, flatten, unflatten
 from hiddenweights.identity import Resolved, id_of, resolve, short_name
 
-# Fields that only say where or how fast a cell was computed.
-RUNTIME = ("data.root", "train.device", "train.threads")
-IDENTITY = tuple(name for name in flatten(CellConfig()) if name not in RUNTIME)
+# The fields that affect the result.
+IDENTITY = tuple(name for name in flatten(CellConfig()) if field_of(name).identity)
 SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
 # Cells of one setting may be compared; a claim is judged in each setting separately.
 SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")

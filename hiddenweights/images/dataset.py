@@ -6,7 +6,6 @@ remain files, which are decoded during training.
 
 import functools
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -351,11 +350,6 @@ class Batches:
                 top, left, flip = crop
                 pixels = crop_flip(pixels, top[index], left[index], flip[index])
             yield normalise(pixels, self.mean, self.std), batch.labels
-
-    def count(self, size: int) -> int:
-        """The number of batches that `shuffled` gives."""
-        n = len(self.images)
-        return math.ceil(n / size) - (n > 1 and n % size == 1 and size > 1)
 
 
 def crop_offsets(n: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

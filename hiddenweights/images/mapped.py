@@ -109,7 +109,7 @@ def content(parts: Any, side: int | None, name: str) -> Content:
         loaded = [part.loaded() for part in read]
         pixels, sample = (loaded[0][0], loaded[1][0]), ()
         labels = (loaded[0][1], loaded[1][1])
-    classes = int(given.get("classes") or labels[0].max() + 1)
+    classes = int(given.get("classes", labels[0].max() + 1))
     for own, words in zip(labels, PARTS, strict=True):
         _check_labels(own, classes, f"{where}: the {words} images")
     mean, std = _statistics(sample[0] if sample else pixels[0])
@@ -128,7 +128,7 @@ class _Part:
         self.mapped = not _is_pair(source)
         self.source = source
         if not self.mapped:
-            images, self.labels = torch.as_tensor(source[0]), torch.as_tensor(source[1])
+            images, self.labels = (_tensor(values, words) for values in source)
             if images.ndim == 4 and isinstance(source[0], np.ndarray):
                 images = images.permute(0, 3, 1, 2)
             if len(images) != len(self.labels) or self.labels.ndim != 1:
@@ -251,8 +251,15 @@ def _scaled(pixels: Tensor, words: str) -> Tensor:
     return pixels.to(torch.float32) * 255
 
 
+def _tensor(values: Any, words: str) -> Tensor:
+    try:
+        return torch.as_tensor(values if isinstance(values, Tensor) else np.asarray(values))
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{words}: {' '.join(str(error).split())}") from error
+
+
 def _whole(labels: Any, words: str) -> Tensor:
-    found = torch.as_tensor(np.asarray(labels))
+    found = _tensor(labels, words)
     if found.is_floating_point() or found.is_complex() or found.ndim != 1:
         raise UserError(f"{words}: labels are {found.dtype} of shape {tuple(found.shape)}, not whole numbers")
     return found.to(torch.int64)
@@ -292,8 +299,7 @@ def _given(given: Any, where: str) -> Given:
     known = {"classes", "mean", "std"}
     if not isinstance(given, Mapping) or not given.keys() <= known:
         raise UserError(f"{where}: the third part must be a dict with any of {', '.join(sorted(known))}")
-    classes = given.get("classes")
-    if classes is not None and type(classes) is not int:
+    if type(classes := given.get("classes", 0)) is not int:
         raise UserError(f"{where}: classes: {classes!r} is not a whole number")
     return given
 

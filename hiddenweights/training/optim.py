@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiddenweights.config import OptimConfig
+from hiddenweights.identity import ResolvedOptim
 
 # Methods that torch wraps for torch.compile. The wrappers import torch._dynamo, which takes a third of the
 # time until a process trains.
@@ -27,16 +27,13 @@ _Adam: type[torch.optim.Adam] = _unwrapped(torch.optim.Adam)
 
 
 def build_optimizer(
-    parameters: Iterable[nn.Parameter], config: OptimConfig, device: torch.device
+    parameters: Iterable[nn.Parameter], config: ResolvedOptim, device: torch.device
 ) -> torch.optim.Optimizer:
-    """SGD (without Nesterov momentum) or Adam over `parameters`, on `device`; `config` must be resolved.
+    """SGD (without Nesterov momentum) or Adam over `parameters`, on `device`.
 
     The learning rate is a float32 tensor () on `device`, so that a replayed CUDA graph reads its new value.
     Adam's number of steps is a tensor on `device`, too (`capturable`). This makes no difference on a CPU.
     """
-    assert config.lr is not None
-    assert config.weight_decay is not None
-    assert config.momentum is not None
     lr, decay = torch.tensor(config.lr, device=device), config.weight_decay
     if config.optimizer == "adam":  # fused: one pass over the parameters instead of several
         return _Adam(parameters, lr=lr, weight_decay=decay, fused=True, capturable=True)
@@ -49,14 +46,12 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"].fill_(lr)
 
 
-def learning_rate(config: OptimConfig, epoch: int, epochs: int) -> float:
+def learning_rate(config: ResolvedOptim, epoch: int, epochs: int) -> float:
     """The learning rate of epoch number `epoch` (from 0) of `epochs`; it changes once per epoch.
 
     Linear warm-up lr * (e + 1) / W for W epochs, then constant, or a cosine over the epochs after the
     warm-up: lr / 2 * (1 + cos(pi * (e - W) / (E - W))).
     """
-    assert config.lr is not None
-    assert config.warmup_epochs is not None
     if epoch < config.warmup_epochs:
         return config.lr * (epoch + 1) / config.warmup_epochs
     if config.schedule == "constant":
