@@ -16,7 +16,7 @@ from multiprocessing.connection import Connection
 from typing import Any, cast
 
 from hiddenweights.cells.store import Json, Store, StoreAway
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
 from hiddenweights.garbage import collect_rarely
 from hiddenweights.sweeps.cost import Measured
@@ -25,12 +25,14 @@ from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
 
 # Turn off parts of Ray that we do not need: loggers that import torch into the driver, a report format that
 # cannot be silenced, a SIGINT handler that returns as if the work were done, snapshots for a restore that we
-# do not use, usage statistics, changes of the directory and of the devices that a worker sees, and workers
-# started in advance (Tune's get another environment, which is why those would never train).
+# do not use, usage statistics, changes of the directory and of the devices that a worker sees, workers started
+# in advance (Tune's get another environment, which is why those would never train), and the rule that every
+# report of a search has an accuracy (a cell that failed, or that another launch trains, has none).
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "100000000",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -135,7 +137,8 @@ def _serve(work: Work, launch: _Launch) -> None:
         launch.send("raised", error)
     except Exception as error:
         traceback.print_exc()
-        launch.send("lost", f"{type(error).__name__}: {str(error).partition(chr(10))[0]:.300}")
+        # The last line, because the message of Tune's error is a whole traceback.
+        launch.send("lost", f"{type(error).__name__}: {shown((str(error).splitlines() or [''])[-1])}")
 
 
 def _job(work: Work, cell: str, resources: dict[str, float]) -> Json:
