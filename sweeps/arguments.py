@@ -24,7 +24,8 @@ def chosen(
 ) -> tuple[Sweep, Cells]:
     """The sweep `name` with the `settings` and `axes` of a command line, and its cells.
 
-    Raises `UserError` if one of these values has no effect on any cell, and for a search without validation.
+    Raises `UserError` if one of these values has no effect on any cell, for a sweep without cells, and for a
+    search without validation.
     """
     fixed, varied = parse_settings(settings), parse_axes(axes)
     sweep = experiments.sweep(name).override(fixed, varied)
@@ -33,6 +34,8 @@ def chosen(
             raise UserError("--samples: has no effect, because no axis is searched; see --axis")
         sweep = replace(sweep, arms=tuple(replace(arm, samples=samples) for arm in sweep.arms))
     cells = sweep.cells()
+    if not cells:
+        raise UserError(f"sweep: {name} has no cells: it has no arm, or an axis without values")
     if sweep.searched() and any(config.data.protocol == "paper" for config in cells.values()):
         raise UserError(
             "data.protocol: a search chooses by validation accuracy and needs the protocol validation"

@@ -4,13 +4,14 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from hiddenweights.config import CellConfig, Scalar
+from hiddenweights import own
+from hiddenweights.config import GROUPS, CellConfig, Scalar
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.flat import flatten, parse_value, unflatten
+from hiddenweights.flat import field_of, flatten, parse_value, unflatten
 from hiddenweights.identity import Resolved, cell_id, id_of, resolve
 
 
@@ -24,6 +25,15 @@ class SearchedAxis:
     distribution: Literal["uniform", "loguniform", "choice"]
     values: tuple[Scalar, ...]
     """The two bounds, or the choices."""
+
+    def __post_init__(self) -> None:
+        if self.distribution == "choice":
+            return
+        numbers = [value for value in self.values if isinstance(value, int | float)]
+        if not len(numbers) == len(self.values) == 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+            raise UserError(f"{self}: takes two numbers, the lower one first")
+        if self.distribution == "loguniform" and not numbers[0] > 0:
+            raise UserError(f"{self}: takes numbers above 0")
 
     def sample(self, name: str, i: int) -> Scalar:
         """Sample number `i` of the axis `name`. Numbers have three digits, so that people can write them."""
@@ -164,6 +174,8 @@ class Cells(dict[str, Resolved]):
         cells: Mapping[str, Resolved] = self
         for name, value in values.items():
             field_of = {cell: flatten(config)[name] for cell, config in cells.items()}
+            if name in GROUPS:  # the user names own code without its version
+                field_of = {cell: own.plain(str(found)) for cell, found in field_of.items()}
             cells = {cell: config for cell, config in cells.items() if field_of[cell] == value}
             if not cells:
                 raise choices_error(f"--where {name}", value, sorted({str(has) for has in field_of.values()}))
@@ -216,7 +228,13 @@ def arm(
     axes: Mapping[str, Sequence[Scalar] | SearchedAxis],
     found_by: Arm | None = None,
 ) -> Arm:
-    """An arm from flat fields: ``arm({"model.arch": "conv4"}, {"model.k": (0.3, 0.5), "seed": SEEDS})``."""
+    """An arm from flat fields: ``arm({"model.arch": "conv4"}, {"model.k": (0.3, 0.5), "seed": SEEDS})``.
+
+    Raises `UserError` for an axis that is no list of values.
+    """
+    for name, axis in axes.items():
+        if isinstance(axis, str) or not isinstance(axis, SearchedAxis | Iterable):
+            raise UserError(f"axis {name}: {axis!r} must be a list of values")
     fixed = {name: axis if isinstance(axis, SearchedAxis) else tuple(axis) for name, axis in axes.items()}
     return Arm(base=unflatten(base), axes=fixed, found_by=found_by)
 
@@ -256,15 +274,14 @@ def parse_axes(texts: Sequence[str]) -> dict[str, Axis]:
 
 
 def _draw(name: str, distribution: str, values: tuple[Scalar, ...]) -> SearchedAxis:
-    if distribution == "choice":
-        return SearchedAxis("choice", values)
-    if distribution not in ("uniform", "loguniform"):
+    if distribution not in ("uniform", "loguniform", "choice"):
         raise choices_error(f"--axis {name}", distribution, ("uniform", "loguniform", "choice"))
-    low, high = values if len(values) == 2 else (None, None)
-    numbers = type(low) is float and type(high) is float and low < high
-    if not numbers or (distribution == "loguniform" and not low):
-        raise UserError(f"--axis {name}: {distribution} takes two numbers, the lower one first")
-    return SearchedAxis("loguniform" if distribution == "loguniform" else "uniform", values)
+    if distribution != "choice" and int in field_of(name).types:
+        raise UserError(f"--axis {name}: has whole numbers only; list them, or write choice(1,2,4)")
+    try:
+        return SearchedAxis(distribution, values)  # type: ignore[arg-type]
+    except UserError as error:
+        raise UserError(f"--axis {name}: {error}") from None
 
 
 def _pairs(option: str, texts: Sequence[str]) -> list[tuple[str, str]]:

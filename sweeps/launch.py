@@ -15,9 +15,9 @@ from hiddenweights.cells.inputs import check_code, check_inputs
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
 from hiddenweights.config import METHODS, NETWORKS, Scalar, own_code
 from hiddenweights.errors import UserError
-from hiddenweights.flat import flatten
+from hiddenweights.flat import flatten, from_dict
 from hiddenweights.garbage import collect_rarely
-from hiddenweights.identity import Resolved
+from hiddenweights.identity import Resolved, resolve
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
 from hiddenweights.sweeps.options import Options
@@ -194,15 +194,15 @@ def _groups(todo: Mapping[str, Resolved], search: bool) -> Iterable[dict[str, Re
     return groups.values()
 
 
-def winners(sweep: Sweep, cells: Mapping[str, Resolved], store: Store) -> dict[str, dict[str, Scalar]]:
+def winners(sweep: Sweep, cells: Iterable[str], store: Store) -> dict[str, dict[str, Scalar]]:
     """For each side of a search, the searched values of the cell with the best validation accuracy."""
     searched = sorted({name for arm in sweep.arms for name in arm.searched()})
     best: dict[str, tuple[float, dict[str, Scalar]]] = {}
-    for cell, result in store.results(cells):
-        flat = flatten(cells[cell])
-        accuracy = float(result["summary"]["best_validation_accuracy"])
-        if accuracy > best.get(side(cells[cell]), (-1.0, {}))[0]:
-            best[side(cells[cell])] = accuracy, {name: flat[name] for name in searched}
+    for _, result in store.results(cells):
+        config = resolve(from_dict(result["config"]))
+        flat, accuracy = flatten(config), float(result["summary"]["best_validation_accuracy"])
+        if accuracy > best.get(side(config), (-1.0, {}))[0]:
+            best[side(config)] = accuracy, {name: flat[name] for name in searched}
     return {name: settings for name, (_, settings) in best.items()}
 
 

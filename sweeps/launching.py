@@ -10,13 +10,15 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from hiddenweights import own
+from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
-from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings
+from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings, side
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
@@ -67,8 +69,12 @@ def launch_(
         check_installed()
     declared = experiments.sweep(name)
     sweep, cells = chosen(name, set, axis, samples)
+    recipes: list[str] = []
     if tuned:
-        cells = sweep.cells(_winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys()))
+        tuned = own.slug(tuned)
+        winners = _winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys())
+        recipes = _not_tuned(cells, tuned, winners)
+        cells = sweep.cells(winners)
     name = sweep.name  # of a sweep of the user's own, one that can name a file
     part = cells.where(parse_settings(where, "--where"))
     planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
@@ -76,6 +82,8 @@ def launch_(
     console.print(headline)
     for cell, why in planned.damaged.items():
         console.print(f"damaged: {cell}: {why}", markup=False)
+    for one in recipes:
+        console.print(f"not tuned: {one}: {tuned} has no values for it", markup=False)
     if dry_run:
         _print_cells(planned, console)
         console.print(headline)  # printed again, because the list may have scrolled it away
@@ -111,6 +119,9 @@ def _train(
     store.prepare()
     for cell in planned.damaged.keys() & planned.todo.keys():
         store.discard_damaged(cell)
+    if sweep.searched():  # what an earlier launch found holds until this one ends
+        with contextlib.suppress(Damaged):
+            record |= {"winners": (store.plan(planned.name) or {}).get("winners", {})}
     store.write_plan(planned.name, record)
 
     # The progress starts with the results of earlier launches.
@@ -133,7 +144,7 @@ def _train(
         console.print(f"{error}: {progress.counts()}; run the same command again to resume")
         return 1
     if sweep.searched():
-        best = launch.winners(sweep, planned.cells, store)
+        best = launch.winners(sweep, record["cells"], store)
         store.write_plan(planned.name, record | {"winners": best})
         for where, found in best.items():
             console.print(f"best for {where}: " + ", ".join(f"{field}={v}" for field, v in found.items()))
@@ -212,16 +223,29 @@ def settle_(
 
 def _winners(store: Store, name: str, given: Collection[str]) -> Mapping[str, Mapping[str, Scalar]]:
     """The best values of the search `name`. Raises `UserError` if it chose a field that is `given`, too."""
-    searches = {plan: (store.plan(plan) or {}).get("winners") for plan in store.plans()}
-    if not searches.get(name):
-        raise choices_error("--tuned", name, [plan for plan, found in searches.items() if found])
-    winners: Mapping[str, Mapping[str, Scalar]] = searches[name]  # type: ignore[assignment]
+    searches = {plan: found for plan in store.plans() if (found := (store.plan(plan) or {}).get("winners"))}
+    if not searches:
+        raise UserError(f"--tuned {name}: no search has ended in {store.uri}; launch it first")
+    if name not in searches:
+        raise choices_error("--tuned", name, searches)
+    winners: Mapping[str, Mapping[str, Scalar]] = searches[name]
     if both := {field for best in winners.values() for field in best} & {*given}:
         fields = ", ".join(sorted(both))
         raise UserError(
             f"--tuned: {name} chooses {fields}, and so does --set or --axis; leave out one of them"
         )
     return winners
+
+
+def _not_tuned(cells: Cells, name: str, winners: Collection[str]) -> list[str]:
+    """The sides of the comparison without `winners`. Raises `UserError` if no cell has any."""
+    sides = [*dict.fromkeys(map(side, cells.values()))]
+    left = [one for one in sides if one not in winners]
+    if left == sides:
+        raise UserError(
+            f"--tuned: {name} has no values for {', '.join(sides)}; it has some for {', '.join(winners)}"
+        )
+    return left
 
 
 def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:

@@ -58,7 +58,8 @@ def _without_the_needless() -> None:
     """Let the next Ray start without three processes that a launch on one machine does not need.
 
     They are the autoscaler, the log monitor and the dashboard: 2 s of a processor and 250 MB. No option of
-    `ray.init` leaves them out. If a version of Ray has no such methods, it starts with these processes.
+    `ray.init` leaves them out. If a version of Ray has no such methods, it starts with these processes, and
+    `tests/test_faults.py` finds them.
     """
     with contextlib.suppress(ImportError):
         from ray._private.node import Node
@@ -78,6 +79,7 @@ def run(
     store: Store,
     progress: Progress,
     *,
+    folder: str,
     code: Mapping[str, Any],
     retries: int,
     patience: float,
@@ -85,7 +87,8 @@ def run(
 ) -> None:
     """Give every job to a worker (again if its worker dies), and return when all have ended.
 
-    `code` is the user's own code (`own.carried`), which goes to every worker.
+    Tune keeps its records, which we do not use, in `folder`. `code` is the user's own code (`own.carried`),
+    which goes to every worker.
 
     Raises `StoreAway` if the store has been unreachable for `patience` seconds. Raises `UserError` if the
     first workers that report have no access to the store, or to the GPU that Ray gave them.
@@ -108,7 +111,7 @@ def run(
     stopper = _Stopper(store, progress, patience, watch, _wait_words(jobs))
     # As text, because Tune makes a deep copy of all values of an axis for every trial.
     grid = tune.grid_search([json.dumps(job) for job in jobs])
-    with tempfile.TemporaryDirectory(prefix="hiddenweights-ray-") as scratch, warnings.catch_warnings():
+    with tempfile.TemporaryDirectory(dir=folder) as scratch, warnings.catch_warnings():
         tuner = tune.Tuner(
             tune.with_resources(CellTrial, request),
             param_space={
@@ -118,7 +121,7 @@ def run(
             },
             tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
             run_config=tune.RunConfig(
-                storage_path=scratch,  # for Tune's own records, which we do not use
+                storage_path=scratch,
                 verbose=0,
                 callbacks=[watch],
                 stop=stopper,

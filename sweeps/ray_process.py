@@ -7,6 +7,7 @@ request; ``("raised", error)`` and ``("lost", why)``, which end it. Requests: ``
 
 import os
 import queue
+import shutil
 import sys
 import threading
 import time
@@ -25,9 +26,9 @@ from hiddenweights.sweeps.ray_work import MARK, PULSE, Work, kill_all
 
 # Turn off parts of Ray that we do not need: loggers that import torch into the driver, a report format that
 # cannot be silenced, a SIGINT handler that returns as if the work were done, snapshots for a restore that we
-# do not use, usage statistics, changes of the directory and of the devices that a worker sees, workers started
-# in advance (Tune's get another environment, which is why those would never train), and the rule that every
-# report of a search has an accuracy (a cell that failed, or that another launch trains, has none).
+# do not use, usage statistics, changes of the directory and of the devices that a worker sees, workers that
+# start in advance (Tune's get another environment, which is why those would never train), and the rule that
+# every report of a search has an accuracy (a cell that failed, or that another launch trains, has none).
 ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -42,11 +43,14 @@ ENVIRONMENT = {
 }
 
 
+MESSAGES = "messages.log"  # in the folder of this process: all that it and its Ray print
+
+
 class _Launch:
     """The launch at the other end of the pipe. If it dies, this process and all of its Ray end, too."""
 
-    def __init__(self, pipe: Connection, mark: str) -> None:
-        self._pipe, self._mark = pipe, mark
+    def __init__(self, pipe: Connection, mark: str, folder: str) -> None:
+        self._pipe, self._mark, self._folder = pipe, mark, folder
         self._sending = threading.Lock()
         self.requests: queue.SimpleQueue[tuple[list[str], Measured, bool]] = queue.SimpleQueue()
         threading.Thread(target=self._receive, daemon=True).start()
@@ -62,6 +66,7 @@ class _Launch:
                 self.requests.put(self._pipe.recv())
         except (EOFError, OSError):
             kill_all(os.getpid(), self._mark)
+            shutil.rmtree(self._folder, ignore_errors=True)
             os._exit(1)
 
 
@@ -75,11 +80,14 @@ class _Reports:
         return partial(self._launch.send, "event", name)
 
 
-def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
-    """Serve the launch at the other end of `pipe` until it interrupts or leaves."""
+def main(pipe: Connection, work: Work, mark: str, folder: str) -> None:
+    """Serve the launch at the other end of `pipe` until it interrupts or leaves.
+
+    `folder` is for the messages of this process and for Tune's records. The launch removes it.
+    """
     collect_rarely()
     os.setsid()  # Ctrl-C goes to the launch, which passes it on
-    with open(messages, "w") as file:
+    with open(os.path.join(folder, MESSAGES), "w") as file:
         for stream in (1, 2):  # also for Ray, which writes pages of text when it dies
             os.dup2(file.fileno(), stream)
     os.environ[MARK] = mark
@@ -88,21 +96,21 @@ def main(pipe: Connection, work: Work, mark: str, messages: str) -> None:
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # listen on loopback only, also on Linux
         # Waiting trials. Ray's default of 200 is for growing clusters; each one costs the driver time.
         os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(16, 2 * (os.cpu_count() or 1))))
-    launch = _Launch(pipe, mark)
+    launch = _Launch(pipe, mark, folder)
     try:
         from hiddenweights.sweeps import (
             ray_executor,
         )  # Ray reads its environment at import
 
         with ray_executor.cluster(work.options.address):
-            _serve(work, launch)
+            _serve(work, launch, folder)
     except KeyboardInterrupt:
         sys.exit(0)
     except UserError as error:
         launch.send("raised", error)
 
 
-def _serve(work: Work, launch: _Launch) -> None:
+def _serve(work: Work, launch: _Launch, folder: str) -> None:
     """Train the cells of one request after another. Errors are reported before Ray itself is stopped."""
     from hiddenweights.sweeps import capacity, ray_executor
 
@@ -127,6 +135,7 @@ def _serve(work: Work, launch: _Launch) -> None:
                 jobs,
                 store,
                 progress,
+                folder=folder,
                 code=work.code,
                 retries=options.retries,
                 patience=options.patience,

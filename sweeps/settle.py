@@ -47,7 +47,7 @@ class Question:
     @property
     def name(self) -> str:
         """The name of its plan in the store."""
-        return "settle-" + "-".join(claim.name for claim in self.claims)
+        return "settle-" + "-".join(claim.name for claim in self.claims).lower()
 
 
 def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
@@ -278,10 +278,10 @@ def _train(
     console: Console,
     execute: launch.Execute,
 ) -> bool:
-    """Train the cells. Returns whether any of them was finished."""
+    """Train the cells. Returns whether any of them is finished now, by this launch or another one."""
     cells = {cell.id: cell.config for cell in todo}
     planned = launch.plan(name, cells, store)
     progress = Progress(name, cells, Curves(cells), console)
     with progress:
         launch.train(planned, store, options, progress, execute)
-    return bool(progress.accuracies)
+    return bool(progress.accuracies or planned.finished)

@@ -9,6 +9,7 @@ the missing cells on a new Ray; the store knows which they are.
 import contextlib
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import tempfile
@@ -87,10 +88,11 @@ class _RayProcess:
     def __init__(self, work: Work) -> None:
         self._local = work.options.address is None
         self._mark = uuid.uuid4().hex
-        self.messages = Path(tempfile.gettempdir()) / f"hiddenweights-ray-{self._mark}.log"
+        self._folder = Path(tempfile.mkdtemp(prefix="hiddenweights-ray-"))
+        self.messages = self._folder / ray_process.MESSAGES
         spawn = multiprocessing.get_context("spawn")
         self._pipe, theirs = spawn.Pipe()
-        arguments = (theirs, work, self._mark, str(self.messages))
+        arguments = (theirs, work, self._mark, str(self._folder))
         self._process = spawn.Process(target=ray_process.main, args=arguments, daemon=True)
         self._process.start()
         theirs.close()
@@ -143,7 +145,8 @@ class _RayProcess:
                     self.head, self._node = head, node
             if message[0] == end:
                 return
-            self._check(progress, SILENCE if self._own or end == "done" else START)
+            if not self._pipe.poll():  # or after Ctrl-Z and `fg` Ray would seem silent, and its pulses wait
+                self._check(progress, SILENCE if self._own or end == "done" else START)
 
     def _check(self, progress: Progress, silence: float) -> None:
         """Raise `RayLost` if Ray is lost. Report if no cell has reported for a long time."""
@@ -163,18 +166,25 @@ class _RayProcess:
         return all(map(lives, self._own))
 
     def close(self, politely: bool) -> None:
-        """Stop the process, Ray's processes and the workers by force, unless they end by themselves."""
-        if politely and self._process.is_alive() and self.healthy():
-            with contextlib.suppress(ProcessLookupError):
+        """Stop the process, Ray's processes and the workers by force, unless they end by themselves.
+
+        A second Ctrl-C only ends the wait for that: nothing may be left of Ray.
+        """
+        if politely and self.head and self._process.is_alive() and self.healthy():
+            with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
                 os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it whatever it does
-            self._process.join(STOP)
-        clean = self._process.exitcode == 0
-        self._process.kill()
-        self._process.join()
-        kill_all(self._process.pid or 0, self._mark)
+                self._process.join(STOP)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            self._process.kill()
+            self._process.join()
+            kill_all(self._process.pid or 0, self._mark)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
         self._pipe.close()
-        if clean:
-            self.messages.unlink(missing_ok=True)
+        if politely:  # else a message has named a file in it
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _check_cluster(ray: _RayProcess, lost: RayLost) -> None:

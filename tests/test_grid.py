@@ -95,6 +95,9 @@ def test_settings_and_axes_have_the_types_of_their_fields() -> None:
         (parse_axes, ["depth=2,3"]),
         (parse_axes, ["seed=0,x"]),
         (parse_axes, ["optim.lr=loguniform(0,1)"]),
+        (parse_axes, ["optim.lr=loguniform(-1,1)"]),
+        (parse_axes, ["optim.lr=uniform(0,inf)"]),
+        (parse_axes, ["seed=uniform(0,9)"]),
         (parse_axes, ["optim.lr=uniform(1)"]),
         (parse_axes, ["optim.lr=normal(0,1)"]),
         (parse_axes, ["optim.lr=0.1", "optim.lr=uniform(0,1)"]),
@@ -104,6 +107,12 @@ def test_what_does_not_parse_is_bad_input(parse: Any, texts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         parse(texts)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("axis", ["conv2", 3])
+def test_an_axis_that_is_no_list_is_bad_input(axis: Any) -> None:
+    with pytest.raises(UserError, match="list of values"):
+        arm({}, {"model.arch": axis})
 
 
 def test_a_field_set_and_varied_is_a_contradiction() -> None:

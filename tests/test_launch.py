@@ -15,6 +15,7 @@ from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments, tracking
+from hiddenweights.sweeps import launch as launch_module
 from hiddenweights.sweeps.grid import Arm, arm
 from hiddenweights.sweeps.progress import Curves, clock
 from hiddenweights.training.train import Trainer
@@ -38,7 +39,9 @@ def wide() -> list[Arm]:
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    monkeypatch.setattr(experiments, "SWEEPS", {**experiments.SWEEPS, "tiny": tiny, "wide": wide})
+    monkeypatch.setattr(
+        experiments, "SWEEPS", {**experiments.SWEEPS, "tiny": tiny, "wide": wide, "none": lambda: []}
+    )
     monkeypatch.chdir(tmp_path)
     tracking.tracking_mode.cache_clear()
     experiments.memberships.cache_clear()
@@ -171,7 +174,9 @@ def test_a_failing_cell_does_not_stop_the_others(
     assert sweeps("status", "tiny", "--store", "runs") == 0
 
 
-def test_what_a_search_found_is_what_another_sweep_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_search_found_is_what_another_sweep_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     search = ("--set", "seed=0", "--axis", "optim.lr=loguniform(0.001,1)", "--samples", "3")
     assert launch("wide", *search) == 0
     plan = Store("runs").plan("wide")
@@ -180,6 +185,7 @@ def test_what_a_search_found_is_what_another_sweep_takes(monkeypatch: pytest.Mon
     results = dict(Store("runs").results(plan["cells"])).values()
     best = max(results, key=lambda result: result["summary"]["best_validation_accuracy"])
     assert found == {"optim.lr": best["config"]["optim"]["lr"]}
+    results = [*results]
     assert launch("tiny", "--axis", "seed=1", "--tuned", "depth") == 2
     assert launch("tiny", "--axis", "seed=1", "--set", "optim.lr=0.1", "--tuned", "wide") == 2
     configs = trained(monkeypatch)
@@ -187,6 +193,25 @@ def test_what_a_search_found_is_what_another_sweep_takes(monkeypatch: pytest.Mon
     rates = {config.optim.lr for config in configs if config.model.method == "edge_popup"}
     assert rates == {found["optim.lr"]}
     assert {config.optim.lr for config in configs if config.model.method == "dense"} == {0.1}
+    assert "not tuned: fc width=0.1 dense sgd digits" in capsys.readouterr().out
+    assert launch("tiny", "--tuned", "wide", "--set", "model.width=0.2") == 2  # for which it has no value
+
+    # A stop, or a launch of a part, forgets nothing that was found.
+    with monkeypatch.context() as patch:
+        patch.setattr(launch_module, "run", interrupt)
+        assert launch("wide", *search[:-1], "4") == 130
+    assert winners() == plan["winners"]
+    worst = min(results, key=lambda result: result["summary"]["best_validation_accuracy"])
+    assert launch("wide", *search, "--where", f"optim.lr={worst['config']['optim']['lr']}") == 0
+    assert winners() == plan["winners"]
+
+
+def interrupt(*args: object) -> None:
+    raise KeyboardInterrupt
+
+
+def winners() -> Any:
+    return (Store("runs").plan("wide") or {})["winners"]
 
 
 def test_a_search_needs_a_validation_split() -> None:
@@ -227,6 +252,8 @@ def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]
         (["tiny", "--axis", "modle.k=0.5"], ["modle.k", "model.k"]),
         (["tiny", "--set", "seed=0", "--axis", "seed=1,2"], ["seed"]),
         (["tiny", "--set", "seed=0", "--set", "seed=1"], ["seed"]),
+        (["none"], ["none", "no cells"]),
+        (["none", "--set", "seed=1"], ["none", "no cells"]),
         (["tiny", "--samples", "4"], ["--samples", "--axis"]),
         (["tiny", "--where", "seed=5"], ["--where", "seed", "5", "0, 1"]),
         (["tiny", "--where", "model.kind=dense"], ["model.kind"]),

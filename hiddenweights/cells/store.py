@@ -43,7 +43,7 @@ State = Literal["finished", "failed", "running", "stopped", "missing"]
 
 def default_store() -> str:
     """The default store: ``$HIDDENWEIGHTS_STORE``, else ``runs``."""
-    return os.environ.get("HIDDENWEIGHTS_STORE", "runs")
+    return os.environ.get("HIDDENWEIGHTS_STORE") or "runs"
 
 
 class Store(Leases):
@@ -206,9 +206,10 @@ class Store(Leases):
                 for cell in cells:
                     with nothing, os.scandir(cell.path) as files:
                         for file in files:
-                            if file.is_file():
-                                stat = file.stat()
-                                yield cell.name, file.name, f"{stat.st_mtime_ns} {stat.st_size}"
+                            with nothing:  # a lock may go meanwhile; the result beside it counts
+                                if file.is_file():
+                                    stat = file.stat()
+                                    yield cell.name, file.name, f"{stat.st_mtime_ns} {stat.st_size}"
             return
         start = len(self._path("cells")) + 1
         self._fs.invalidate_cache()  # other processes write here, too
