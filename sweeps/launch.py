@@ -2,6 +2,7 @@
 
 import contextlib
 import multiprocessing
+import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -227,6 +228,7 @@ def executor(name: str, cells: Mapping[str, Resolved], store: Store, options: Op
             store=store.uri,
             launched=datetime.now(UTC).isoformat(),
             options=options,
+            wandb_mode=os.environ.get("WANDB_MODE", ""),
             code=own.carried(),
         )
     )

@@ -18,7 +18,7 @@ from hiddenweights.errors import UserError, choices_error
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
-from hiddenweights.sweeps.grid import Axis, Cells, SearchedAxis, Sweep, parse_axes, parse_settings, side
+from hiddenweights.sweeps.grid import Cells, SearchedAxis, Sweep, parse_axes, parse_settings, side
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.page import check_installed, served
 from hiddenweights.sweeps.progress import Curves, Progress, clock
@@ -69,41 +69,35 @@ def launch_(
         check_installed()
     declared = experiments.sweep(name)
     sweep, cells = chosen(name, set, axis, samples)
-    recipes: list[str] = []
+    notes: list[str] = []
     if tuned:
         tuned = own.slug(tuned)
-        winners = _winners(results, tuned, parse_settings(set).keys() | parse_axes(axis).keys())
-        recipes = _not_tuned(cells, tuned, winners)
-        cells = sweep.cells(winners)
-    name = sweep.name  # of a sweep of the user's own, one that can name a file
+        cells, notes = _tuned(sweep, results, tuned, parse_settings(set).keys() | parse_axes(axis).keys())
     part = cells.where(parse_settings(where, "--where"))
-    planned = launch.plan(name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
+    planned = launch.plan(sweep.name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
     headline = _headline(planned, part, results) + _cost(planned, declared, options.gpus, price)
     console.print(headline)
-    for cell, why in planned.damaged.items():
-        console.print(f"damaged: {cell}: {why}", markup=False)
-    for one in recipes:
-        console.print(f"not tuned: {one}: {tuned} has no values for it", markup=False)
+    for line in [*notes, *(f"damaged: {cell}: {why}" for cell, why in planned.damaged.items())]:
+        console.print(line, markup=False)
     if dry_run:
         _print_cells(planned, console)
         console.print(headline)  # printed again, because the list may have scrolled it away
         return 0
     for line in launch.preflight(planned.todo.values(), options.address):
         console.print(line, markup=False)
-    overrides = parse_settings(set) | ({"tuned": tuned} if tuned else {})
-    record = _record(name, cells, parse_axes(axis), overrides)
+    record = _record(sweep.name, cells, axis, parse_settings(set) | ({"tuned": tuned} if tuned else {}))
     with served(results.uri, console) if page else contextlib.nullcontext():
         return _train(sweep, planned, results, record, replace(options, search=sweep.searched()), console)
 
 
-def _record(name: str, cells: Cells, axes: Mapping[str, Axis], overrides: Mapping[str, Scalar]) -> Json:
+def _record(name: str, cells: Cells, axes: tuple[str, ...], overrides: Mapping[str, Scalar]) -> Json:
     """What the store keeps of a launch."""
     return {
         "name": name,
         "cells": list(cells),
         "axes": {
             field: str(values) if isinstance(values, SearchedAxis) else values
-            for field, values in axes.items()
+            for field, values in parse_axes(axes).items()
         },
         "overrides": overrides,
         "launched": datetime.now(UTC).isoformat(),
@@ -115,7 +109,7 @@ def _train(
 ) -> int:
     """Train the planned cells, show the progress on `console`, and return the exit status."""
     if planned.todo:
-        console.print(f"W&B: {announce()}")
+        console.print(f"W&B: {announce(options.address)}", markup=False)
     store.prepare()
     for cell in planned.damaged.keys() & planned.todo.keys():
         store.discard_damaged(cell)
@@ -216,13 +210,16 @@ def settle_(
     if dry_run or not now.open:
         settle.say(now, console, settle.remaining(asked, results, now, allowed), cells=True)
         return 1 if now.open else 0
-    for line in [*warnings, f"W&B: {announce()}"]:
+    for line in [*warnings, f"W&B: {announce(options.address)}"]:
         console.print(line, markup=False)
     return settle.settle(asked, results, options, allowed, console)
 
 
-def _winners(store: Store, name: str, given: Collection[str]) -> Mapping[str, Mapping[str, Scalar]]:
-    """The best values of the search `name`. Raises `UserError` if it chose a field that is `given`, too."""
+def _tuned(sweep: Sweep, store: Store, name: str, given: Collection[str]) -> tuple[Cells, list[str]]:
+    """The cells with the best values of the search `name`, and a line per side for which it has none.
+
+    Raises `UserError` if it has none for any side, or if it chose a field that is `given`, too.
+    """
     searches = {plan: found for plan in store.plans() if (found := (store.plan(plan) or {}).get("winners"))}
     if not searches:
         raise UserError(f"--tuned {name}: no search has ended in {store.uri}; launch it first")
@@ -234,18 +231,13 @@ def _winners(store: Store, name: str, given: Collection[str]) -> Mapping[str, Ma
         raise UserError(
             f"--tuned: {name} chooses {fields}, and so does --set or --axis; leave out one of them"
         )
-    return winners
-
-
-def _not_tuned(cells: Cells, name: str, winners: Collection[str]) -> list[str]:
-    """The sides of the comparison without `winners`. Raises `UserError` if no cell has any."""
-    sides = [*dict.fromkeys(map(side, cells.values()))]
+    sides = [*dict.fromkeys(map(side, sweep.cells().values()))]
     left = [one for one in sides if one not in winners]
     if left == sides:
         raise UserError(
             f"--tuned: {name} has no values for {', '.join(sides)}; it has some for {', '.join(winners)}"
         )
-    return left
+    return sweep.cells(winners), [f"not tuned: {one}: {name} has no values for it" for one in left]
 
 
 def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:

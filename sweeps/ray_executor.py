@@ -81,6 +81,7 @@ def run(
     *,
     folder: str,
     code: Mapping[str, Any],
+    wandb_mode: str,
     retries: int,
     patience: float,
     search: bool,
@@ -88,21 +89,12 @@ def run(
     """Give every job to a worker (again if its worker dies), and return when all have ended.
 
     Tune keeps its records, which we do not use, in `folder`. `code` is the user's own code (`own.carried`),
-    which goes to every worker.
+    which goes to every worker. So does `wandb_mode`; "": each worker chooses its own.
 
     Raises `StoreAway` if the store has been unreachable for `patience` seconds. Raises `UserError` if the
     first workers that report have no access to the store, or to the GPU that Ray gave them.
     In a `search` ASHA compares the jobs' validation accuracy after every epoch and stops the worse ones.
     """
-    epochs = max(job["config"]["train"]["epochs"] for job in jobs)
-    asha = ASHAScheduler(
-        time_attr="epoch",
-        metric="validation_accuracy",
-        mode="max",
-        max_t=epochs + 1,  # after its last epoch a cell still has to be stored
-        grace_period=max(1, epochs // 8),
-        reduction_factor=3,
-    )
 
     def request(trial: Json) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([job_of(trial)["resources"]])
@@ -118,8 +110,9 @@ def run(
                 "job": grid,
                 "report_every": 0.0 if search else REPORT_EVERY,
                 "code": json.dumps(code),
+                "wandb_mode": wandb_mode,
             },
-            tune_config=tune.TuneConfig(reuse_actors=True, scheduler=asha if search else None),
+            tune_config=tune.TuneConfig(reuse_actors=True, scheduler=_asha(jobs) if search else None),
             run_config=tune.RunConfig(
                 storage_path=scratch,
                 verbose=0,
@@ -134,6 +127,18 @@ def run(
         raise UserError(watch.unfit)
     if stopper.stop_all():
         raise StoreAway(watch.away or f"the store {store.uri} cannot be used")
+
+
+def _asha(jobs: Sequence[Json]) -> ASHAScheduler:
+    epochs = max(job["config"]["train"]["epochs"] for job in jobs)
+    return ASHAScheduler(
+        time_attr="epoch",
+        metric="validation_accuracy",
+        mode="max",
+        max_t=epochs + 1,  # after its last epoch a cell still has to be stored
+        grace_period=max(1, epochs // 8),
+        reduction_factor=3,
+    )
 
 
 def _wait_words(jobs: Sequence[Json]) -> str:

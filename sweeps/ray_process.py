@@ -137,6 +137,7 @@ def _serve(work: Work, launch: _Launch, folder: str) -> None:
                 progress,
                 folder=folder,
                 code=work.code,
+                wandb_mode=work.wandb_mode,
                 retries=options.retries,
                 patience=options.patience,
                 search=options.search,

@@ -27,6 +27,8 @@ class Work:
     store: str
     launched: str
     options: Options
+    wandb_mode: str = ""
+    """The mode of W&B for all workers; "": each chooses its own."""
     code: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The user's own code (`own.carried`)."""
 

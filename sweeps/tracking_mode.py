@@ -17,9 +17,15 @@ def tracking_mode() -> str:
     return choose_mode()[0]
 
 
-def announce() -> str:
-    """Choose the mode for this launch and its local workers. Returns a line that explains it."""
+def announce(address: str | None) -> str:
+    """Choose the mode for this launch and its workers. Returns a line that explains it.
+
+    On the cluster at `address` each worker chooses by its own key, unless $WANDB_MODE is set here.
+    """
+    asked = os.environ.get("WANDB_MODE")
     mode, reason = choose_mode()
+    if address and not asked:
+        return f"as each worker can; on this machine {mode} ({reason})"
     os.environ["WANDB_MODE"] = mode
     if "wandb" in sys.modules:  # it has read its environment
         sys.modules["wandb"].teardown()

@@ -53,6 +53,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._fit: bool | None = None  # unknown
         self._job, self._report_every = job_of(config), config["report_every"]
         own.receive(json.loads(config["code"]))
+        if config["wandb_mode"]:
+            os.environ["WANDB_MODE"] = config["wandb_mode"]
         self._said = _Said()
         logging.getLogger(TRACKING).addHandler(self._said)
         threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -72,7 +74,10 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
             self._epochs = None
 
     def step(self) -> dict[str, Any]:
-        return self._step() | {"said": self._said.take()}
+        report = self._step()
+        if report.get(tune.result.DONE):
+            self.cleanup()  # or the watchdog would kill the next cell, or fail one of another launch
+        return report | {"said": self._said.take()}
 
     def _step(self) -> dict[str, Any]:
         cell = self._job["cell"]
@@ -112,7 +117,6 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
             try:
                 record = next(self._epochs)
             except StopIteration as end:
-                self.cleanup()
                 result: Json = end.value
                 return {
                     "state": "finished",

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from hiddenweights.sweeps.grid import Arm, arm
+from hiddenweights.sweeps.grid import Arm, SearchedAxis, arm
 
 HERE = Path(__file__).parent
 EPOCHS = 12
@@ -27,7 +27,13 @@ def watched() -> list[Arm]:
     return [arm({"train.epochs": 1}, {"model.arch": faulty}), arm(healthy, {"model.k": (0.3, 0.5)})]
 
 
-SWEEPS = {"fragile": fragile, "uneven": uneven, "watched": watched}
+def search() -> list[Arm]:
+    """A rate at which training works, and one at which it diverges."""
+    rates = SearchedAxis("choice", (0.1, 1e30))
+    return [arm({**FIELDS, "train.epochs": 1, "optim.momentum": 0.0}, {"optim.lr": rates})]
+
+
+SWEEPS = {"search": search, "fragile": fragile, "uneven": uneven, "watched": watched}
 # `hiddenweights sweeps` with these sweeps, as a program.
 DRIVER = f"""
 import sys

@@ -1,6 +1,7 @@
 """What a host says of itself, to `doctor` and to a cell that was promised a GPU."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from hiddenweights import cli
 from hiddenweights.cells.store import Store
 from hiddenweights.flat import to_dict, unflatten
+from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import commands, host, trial
+
+CONFIG = unflatten({"model.arch": "fc", "train.epochs": 1, "data.subset": 200})
+CELL = cell_id(CONFIG)
 
 
 def doctor(*arguments: str) -> int:
@@ -60,25 +65,24 @@ def test_a_bucket_that_may_be_read_and_not_written(monkeypatch: pytest.MonkeyPat
     assert "AccessDenied" in str(host.store_trouble(store))
 
 
-def worker(folder: Path, gpu: float) -> Any:
+def worker(folder: Path, gpu: float, time_limit: float | None = None) -> Any:
     """A worker of Ray, without Ray, and a cell for it."""
     store = Store(folder / "runs")
     store.prepare()
-    config = unflatten({"model.arch": "fc", "train.epochs": 1, "data.subset": 200})
     job = {
-        "cell": "0" * 16,
-        "config": to_dict(config),
+        "cell": CELL,
+        "config": to_dict(CONFIG),
         "resources": {"CPU": 1.0, "GPU": gpu},
         "store": store.uri,
         "sweep": "",
         "launched": "",
-        "time_limit": None,
+        "time_limit": time_limit,
         "patience": 1.0,
         "ranks": 1,
         "loaders": 0,
     }
     made = trial.CellTrial.__new__(trial.CellTrial)
-    made.setup({"job": json.dumps(job), "report_every": 0.0, "code": "{}"})
+    made.setup({"job": json.dumps(job), "report_every": 0.0, "code": "{}", "wandb_mode": ""})
     return made
 
 
@@ -95,7 +99,19 @@ def test_a_cell_that_was_given_a_gpu_never_trains_on_the_cpu(
         assert "\n" not in report["message"]
         for word in ("0.25 GPU", "driver 470.82.01", "CUDA 11.4", torch.__version__):
             assert word in report["message"]
-    failure = Store(tmp_path / "runs").failure("0" * 16)
+    failure = Store(tmp_path / "runs").failure(CELL)
     assert failure is not None
     assert failure["transient"]  # the next launch tries it again
     assert worker(tmp_path, gpu=0.0).step()["state"] in ("running", "finished")
+
+
+def test_the_time_limit_ends_with_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[int] = []
+    monkeypatch.setattr(trial.os, "_exit", killed.append)
+    waits = worker(tmp_path, gpu=0.0, time_limit=0.2)
+    store = Store(tmp_path / "runs")
+    with store.lease(CELL):  # of another launch
+        assert waits.step()["state"] == "busy"
+        time.sleep(0.4)  # as it does until Tune has another cell for it
+    assert killed == []
+    assert store.failure(CELL) is None

@@ -76,7 +76,7 @@ def environment(folder: Path, pause: float) -> dict[str, str]:
 class Launch:
     """`hiddenweights sweeps launch NAME` on Ray, in a process of its own."""
 
-    def __init__(self, name: str, store: Path, *args: str, pause: float = PAUSE) -> None:
+    def __init__(self, name: str, store: Path, *args: str, pause: float = PAUSE, **variables: str) -> None:
         folder = store.parents[1]
         script = folder / "driver.py"
         script.write_text(DRIVER)
@@ -84,7 +84,7 @@ class Launch:
         with open(self.log, "w") as log:
             self.process = psutil.Popen(
                 [sys.executable, str(script), "launch", name, "--store", str(store), *args],
-                env=environment(folder, pause),
+                env=environment(folder, pause) | variables,
                 stdout=log, stderr=subprocess.STDOUT, cwd=folder,
             )  # fmt: skip
 
@@ -362,6 +362,16 @@ def test_on_a_cluster_a_node_is_lost_and_then_the_head(store: Path, cluster: psu
     assert launch.end(60) == 2
     assert "--gpus" in launch.log.read_text().strip().splitlines()[-1]
     assert not list(store.glob("cells/*"))
+
+    # A cell that diverges does not end a search. No worker uses W&B if the launch does not.
+    rates = store.with_name("rates")
+    launch = Launch("search", rates, "--address", address, WANDB_MODE="disabled")
+    assert launch.end() == 1
+    printed = launch.log.read_text()
+    assert "1/2 cells · 0 running · 1 failed" in printed
+    assert "best for fc edge_popup sgd digits: optim.lr=0.1" in printed
+    assert "trying again" not in printed
+    assert not (rates / "wandb").exists()
 
     # The cells of a lost node move to another. The head does without some of its processes.
     launch = Launch("fragile", store, "--address", address)

@@ -40,7 +40,7 @@ def wide() -> list[Arm]:
 def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("WANDB_MODE", "disabled")
     monkeypatch.setattr(
-        experiments, "SWEEPS", {**experiments.SWEEPS, "tiny": tiny, "wide": wide, "none": lambda: []}
+        experiments, "SWEEPS", {**experiments.SWEEPS, "tiny": tiny, "wide": wide, "none": list}
     )
     monkeypatch.chdir(tmp_path)
     tracking.tracking_mode.cache_clear()

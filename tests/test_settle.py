@@ -1,12 +1,15 @@
 """Claims settled seed by seed: what is planned, what is trained, when it stops, and what survives a kill."""
 
+import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from analysis_stores import result, write_store
+from rich.console import Console
 
 from hiddenweights import cli
 from hiddenweights.analysis import claims, summary
@@ -20,6 +23,7 @@ from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import commands, launch, settle, tracking
 from hiddenweights.sweeps.arguments import chosen
 from hiddenweights.sweeps.cost import Measured
+from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.ray_work import Work
 from hiddenweights.training.train import Trainer
@@ -242,3 +246,18 @@ def test_cells_of_other_plans_are_not_looked_at_again_and_again() -> None:
     (found,) = claims.measure(fetch("made"), [one for one in claims.CLAIMS if one.name == "above_random"])
     assert not found.anytime
     assert json.loads(Path("made/store.json").read_text()) == {"format": 1}
+
+
+def test_cells_that_another_launch_has_finished_meanwhile_are_a_step_forward(tmp_path: Path) -> None:
+    store = made(seconds=1.0, seeds=1)
+    cells = [cell for cell in asked().cells.values() if cell["seed"] == 0]
+
+    def nothing(*args: object, **named: object) -> None:
+        """Train no cell."""
+
+    assert settle._train("settle-x", cells, store, Options(), Console(file=io.StringIO()), nothing)
+
+
+def test_a_claim_may_have_capitals_in_its_name() -> None:
+    name = settle.Question(claims=(replace(asked().claims[0], name="Mine"),), cells={}).name
+    assert Store("runs").plan(name) is None

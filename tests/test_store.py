@@ -8,7 +8,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from hiddenweights.cells import lease as lease_module
 from hiddenweights.cells import store as store_module
 from hiddenweights.cells.format import STORE_FORMAT, Damaged
-from hiddenweights.cells.store import Busy, LeaseLost, Store
+from hiddenweights.cells.store import Busy, LeaseLost, Store, default_store
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import to_dict
@@ -64,6 +66,33 @@ def test_a_cell_is_missing_then_stopped_then_failed_then_finished(store: Store) 
     assert dict(store.results([CELL, OTHER])) == {CELL: RESULT}
 
 
+def test_a_listing_has_results_beside_files_that_go_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, real = Store(tmp_path), os.scandir
+    store.prepare()
+    store.finish(CELL, RESULT)
+
+    class Gone:
+        name = "lock"
+
+        def is_file(self) -> bool:
+            raise FileNotFoundError
+
+    @contextlib.contextmanager
+    def scan(path: Any) -> Iterator[Any]:
+        with real(path) as found:
+            yield [Gone(), *found] if Path(path).name == CELL else found
+
+    monkeypatch.setattr(os, "scandir", scan)
+    assert store.listing()[CELL][0] == "result.json"
+
+
+def test_an_empty_variable_names_no_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HIDDENWEIGHTS_STORE", "")
+    assert default_store() == "runs"
+
+
 def test_plans_are_kept_by_name(store: Store) -> None:
     assert store.plan("depth") is None
     assert store.plans() == []
@@ -109,6 +138,18 @@ def test_a_lease_that_was_late_is_kept_if_nobody_took_it(
         store._write(f"cells/{CELL}/lock", before | {"owner": "another"})
         with pytest.raises(LeaseLost):
             lease.check()
+
+
+def test_a_host_of_the_same_name_keeps_its_cell(store: Store) -> None:
+    store.prepare()
+    mine = lease_module._host()
+    boot = lease_module.BOOT.read_text().strip() if lease_module.BOOT.exists() else ""
+    assert boot in mine
+    other = mine.removesuffix(boot) + "that of another boot"
+    lock = {"owner": "o", "host": other, "pid": 2**22 + 1, "born": "1", "launch": "", "attempt": 1}
+    store._write(f"cells/{CELL}/lock", lock | {"heartbeat": time.time()})
+    with pytest.raises(Busy), store.lease(CELL):  # its process is on the other machine
+        pass
 
 
 def test_a_lease_is_renewed_and_its_loss_is_noticed(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,10 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 import socket
 import subprocess
+import threading
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -32,29 +34,29 @@ def ready(pipe: Connection, head: str = "127.0.0.1:1") -> None:
     pipe.recv()
 
 
-def dies(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+def dies(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     ready(pipe)
     os._exit(3)
 
 
-def hangs(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+def hangs(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     ready(pipe)
     time.sleep(3600)
 
 
-def loses_all_nodes(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+def loses_all_nodes(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     ready(pipe)
     while True:
         pipe.send(("pulse", 0, False))
         time.sleep(0.1)
 
 
-def refuses(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+def refuses(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     pipe.send(("raised", UserError("--gpus: too many")))
     pipe.recv()
 
 
-def idles(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+def idles(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     """Lives, and reports nothing but notes for some seconds."""
     ready(pipe)
     for _ in range(30):
@@ -65,7 +67,7 @@ def idles(pipe: Connection, work: Work, mark: str, messages: str) -> None:
     pipe.recv()
 
 
-def loses_its_raylet(pipe: Connection, work: Work, mark: str, messages: str) -> None:
+def loses_its_raylet(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     """On a cluster, whose head (at the address of `work`) goes on."""
     ready(pipe, str(work.options.address))
     for process in psutil.process_iter():
@@ -75,6 +77,29 @@ def loses_its_raylet(pipe: Connection, work: Work, mark: str, messages: str) -> 
     while True:
         pipe.send(("pulse", 2, True))  # Ray itself notices it later
         time.sleep(0.1)
+
+
+def waits_for_the_launch(pipe: Connection, work: Work, mark: str, folder: str) -> None:
+    """Reports, while the launch is stopped for a while."""
+    ready(pipe)
+    for _ in range(15):
+        pipe.send(("event", "say", "a line"))
+        pipe.send(("pulse", 1, True))
+    time.sleep(0.2)
+    pipe.send(("done",))
+    pipe.recv()
+
+
+def never_ends(pipe: Connection, work: Work, mark: str, folder: str) -> None:
+    """Ignores the polite request to end, and has a child."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ[MARK] = mark
+    (Path(folder) / ray_process.MESSAGES).touch()
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    ready(pipe)
+    pipe.send(("event", "say", f"{child.pid} {folder}"))
+    pipe.send(("done",))
+    time.sleep(60)
 
 
 @pytest.fixture
@@ -166,6 +191,39 @@ def test_a_launch_that_hears_of_no_cell_says_so_once(
     supervisor.close()
     assert printed(progress).count("no cell has reported") == 1
     assert "1 live node" in printed(progress)
+
+
+def test_a_launch_that_was_stopped_for_a_while_does_not_miss_ray(
+    supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "main", waits_for_the_launch)
+    said: list[str] = []
+
+    def slowly(text: str) -> None:  # as with Ctrl-Z, and `fg` later
+        time.sleep(0 if said else 0.7)
+        said.append(text)
+
+    monkeypatch.setattr(progress, "say", slowly)
+    supervisor(CELLS, Measured(), progress)
+    supervisor.close()
+    assert said == ["a line"] * 15
+
+
+def test_a_second_ctrl_c_leaves_nothing_of_ray(
+    supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_process, "main", never_ends)
+    supervisor(CELLS, Measured(), progress)
+    child, folder = printed(progress).split()
+    main, real = threading.main_thread().ident or 0, signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    second = threading.Timer(0.5, signal.pthread_kill, (main, signal.SIGUSR1))
+    try:
+        second.start()
+        supervisor.close()
+    finally:
+        signal.signal(signal.SIGUSR1, real)
+    assert not psutil.pid_exists(int(child))
+    assert not Path(folder).exists()
 
 
 def test_all_processes_of_a_ray_are_found_and_ended() -> None:

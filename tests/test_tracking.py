@@ -254,7 +254,7 @@ def test_what_was_trained_without_a_server_is_uploaded_later(
     monkeypatch.delenv("WANDB_MODE")
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
-    assert tracking_mode.announce().startswith("offline")
+    assert tracking_mode.announce(None).startswith("offline")
     configs = [CONFIG, unflatten({"seed": 1}, CONFIG)]
     interrupted = cell_epochs(CONFIG, store, trackers=[WandbTracker])
     next(interrupted)

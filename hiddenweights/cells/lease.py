@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import functools
 import os
 import platform
 import threading
@@ -17,6 +18,7 @@ from hiddenweights.cells.format import Damaged, Json, open_failure
 # clocks of hosts that share a store must agree to much less than the difference.
 HEARTBEAT = 15.0
 STALE = 90.0
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Busy(RuntimeError):
@@ -207,10 +209,16 @@ def alive(lock: Json | None, launch: str = "") -> bool:
     return not launch or lock.get("launch") != launch
 
 
+@functools.cache
 def _host() -> str:
-    """The namespace of process ids: two containers on one machine have different ones."""
+    """The namespace of process ids.
+
+    Two containers on one machine have different ones. Two machines may have the same name, and the number of
+    the namespace is then the same, too: only the boot tells them apart.
+    """
     space = Path("/proc/self/ns/pid")
-    return f"{platform.node()}/{os.readlink(space) if space.exists() else ''}"
+    number = os.readlink(space) if space.exists() else ""
+    return f"{platform.node()}/{number}/{BOOT.read_text().strip() if BOOT.exists() else ''}"
 
 
 def _birth(pid: int) -> str | None:
