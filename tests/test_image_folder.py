@@ -131,7 +131,8 @@ def test_any_kind_of_image_becomes_rgb(tmp_path: Path) -> None:
     for mode in ("RGBA", "P", "1"):
         image.convert(mode).save(tmp_path / f"{mode}.png")
     image.save(tmp_path / "bitmap.bmp")
-    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    for name in ("deep.png", "deep.tif"):  # 16 bits
+        Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(tmp_path / name)
     image.save(tmp_path / "png.jpeg", format="PNG")  # ImageNet has one such
     for path in tmp_path.iterdir():
         expected = np.asarray(image if path.stem == "deep" else Image.open(path).convert("RGB"))

@@ -175,6 +175,13 @@ def test_every_form_of_an_image_gives_the_same_pixels(kind: str) -> None:
     assert found.mean == pytest.approx((pixels.double() / 255).mean((0, 2, 3)).tolist(), abs=1e-6)
 
 
+def test_images_of_16_bits_are_not_cut_off_at_255() -> None:
+    pixels, labels = tensors(shape=(1, 4, 4))
+    deep = [Image.fromarray(x[0].numpy().astype(np.uint16) * 257) for x in pixels]
+    part = Items([*zip(deep, labels.tolist(), strict=True)])
+    assert torch.equal(content((part, part), None, "x").images[0], pixels)
+
+
 def test_what_is_given_is_taken() -> None:
     part = tensors()
     found = content((part, part, {"classes": 7, "mean": [0.5], "std": [0.25]}), None, "x")
@@ -210,6 +217,7 @@ PAIR = tensors()
         ((Items([(np.zeros((4, 4), np.uint8), 0), (np.zeros((5, 5), np.uint8), 1)]),) * 2, "data.image_size"),
         ((Items(["?"]), PAIR), "not (image, label)"),
         ((Items([("?", 0)]), PAIR), "no image"),
+        ((Items([(Image.new("F", (4, 4)), 0)]), PAIR), "mode F has no fixed range"),
         ((iter([]), PAIR), "neither a map-style dataset"),
         (((PAIR[0], PAIR[1] * 0),) * 2, "1 classes"),
         ((PAIR, PAIR, {"classes": 0}), "0 classes"),

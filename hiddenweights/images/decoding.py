@@ -56,10 +56,28 @@ def _read_other_format(data: bytes) -> Tensor:
 
     try:
         with Image.open(io.BytesIO(data)) as image:
-            pixels = np.array(image.convert("RGB"))
+            pixels = pil_pixels(image)
     except Exception as error:  # Pillow raises many types
         raise Corrupt(str(error) or type(error).__name__) from None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return (
+        torch.from_numpy(pixels).permute(2, 0, 1)
+        if pixels.ndim == 3
+        else torch.from_numpy(pixels).expand(3, -1, -1)
+    )
+
+
+def pil_pixels(image: Any) -> NDArray[np.uint8]:
+    """The pixels of a PIL image, (height, width) if it is grey, else (height, width, 3).
+
+    Pillow's own conversion would cut values of 16 bits off at 255. Raises `ValueError` for modes whose values
+    have no fixed range (32-bit integers and floats).
+    """
+    if image.mode in ("I", "F"):
+        raise ValueError(f"an image of mode {image.mode} has no fixed range of values")
+    if image.mode.startswith("I;16"):
+        return (np.array(image) // 257).astype(np.uint8)
+    grey = image.mode in ("1", "L")
+    return np.array(image if image.mode in ("L", "RGB") else image.convert("L" if grey else "RGB"))
 
 
 def cut(image: Tensor, size: int, how: Cut, numbers: NDArray[np.float32] | None = None) -> Tensor:

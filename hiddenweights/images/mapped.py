@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiddenweights.errors import UserError
-from hiddenweights.images.decoding import cut
+from hiddenweights.images.decoding import cut, pil_pixels
 
 # In bytes: pixels of training and test images together. Larger map-style datasets are read during training.
 IN_MEMORY = 2 * 2**30
@@ -229,8 +229,7 @@ def _pixels(image: Any) -> Tensor:
     if not isinstance(image, Tensor | np.ndarray):
         if not hasattr(image, "convert"):
             raise TypeError(f"{_kind(image)} is no image: neither PIL's nor a tensor")
-        grey = image.mode in ("1", "L")
-        image = np.array(image if image.mode in ("L", "RGB") else image.convert("L" if grey else "RGB"))
+        image = pil_pixels(image)
     pixels = torch.as_tensor(image)
     if pixels.ndim == 2:
         pixels = pixels[None]
