@@ -178,6 +178,11 @@ def test_what_does_not_fit_the_ticket(
         run_cell(config, store)
 
 
+def test_the_ticket_of_another_cell_is_refused(store: Store) -> None:
+    with pytest.raises(UserError, match=r"model\.init_from"):
+        Trainer(child(parent_of()), ticket=ticket_of(parent_of("biprop"), store))
+
+
 def run(*args: str) -> int:
     return cli.run(COMMANDS, "hiddenweights", ["train", "--no-track", *args])
 

@@ -288,6 +288,15 @@ def test_another_cells_checkpoint_is_not_taken(tmp_path):
     assert other.restored == 0
 
 
+def test_a_checkpoint_of_other_data_is_not_taken(tmp_path, monkeypatch):
+    """As if the folder `data.root`, which is not part of the id, had other images than before."""
+    [*itertools.islice(Trainer(cell(), tmp_path).epochs(), 2)]
+    assert Trainer(cell(), tmp_path).restored == 2
+    load = train.load_dataset
+    monkeypatch.setattr(train, "load_dataset", lambda data: dataclasses.replace(load(data), mean=(0.3,)))
+    assert Trainer(cell(), tmp_path).restored == 0
+
+
 def test_where_a_cell_runs_does_not_keep_it_from_resuming(tmp_path):
     config = cell()
     [*itertools.islice(Trainer(config, tmp_path).epochs(), 2)]

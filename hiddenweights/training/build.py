@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from hiddenweights.config import METHODS, NETWORKS, Arithmetic, Precision
 from hiddenweights.errors import UserError
-from hiddenweights.identity import Resolved
+from hiddenweights.identity import Resolved, id_of
 from hiddenweights.images.dataset import Dataset
 from hiddenweights.masking.supermask import select_together, set_weights, supermask, weight_layers
 from hiddenweights.models import build_network, channels_last
@@ -41,6 +41,8 @@ def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None
     if model.method == "finetune":
         if ticket is None:
             raise UserError(f"model.init_from: the ticket of cell {model.init_from} is needed")
+        if (found := id_of(ticket.config)) != model.init_from:
+            raise UserError(f"model.init_from: {model.init_from!r}, but the ticket is of cell {found}")
         ticket.inputs.check(dataset)
         # From the config, never from the ticket: user code is imported only if the user named it
         # together with the ticket.

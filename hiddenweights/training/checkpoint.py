@@ -68,12 +68,14 @@ def load_checkpoint(folder: Path, check: Callable[[Any], None] = lambda state: N
 
 
 def check_state(
-    state: Any, config: Resolved, network: nn.Module, optimizer: torch.optim.Optimizer | None
+    state: Any, config: Resolved, data: str, network: nn.Module, optimizer: torch.optim.Optimizer | None
 ) -> None:
-    """Raise `ValueError` unless `state` is one that a trainer of the cell `config` has saved."""
+    """Raise `ValueError` unless a trainer of the cell `config` saved `state`, on data of digest `data`."""
     cell, epochs = id_of(config), config.train.epochs
     if not isinstance(state, dict) or state.get("cell") != cell:
         raise ValueError(f"it is not of cell {cell}")
+    if state.get("data", data) != data:  # the same name, but another folder or other files in it
+        raise ValueError("it was trained on other data")
     if type(state.get("steps")) is not int or not 0 <= state["steps"] < 2**63:
         raise ValueError("steps: is no count")
     if state.get("precision", "float32") not in ("float32", "bfloat16"):

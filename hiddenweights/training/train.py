@@ -57,7 +57,8 @@ class Trainer:
     checkpoint is written before the record of an epoch is yielded, at most once per second, and always after
     the last epoch or when the iterator is closed. A killed process loses at most one second of finished
     epochs and the current one. The result of a cell is a function of its config: on one kind of machine, with
-    the same `train.threads`, it repeats bit for bit, resumed or not.
+    the same number of threads, it repeats bit for bit, resumed or not. (`run_cell` sets torch's number of
+    threads to `train.threads`; a `Trainer` leaves it as it is.)
 
     Raises `UserError` for bad input, before any training.
     """
@@ -230,8 +231,9 @@ class Trainer:
 
     def _restore(self) -> list[Record]:
         check = functools.partial(
-            check_state, config=self.config, network=self.network, optimizer=self.optimizer
-        )
+            check_state,
+            config=self.config, data=self.data_digest, network=self.network, optimizer=self.optimizer,
+        )  # fmt: skip
         state = load_checkpoint(self.checkpoint, check) if self.checkpoint else None
         if state is None:
             return []
@@ -249,6 +251,7 @@ class Trainer:
         if self.checkpoint is not None and (self.ranks is None or self.ranks.rank == 0):
             state = {
                 "cell": id_of(self.config),
+                "data": self.data_digest,
                 "network": self.network.state_dict(),
                 "optimizer": self.optimizer.state_dict() if self.optimizer else {},
                 "steps": self.steps,
