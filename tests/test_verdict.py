@@ -68,9 +68,26 @@ def test_a_verdict_needs_three_pairs_of_every_comparison() -> None:
     assert judge([sure, []], [0, 0]).verdict == OPEN
     assert judge([[-9.0, -9.1, -9.2], []], [0, 0]).verdict == CONTRADICTED
     assert judge([], []).verdict == OPEN
-    assert judge([[9.0, 9.0, 9.0]], [0]).verdict == SUPPORTED  # no spread at all
-    assert judge([[0.0, 0.0, 0.0]], [0]).verdict == OPEN
     assert judge([sure], [9.5]).verdict != SUPPORTED
+
+
+def test_equal_values_decide_nothing() -> None:
+    for sign in (1, -1):
+        values = [[100 * (0.93 + part) - 100 * (0.901 + part) for part in (0.0, 0.0123, 0.0277)]]
+        assert np.std(values) > 0  # equal but for the last bits
+        assert judge(values, [-sign], anytime=sign > 0).verdict == OPEN
+        assert judge([[9.0, 9.1, 9.2], [sign, sign, sign]], [0, 0]).verdict == (
+            OPEN if sign > 0 else CONTRADICTED  # the spread of the other comparison counts
+        )
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 2.0])
+def test_few_test_images_make_no_wrong_verdicts(step: float) -> None:
+    """Accuracies in steps of `step` standard deviations, whose mean is a margin between two steps."""
+    for place in (0.1, 0.3, 0.5):
+        drawn = np.round(RNG.normal(size=(10_000, 1, 3)) / step + place) * step - place * step
+        above, below = outcomes(drawn, anytime=False)
+        assert (above | below).mean() < 0.06  # three equal values: up to 32%
 
 
 def goals(values: list[list[float]]) -> list[int]:

@@ -15,6 +15,9 @@ correction smaller than Bonferroni's (``power = 1``) suffices. The exponents are
 ones for which the worst case of benchmarks/claims.py stays at `CONTRADICT`. The two levels add up to less
 than 5%.
 
+Values that are all equal have no spread to test with, so they decide nothing. With a small test set they are
+frequent: accuracies are multiples of 1 / (number of test images), and a few of them often coincide.
+
 `anytime` verdicts may be looked at after every seed, without limit. Look n (at the first n seeds) uses the
 share ``SPENT / (n (n - 1))`` of both levels, and a decision stays (alpha spending: Lan and DeMets 1983).
 The shares add up to 1.6. All looks share their first seeds, so together they err less often than the sum
@@ -33,6 +36,7 @@ CONTRADICT = 0.012  # for a claim with all comparisons at their margins
 FLOOR = 0.5
 SPENT = 3.2
 MIN_PAIRS = 3
+EQUAL = 1e-6  # points; no finite test set tells apart what differs by less
 
 SUPPORTED, CONTRADICTED, OPEN = "supported", "contradicted", "not enough data"
 # The same outcomes for cells that are not like the paper's. They say nothing about the paper.
@@ -57,11 +61,12 @@ def outcomes(distances: Array, *, anytime: bool) -> tuple[Flags, Flags]:
         rms = rms[..., -1:]  # over all values
     share = SPENT / (looks * np.maximum(looks - 1, 1)) if anytime else np.ones(n)
     freedom = np.maximum(looks - 1, 1)
+    floored = np.maximum(sd, FLOOR * rms)
     with np.errstate(invalid="ignore"):
         scaled = mean * np.sqrt(looks)
         contradict = CONTRADICT / m ** power(looks)
-        above = scaled > -stdtrit(freedom, (ERROR - contradict) * share) * sd
-        below = -scaled > -stdtrit(freedom, contradict * share) * np.maximum(sd, FLOOR * rms)
+        above = (sd > EQUAL) & (scaled > -stdtrit(freedom, (ERROR - contradict) * share) * sd)
+        below = (floored > EQUAL) & (-scaled > -stdtrit(freedom, contradict * share) * floored)
     return (above & counted).any(-1), (below & counted).any(-1)
 
 
