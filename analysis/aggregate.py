@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,14 +10,17 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
+from hiddenweights.claims.contrasts import IDENTITY, SEEDS
 from hiddenweights.errors import UserError
 
 LEVEL = 0.95
 FEW = 3  # with fewer values there is no interval: with two it would be 9 standard deviations to each side
 FloatArray = NDArray[np.float64]
 
-# Cells of one curve may differ in x, in the seed and in where they ran, but not in these fields.
+# Cells of one curve may not differ in these fields.
 SAME = ("data.name", "data.protocol", "data.subset", "train.epochs", "model.selection")
+# Cells of one point may differ in the seed and in where they ran. A fine-tuned cell names that of its seed.
+ALIKE = tuple(name for name in IDENTITY if name not in (*SEEDS, "model.init_from"))
 
 
 def interval(values: FloatArray, *, level: float = LEVEL) -> tuple[float, float]:
@@ -53,16 +56,17 @@ def curves(points: pd.DataFrame, *, mixed: bool = False) -> pd.DataFrame:
     """One row per point of a curve: the statistics of `y` over its cells.
 
     `points` has one row per cell: `panel`, `curve`, `kind`, `tag`, `x`, `y`, `cell`, `seed` and the columns
-    of `SAME`. The result has `panel`, `curve`, `kind`, `x`, `mean`, `sd`, `n`, `low`, `high`, `tag`,
+    of `ALIKE`. The result has `panel`, `curve`, `kind`, `x`, `mean`, `sd`, `n`, `low`, `high`, `tag`,
     `full` (whether n is the largest of the figure), `values` (with fewer than `FEW`: each of them, as text)
     and `cells`, in order of panel, curve and x.
 
-    Raises `UserError` if cells of one curve differ in `SAME` (unless `mixed`), or if a seed occurs twice in
-    a point.
+    Unless `mixed`, raises `UserError` if cells of one curve differ in `SAME`, if cells of one point differ in
+    `ALIKE`, or if a seed occurs twice in a point.
     """
     by = ["panel", "curve", "kind"]
     if not mixed:
-        _refuse_mixtures(points, by)
+        _refuse_mixtures(points, by, SAME)
+        _refuse_mixtures(points, [*by, "x"], ALIKE)
     rows: list[dict[str, Any]] = []
     for key, group in points.groupby([*by, "x"], sort=False, dropna=False):
         twice = group["seed"][group["seed"].duplicated()]
@@ -86,15 +90,23 @@ def curves(points: pd.DataFrame, *, mixed: bool = False) -> pd.DataFrame:
     return drawn.assign(full=drawn["n"] == drawn["n"].max())
 
 
-def _refuse_mixtures(points: pd.DataFrame, by: list[str]) -> None:
-    for key, group in points.groupby(by, sort=False, dropna=False):
-        for column in SAME:
-            values = group[column].map(lambda value: "none" if pd.isna(value) else str(value)).unique()
-            if len(values) > 1:
-                raise UserError(
-                    f"{_words(key[0], key[1])}: its cells differ in {column} ({', '.join(sorted(values))}); "
-                    f"choose one with --where {column}=VALUE, or draw them together with --mixed"
-                )
+def _refuse_mixtures(points: pd.DataFrame, by: list[str], fields: Sequence[str]) -> None:
+    """Raise `UserError` if cells of one group differ in one of `fields`."""
+    group = points.groupby(by, sort=False, dropna=False).ngroup()
+    for name in fields:
+        pairs = pd.DataFrame({"group": group, "value": points[name]}).drop_duplicates()
+        apart = pairs["group"][pairs["group"].duplicated()]
+        if apart.empty:
+            continue
+        rows = points[group == apart.iloc[0]]
+        words = rows[name].map(lambda value: "none" if pd.isna(value) else str(value))
+        values = ", ".join(sorted(words.unique()))
+        at = f" at x = {rows['x'].iloc[0]:g}" if "x" in by else ""
+        curve = _words(rows["panel"].iloc[0], rows["curve"].iloc[0])
+        raise UserError(
+            f"{curve}: its cells{at} differ in {name} ({values}); choose one with --where {name}=VALUE, "
+            f"tell them apart with --curve {name}, or draw them together with --mixed"
+        )
 
 
 def _words(panel: object, curve: object) -> str:

@@ -70,7 +70,8 @@ def figure(
 
     Args:
         name: The figure, named like its sweep. For your own sweep: FILE.py:FUNCTION, as for its launch.
-        mixed: Let cells with different epochs or protocols share a curve.
+        mixed: Average over cells that differ in more than their seeds, and draw different data or epochs as
+            one curve.
         x: Field on the x axis, or epoch for training curves. If not given: from the figure's description, or
             the first number that varies.
         y: Logged number on the y axis, such as churn, train_loss, or kept/NAME of a layer: after each epoch
@@ -158,7 +159,8 @@ def report_(
     """Write figures, claims and cells as one HTML page and as Markdown.
 
     Args:
-        mixed: Let cells with different epochs or protocols share a curve.
+        mixed: Average over cells that differ in more than their seeds, and draw different data or epochs as
+            one curve.
         price: Dollars per hour of training, to show the cost.
         wandb: Also save a draft of a W&B Report and a view in this W&B project (ENTITY/PROJECT).
         watch: Keep the page current while cells finish, and serve it on this machine until interrupted.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from hiddenweights.analysis.aggregate import SAME
+from hiddenweights.analysis.aggregate import ALIKE
 from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
@@ -148,9 +148,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
             "validation": 100 * cells["validation_accuracy"],
             "processor": processors(cells),
             "data_digest": cells["data_digest"],
-            **{
-                name: cells[name] for name in ("cell", "seed", "model.arch", "model.method", "model.k", *SAME)
-            },
+            **{name: cells[name] for name in ("cell", "seed", *ALIKE)},
         }
     )
     depth = {name: place for place, name in enumerate(NETWORKS)}

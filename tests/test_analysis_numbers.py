@@ -73,7 +73,13 @@ def test_a_point_that_lacks_seeds_is_kept_and_marked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "changed"),
-    [("train.epochs", {"train__epochs": 5}), ("data.protocol", {"data__protocol": "paper"})],
+    [
+        ("train.epochs", {"train__epochs": 5}),
+        ("data.protocol", {"data__protocol": "paper"}),
+        ("optim.lr", {"optim__lr": 0.5}),
+        ("model.width", {"model__width": 0.5}),
+        ("train.precision", {"train__precision": "float32"}),
+    ],
 )
 def test_different_conditions_are_refused_in_one_curve_unless_asked(
     tmp_path: Path, field: str, changed: dict[str, object]
@@ -86,7 +92,7 @@ def test_different_conditions_are_refused_in_one_curve_unless_asked(
 
 
 def test_one_seed_twice_in_a_point_is_refused(tmp_path: Path) -> None:
-    points = points_of(tmp_path, [config(model__k=0.5), config(model__k=0.5, optim__lr=0.5)])
+    points = points_of(tmp_path, [config(model__k=0.5), config(model__k=0.5, seeds__data=1)])
     with pytest.raises(UserError, match="seed 0"):
         aggregate.curves(points)
 

@@ -128,7 +128,7 @@ def test_a_claim_of_ones_own_is_judged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cells = [config(model__k=k, seed=seed) for k in (0.3, 0.7) for seed in range(4)]
-    results = [result(cell, 0.5 + resolve(cell).model.k / 5 + cell.seed / 1000) for cell in cells]
+    results = [result(cell, 0.5 + resolve(cell).model.k * (1 / 5 + cell.seed / 1000)) for cell in cells]
     write_store(tmp_path / "runs", results, {"mine": [cell_id(cell) for cell in cells]})
     (tmp_path / "my_claims.py").write_text(CLAIM)
     monkeypatch.chdir(tmp_path)
