@@ -119,9 +119,21 @@ def table_(name: SweepName = "", source: Options = Source()) -> None:
     epochs = table.epochs[table.epochs["cell"].isin(cells["cell"])]
     for what, rows in {"cells": cells.drop(columns=["key", "version"]), "epochs": epochs}.items():
         path = source.out / (f"{own.slug(name)}_{what}.csv" if name else f"{what}.csv")
+        rows = _with_integers(rows.dropna(axis="columns", how="all"))
         with _writing(source.out):  # six digits are nearly those of float32, and half the size
-            rows.dropna(axis="columns", how="all").to_csv(path, index=False, float_format="%.6g")
+            rows.to_csv(path, index=False, float_format="%.6g")
         print(f"{len(rows)} {what}: {path}")
+
+
+def _with_integers(rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows with whole numbers as integers, which keep all their digits (seeds, numbers of weights)."""
+    numbers = rows.select_dtypes("float")
+    whole = [
+        name
+        for name in numbers
+        if (numbers[name].dropna() % 1 == 0).all() and numbers[name].abs().max() < 2**53
+    ]
+    return rows.astype(dict.fromkeys(whole, "Int64"))
 
 
 def claims_(source: Options = Source(), plan: bool = False, claim: Claims = ()) -> None:

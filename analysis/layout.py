@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from hiddenweights.analysis.experiments import FIGURES
-from hiddenweights.analysis.specs import EPOCH, Spec, label, network
+from hiddenweights.analysis.specs import EPOCH, Spec, finished_cells, label, network
 from hiddenweights.analysis.table import METRIC, Table
 from hiddenweights.analysis.training import unit
 from hiddenweights.config import CellConfig
@@ -50,10 +50,10 @@ def layout(
         choices = (*FIELDS, EPOCH) if option == "--x" else FIELDS
         if field is not None and field not in choices:
             raise choices_error(option, field, choices)
-    cells = table.sweep(name)
-    if cells.empty:
-        known = {sweep for names in table.cells["sweeps"] for sweep in names.split()}
+    known = {sweep for rows in (table.cells, table.left_out) for sweep in " ".join(rows["sweeps"]).split()}
+    if name not in known:
         raise choices_error("figure", name, [*FIGURES, *sorted(known - FIGURES.keys())])
+    cells = finished_cells(table, name)
     masked = cells[cells["model.method"] != "dense"]
     if masked.empty:  # a sweep of dense networks: they are the curves
         masked = cells

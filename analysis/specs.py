@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from hiddenweights.analysis.aggregate import ALIKE
-from hiddenweights.analysis.table import METRIC, Table, processors
+from hiddenweights.analysis.table import FINISHED, METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
@@ -105,6 +105,19 @@ def one_panel(cells: pd.DataFrame) -> "pd.Series[str]":
     return pd.Series("", cells.index, dtype="str")
 
 
+def finished_cells(table: Table, name: str) -> pd.DataFrame:
+    """The finished cells of the sweep `name`. Raises `UserError` that names the sweep if there are none."""
+    cells = table.sweep(name)
+    if cells.empty:
+        finished = table.cells.loc[table.cells["state"] == FINISHED, "sweeps"]
+        known = sorted({name for names in finished for name in names.split()})
+        raise UserError(
+            f"figure {name}: the source has no finished cell of sweep {name!r} (but of: "
+            f"{', '.join(known) or 'none'}); launch it: hiddenweights sweeps launch {name}"
+        )
+    return cells
+
+
 def points(table: Table, spec: Spec) -> pd.DataFrame:
     """One row per finished cell of the sweep: panel, curve, kind, x, y, and the columns for `curves`.
 
@@ -113,13 +126,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     Raises `UserError` that names the sweep to launch if the table has no such cell, and for a y that no cell
     has logged.
     """
-    cells = table.sweep(spec.name)
-    if cells.empty:
-        known = sorted({name for names in table.cells["sweeps"] for name in names.split()})
-        raise UserError(
-            f"figure {spec.name}: the source has no finished cell of sweep {spec.name!r} (it has: "
-            f"{', '.join(known) or 'none of any sweep'}); launch it: hiddenweights sweeps launch {spec.name}"
-        )
+    cells = finished_cells(table, spec.name)
     if spec.x == EPOCH or spec.y != METRIC:
         logged = _logged(table.epochs[table.epochs["cell"].isin(cells["cell"])], spec.y)
         if spec.x != EPOCH:

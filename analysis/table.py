@@ -178,7 +178,7 @@ def tidy(raw: Raw) -> Table:
         runs[name] = pd.to_numeric(runs[name], errors="coerce") if name in runs else np.nan
     for name in TEXTS:
         runs[name] = runs[name].astype("str") if name in runs else pd.Series(pd.NA, runs.index, "str")
-    runs["weights_kept"] = runs["kept"] * runs["weights"]
+    runs["weights_kept"] = (runs["kept"] * runs["weights"]).round()
     broken = runs["usable"] & (runs["state"] == FINISHED) & ~np.isfinite(runs[METRIC])
     runs.loc[broken, "reason"] = f"{METRIC} is missing or not a number"
     runs.loc[broken, "state"] = "failed"
@@ -254,11 +254,11 @@ def combine(tables: Sequence[Table]) -> Table:
         table.epochs[table.epochs["cell"].isin(kept.loc[kept["source"].isin(table.cells["source"]), "cell"])]
         for table in tables
     ]
-    left_out = pd.concat([table.left_out for table in tables], ignore_index=True)
+    left_out = pd.concat([table.left_out for table in tables], ignore_index=True).drop_duplicates()
     here = left_out["cell"].isin(kept.loc[kept["state"] == FINISHED, "cell"])
     return Table(
         kept.assign(sweeps=kept["cell"].map(sweeps)),
-        pd.concat(rows, ignore_index=True),
+        pd.concat(rows, ignore_index=True).drop_duplicates(["cell", "epoch"], ignore_index=True),
         left_out[~here].reset_index(drop=True),
     )
 

@@ -215,6 +215,7 @@ def test_two_sources_are_put_together(tmp_path: Path) -> None:
     assert len(table.epochs) == 9
     assert table.left_out.empty  # what failed there is finished here
     assert table.cells.set_index("cell").loc[cell_id(shared), "sweeps"] == "depth width"
+    assert len(combine([a, a]).epochs) == len(a.epochs)  # the same source twice
 
 
 def test_two_sources_that_disagree_on_a_cell_are_named(tmp_path: Path) -> None:

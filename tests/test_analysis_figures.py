@@ -182,6 +182,31 @@ def test_the_table_is_written_with_all_cells_and_epochs(tmp_path: Path) -> None:
     assert main(["table", "unknown", *source]) == 2
 
 
+def test_whole_numbers_keep_all_their_digits_in_the_table(tmp_path: Path) -> None:
+    seeds = (None, 1234567891)
+    found = [result(config(model__k=0.3, seeds__weights=seed)) for seed in seeds]
+    for entry in found:
+        entry["summary"] |= {"weights": 11164352, "kept": 3349307 / 11164352}
+    store = write_store(tmp_path / "store", found, {"depth": [entry["cell"] for entry in found]})
+    assert main(["table", "--from", str(store), "--out", str(tmp_path)]) == 0
+    cells = pd.read_csv(tmp_path / "cells.csv")
+    assert {*cells["seeds.weights"].dropna()} == {1234567891}
+    assert {*cells["weights_kept"]} == {3349307}
+
+
+def test_a_sweep_without_a_finished_cell_is_an_error_that_names_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = made_store(tmp_path / "store", "depth", [config()])
+    write_store(store, [], {"mine": [cell_id(config(seed=1))]})
+    for name, words in (
+        ("mine", "no finished cell of sweep 'mine' (but of: depth)"),
+        ("nine", "mean 'mine'"),
+    ):
+        assert main(["figure", name, "--from", str(store), "--out", str(tmp_path)]) == 2
+        assert words in capsys.readouterr().err
+
+
 def test_analysis_needs_neither_torch_nor_ray_nor_wandb(store: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from hiddenweights.analysis.commands import main; "
