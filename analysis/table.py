@@ -21,6 +21,7 @@
 kept fractions are fractions in [0, 1]. `Table.left_out` lists the runs that were not used, with reasons.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -40,6 +41,7 @@ FROZEN = ("edge_popup", "sampled", "random", "biprop")  # not iterand, which red
 NUMBERS = (METRIC, "validation_accuracy", "kept", "weights", "seconds", "processor.threads")
 PROCESSOR = ("processor.model", "processor.instructions", "processor.precision")
 TEXTS = ("weights_checksum", "initial_weights_checksum", "data_digest", "device", *PROCESSOR)
+SWEEP = re.compile("[a-z0-9_-]{1,100}")  # other tags of a W&B run are no names of sweeps, and may be anything
 LEFT_OUT = ("cell", "name", "sweeps", "key", "source", "reason")
 
 
@@ -133,7 +135,7 @@ def frame(runs: Iterable[RawRun], source: str) -> Raw:
             "name": run.name,
             "state": run.state,
             "reason": run.reason,
-            "sweeps": " ".join(sorted(run.sweeps)),
+            "sweeps": " ".join(sorted(filter(SWEEP.fullmatch, run.sweeps))),
             "source": source,
             "started": run.started,
             "usable": False,

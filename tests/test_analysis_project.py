@@ -90,6 +90,16 @@ def test_what_must_not_be_mixed_in_is_left_out(standin: Standin) -> None:
     assert any("second run" in reason for reason in reasons.values())
 
 
+def test_tags_name_sweeps_and_can_change(standin: Standin, tmp_path: Path) -> None:
+    done = result(CELLS[0])
+    standin.add(done)
+    run = standin.runs[done["cell"]]
+    run["tags"] = ["depth", "../../depth", '"><img/src=x>', "Best so far", "x" * 300]
+    assert set(fetch(SOURCE, tmp_path).cells["sweeps"]) == {"depth quickstart"}
+    run["tags"] = ["width"]
+    assert set(fetch(SOURCE, tmp_path).cells["sweeps"]) == {"quickstart width"}
+
+
 def test_rate_limits_are_waited_out(standin: Standin) -> None:
     for cell in CELLS:
         standin.add(result(cell))

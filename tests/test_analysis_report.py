@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,8 +15,10 @@ import pytest
 from analysis_stores import config, grid, made_store
 
 from hiddenweights import cli
-from hiddenweights.analysis import claims
+from hiddenweights.analysis import claims, masks, report
 from hiddenweights.analysis.commands import main
+from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.page import write
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.commands.train import train
 from hiddenweights.flat import flatten
@@ -91,6 +94,16 @@ def test_text_from_runs_cannot_become_markup(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "report.html").read_text()
     assert "<script>alert(1)" not in text
     assert "&lt;script&gt;alert(1)" in text
+    drawn = report.collect(fetch(str(store)), "made")
+    (drawing,) = drawn.drawings
+    rows = [
+        {"panel": "Conv2", "curve": "signed constant", "x": 50.0, "layer": layer, "seeds": 2, "both": 50.0}
+        for layer in (masks.ALL, '"><script>alert(1)</script>')
+    ]
+    overlaps = pd.DataFrame(rows).assign(chance=50.0, low=49.0, high=51.0)
+    assert "<script>alert(1)" not in write.as_html(
+        replace(drawn, drawings=[replace(drawing, overlaps=overlaps)])
+    )
 
 
 def test_each_cell_comes_with_the_command_that_trains_it_again() -> None:

@@ -175,7 +175,8 @@ def _chosen(
         return ""
     curves = list(dict.fromkeys(rows["curve"]))
     options = "".join(
-        f'<option value="{name}">{html.escape(label)}</option>' for name, label in labels.items()
+        f'<option value="{html.escape(name, quote=True)}">{html.escape(label)}</option>'
+        for name, label in labels.items()
     )
     choice = f'<label class="screen">Show: <select data-parameter="metric">{options}</select></label>'
     panels = _panels(rows, drawing, chart, kind, curves)

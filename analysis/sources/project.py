@@ -8,6 +8,7 @@ history is not used.
 import functools
 import re
 import time
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,7 +36,7 @@ class Project:
         self._runs: dict[str, Any] = {}
 
     def listing(self) -> dict[str, str]:
-        """Runs by id. The version consists of the state, the last heartbeat and the number of rows.
+        """Runs by id. The version has the state, the last heartbeat, the number of rows and the names.
 
         Raises `UserError` if the project does not exist or cannot be read.
         """
@@ -50,9 +51,7 @@ class Project:
         except (ValueError, wandb.errors.Error) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"--from: {self.name!r} cannot be read: {reason}") from error
-        return {
-            key: f"{run.state} {run.heartbeatAt} {run.historyLineCount}" for key, run in self._runs.items()
-        }
+        return {key: _version(run) for key, run in self._runs.items()}
 
     def read(self, wanted: Mapping[str, str]) -> Iterator[RawRun]:
         """The runs as they arrive. Runs that have arrived are not lost if a later one fails.
@@ -127,6 +126,13 @@ class Project:
             raise UserError(
                 f"--from: {self.name!r} does not answer ({reason}); runs read so far are kept: run this again"
             ) from error
+
+
+def _version(run: Any) -> str:
+    names = zlib.crc32(
+        repr((run.name, run.group, sorted(run.tags))).encode()
+    )  # can change in W&B at any time
+    return f"{run.state} {run.heartbeatAt} {run.historyLineCount} {names}"
 
 
 def _scan(run: Any, fresh: bool) -> list[dict[str, Any]]:
