@@ -2,8 +2,9 @@
 
 Each source has a folder of parts, and each part is a pair of files (`runs`, `epochs`). A part is written as
 soon as a batch of runs has been read, so an interrupted fetch resumes where it stopped. If several parts have
-the same run, the last part counts. A part that cannot be read is reported and removed, and its runs are read
-again.
+the same run, the last part counts. The names of both files contain a digest of their content: a part that
+does not match it is reported and removed, and its runs are read again. (Parquet alone accepts most changed
+bytes.) It also keeps apart the parts of processes that write at the same time.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ from hiddenweights.flat import flatten
 OnProgress = Callable[[str, int, int], None]
 """Called with a message ("" for none), the number of runs read, and the number of all runs."""
 
-FORMAT = 2
+FORMAT = 3
 BATCH = 500
 PARTS = 8  # more parts are merged into one
 
@@ -119,19 +120,31 @@ def _load(folder: Path, on_progress: OnProgress) -> list[Raw]:
     for path in sorted(folder.glob("*-runs.parquet")):
         epochs = path.with_name(path.name.replace("runs", "epochs"))
         try:
-            parts.append(Raw(_frame(path), _frame(epochs)))
+            files = [pa.memory_map(str(file)).read_buffer() for file in (epochs, path)]
+            if _digest(files) not in path.name:
+                raise OSError("its content has changed")
+            parts.append(Raw(runs=_frame(files[1]), epochs=_frame(files[0])))
         except (OSError, pa.ArrowException) as error:
-            lost = str(error).splitlines()[0]
-            on_progress(f"cache: {path} is damaged; its runs are read again from the source ({lost})", 0, 0)
+            if path.exists():  # else another process has merged the parts
+                lost = str(error).splitlines()[0]
+                on_progress(
+                    f"cache: {path} is damaged; its runs are read again from the source ({lost})", 0, 0
+                )
             path.unlink(missing_ok=True)
             epochs.unlink(missing_ok=True)
     return parts
 
 
-def _frame(path: Path) -> pd.DataFrame:
-    found: pd.DataFrame = pq.read_table(path, memory_map=True).to_pandas(
-        split_blocks=True, self_destruct=True
-    )
+def _digest(files: Sequence[pa.Buffer]) -> str:
+    digest = hashlib.sha256()
+    for content in files:
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+def _frame(content: pa.Buffer) -> pd.DataFrame:
+    table = pq.read_table(pa.BufferReader(content))
+    found: pd.DataFrame = table.to_pandas(split_blocks=True, self_destruct=True)
     return found
 
 
@@ -139,14 +152,16 @@ def _write(folder: Path, number: int, part: Raw, on_progress: OnProgress) -> boo
     """Write a part, `epochs` first: it exists once `runs` does. If that fails, report it and return False."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, rows in (("epochs", part.epochs), ("runs", part.runs)):
-            path = folder / f"{number:06d}-{name}.parquet"
-            temporary = path.with_suffix(f".{os.getpid()}.tmp")
-            found = pa.Table.from_pandas(rows, preserve_index=False)
+        rows = {"epochs": part.epochs, "runs": part.runs}
+        written = {name: folder / f"{name}.{os.getpid()}.tmp" for name in rows}
+        for name, path in written.items():
+            found = pa.Table.from_pandas(rows[name], preserve_index=False)
             # Reads in a quarter of the time of the default settings; files are 15% larger.
             texts = ["cell", "key", "weights_checksum"]
-            pq.write_table(found, temporary, compression="lz4", use_dictionary=texts)
-            os.replace(temporary, path)
+            pq.write_table(found, path, compression="lz4", use_dictionary=texts)
+        digest = _digest([pa.memory_map(str(path)).read_buffer() for path in written.values()])
+        for name, path in written.items():
+            os.replace(path, folder / f"{number:06d}-{digest}-{name}.parquet")
     except OSError as error:
         on_progress(
             f"cache: {folder} cannot be written ({error.strerror or error}); continuing without", 0, 0

@@ -81,7 +81,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
     same(table, fetch.fetch(str(store)))
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "text", "gone"])
+@pytest.mark.parametrize("damage", ["half", "empty", "text", "gone", "one bit"])
 @pytest.mark.parametrize("name", ["runs", "epochs"])
 def test_half_a_cache_is_said_and_mended(tmp_path: Path, damage: str, name: str) -> None:
     store = made_store(tmp_path / "store", "depth", CELLS)
@@ -91,12 +91,33 @@ def test_half_a_cache_is_said_and_mended(tmp_path: Path, damage: str, name: str)
     if damage == "gone":
         path.unlink()
     else:
-        path.write_bytes({"half": data[: len(data) // 2], "empty": b"", "text": b"not parquet"}[damage])
+        flipped = data[:300] + bytes([data[300] ^ 1]) + data[301:]  # a value; Parquet does not notice
+        contents = {"half": data[: len(data) // 2], "empty": b"", "text": b"not parquet", "one bit": flipped}
+        path.write_bytes(contents[damage])
     said: list[str] = []
     table = fetch.fetch(str(store), tmp_path / "cache", lambda message, done, total: said.append(message))
     same(table, fetch.fetch(str(store)))
     if (name, damage) != ("runs", "gone"):  # then there is no part to speak of
         assert any("damaged" in message for message in said)
+    same(fetch.fetch(str(store), tmp_path / "cache"), table)
+
+
+def test_two_processes_at_once_do_not_mix_their_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = made_store(tmp_path / "store", "depth", CELLS)
+    old = fetch.StoreSource(str(store))
+    listing = dict([*old.listing().items()][:3])  # what the slower one saw
+
+    def meanwhile(a: Any, b: Any) -> None:  # between its two files of the first part
+        monkeypatch.undo()
+        monkeypatch.setattr(cache.os, "getpid", lambda: 1)
+        cache.read_cached(old, listing, tmp_path / "cache", cache.ignore)
+        replace(a, b)
+
+    calls, replace = iter([cache.os.replace, meanwhile]), cache.os.replace
+    monkeypatch.setattr(cache.os, "replace", lambda a, b: next(calls)(a, b))
+    table = fetch.fetch(str(store), tmp_path / "cache")
     same(fetch.fetch(str(store), tmp_path / "cache"), table)
 
 
