@@ -117,6 +117,8 @@ def load(root: str, train: bool) -> tuple[Tensor, Tensor]:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     torch.set_num_threads(1)
     images, labels = load(sys.argv[1], train=True)
     chosen = permutation(stream(0, "split"), len(images))[:5000].sort().values
