@@ -1,12 +1,12 @@
-"""How often a claim gets a wrong verdict, how often a right one, and what it costs: simulated differences.
+"""How often a claim gets a wrong or a right verdict, and what that costs, by simulated differences.
 
     python -m benchmarks.claims [wrong] [methods] [floor] [anytime] [cells] [futility]
 
-At the margin every verdict but "not enough data" is wrong. Standard deviations of the m comparisons are
-equal, spread tenfold, or ten times as large in a quarter of them; seeds are shared (correlation 0, 0.5, 0.9);
-all comparisons lie at the margin, or only the last one, which has the largest sd, the others far above. The
-worst of these cases is found with a part of the draws and measured with fresh ones: the largest of many
-measured rates would overstate it.
+At the margin every verdict but "not enough data" is wrong. The cases differ in three things. The standard
+deviations of the m comparisons are equal, spread tenfold, or ten times as large in a quarter of them. The
+comparisons share seeds (correlation 0, 0.5 or 0.9). All comparisons lie at the margin, or only the one with
+the largest standard deviation, with the others far above. We find the worst case with some of the draws and
+measure it with new ones, because the largest of many measured rates would overstate it.
 """
 
 import itertools
@@ -37,7 +37,7 @@ SEEDS, COMPARISONS, SHARED = (3, 5, 10), (1, 4, 16, 40), (0.0, 0.5, 0.9)
 SPREADS = ("equal", "tenfold", "quarter")
 KINDS = ("normal", "skewness 1", "skewness 1, mirrored", "skewness 2", "skewness 2, mirrored", "heavy tails")
 SCOUTING, FRESH = 3_000, 40_000
-LOOKS = 30  # the last look of the simulation of looking again and again
+LOOKS = 30  # the last look in the simulation of repeated looks
 RESULTS = Path(__file__).parent / "results" / "claims.json"
 Array = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -45,7 +45,7 @@ Rule = Callable[[Array], tuple[Flags, Flags]]
 
 
 def fixed(distances: Array) -> tuple[Flags, Flags]:
-    """The rule for a number of seeds that was decided beforehand."""
+    """The rule for a number of seeds that was fixed in advance."""
     return outcomes(distances, anytime=False)
 
 
@@ -58,7 +58,7 @@ def anytime(distances: Array) -> tuple[Flags, Flags]:
 
 
 def bonferroni(distances: Array) -> tuple[Flags, Flags]:
-    """Each comparison's own t; "some of them" paid for in full."""
+    """A t test per comparison; "contradicted" with Bonferroni's full correction."""
     freedom = distances.shape[-1] - 1
     return _tests(distances, distances.var(-1, ddof=1), freedom)
 
@@ -127,7 +127,7 @@ def noise(kind: str, shape: tuple[int, ...], rng: np.random.Generator) -> Array:
 
 
 class Case(NamedTuple):
-    """How comparisons of a claim lie."""
+    """The means and standard deviations of the comparisons of a claim."""
 
     spread: str
     shared: float
@@ -147,7 +147,7 @@ class Case(NamedTuple):
 
 
 def cases(m: int) -> Iterator[Case]:
-    """All of them; a single comparison has one."""
+    """All cases; a single comparison has one."""
     if m == 1:
         yield Case("equal", 0.0, "all")
     else:
@@ -175,7 +175,7 @@ def rate(hits: int, repeats: int) -> Rate:
 
 
 def wrongs(rule: Rule, kind: str, m: int, n: int, case: Case, repeats: int, rng: np.random.Generator) -> int:
-    """How many of `repeats` claims whose margin is the truth get a verdict."""
+    """The number of claims, among `repeats` that lie at their margin, that get a verdict."""
     found, left = 0, repeats
     while left:
         part = min(left, max(1, 1_000_000 // (m * n)))
@@ -186,7 +186,7 @@ def wrongs(rule: Rule, kind: str, m: int, n: int, case: Case, repeats: int, rng:
 
 
 def worst(rule: Rule, kind: str, m: int, n: int, rng: np.random.Generator, fresh: int) -> tuple[Case, Rate]:
-    """The case with the most wrong verdicts, and their rate in fresh draws of it."""
+    """The case with the most wrong verdicts, and their rate in new draws of this case."""
     scouted = {case: wrongs(rule, kind, m, n, case, min(fresh, SCOUTING), rng) for case in cases(m)}
     case = max(scouted, key=lambda one: scouted[one])
     return case, rate(wrongs(rule, kind, m, n, case, fresh, rng), fresh)
@@ -224,7 +224,7 @@ def wrong(rng: np.random.Generator) -> Any:
 
 
 def _true_by(by: float, kind: str, m: int, n: int, rng: np.random.Generator) -> Rate:
-    """How often a claim is contradicted that is true by `by` standard deviations in every comparison."""
+    """How often a claim is contradicted although all comparisons are `by` sds above the margin."""
     hits, repeats = 0, 5_000
     for case in (Case("equal", shared, "all") for shared in (SHARED if m > 1 else (0.0,))):
         _, below = fixed(case.draw(kind, m, n, repeats, rng) + by)
@@ -236,7 +236,7 @@ EFFECTS = ((1.0, 0.3), (1.0, 0.6), (3.0, 0.6))
 
 
 def methods(rng: np.random.Generator) -> Any:
-    """Every rule: its worst rates of wrong verdicts, and its right ones."""
+    """For each rule, its worst rates of wrong verdicts and its rates of right ones."""
     found: list[Any] = []
     head("rule", "differences", "seeds", *(f"wrong, m = {m}" for m in COMPARISONS))
     for (name, rule), kind, n in itertools.product(RULES.items(), ("normal", "skewness 1"), SEEDS):
@@ -255,8 +255,8 @@ def methods(rng: np.random.Generator) -> Any:
 def power(
     rule: Rule, m: int, n: int, effect: float, sd: float, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """How often a claim is supported that is true by `effect` points everywhere, and contradicted that is
-    false by as much in one comparison."""
+    """How often a claim is supported if all comparisons are `effect` points above the margin, and
+    contradicted if one of them is as far below."""
     drawn = effect + sd * rng.normal(size=(2_000, m, n))
     above, below = rule(drawn)
     supported = (above.all(-1) & ~below.any(-1)).mean()
@@ -265,7 +265,7 @@ def power(
 
 
 def floor(rng: np.random.Generator) -> Any:
-    """What the floor costs and gains: claims false in one of comparisons whose sd is spread tenfold."""
+    """What the floor costs and gains, for claims that are false in one comparison. Sds are spread."""
     found: list[Any] = []
     head("seeds", "m", "sd of the false one", "ours", "own t, Bonferroni")
     for n, m in itertools.product((3, 5), (4, 16)):
@@ -280,7 +280,7 @@ def floor(rng: np.random.Generator) -> Any:
 
 
 def again(rng: np.random.Generator) -> Any:
-    """Looking after every seed from 3 to `LOOKS`: wrong verdicts by any of the looks."""
+    """Wrong verdicts at any look, if one looks after every seed from 3 to `LOOKS`."""
     found: list[Any] = []
     head("rule", "differences", *(f"m = {m}" for m in COMPARISONS))
     for name, rule, kind, fresh in (
@@ -310,7 +310,7 @@ def again(rng: np.random.Generator) -> Any:
 
 
 def _peeking(distances: Array) -> tuple[Flags, Flags]:
-    """The fixed rule at every look; a claim that any look supports is all above."""
+    """The fixed rule at every look. A claim that any look supports counts as above in every comparison."""
     looks = [fixed(distances[..., :n]) for n in range(3, distances.shape[-1] + 1)]
     supported = np.any([above.all(-1) for above, _ in looks], axis=0)
     below = np.any([below for _, below in looks], axis=0)
@@ -318,7 +318,7 @@ def _peeking(distances: Array) -> tuple[Flags, Flags]:
 
 
 def _first(looks: Iterator[Flags]) -> NDArray[np.int64]:
-    """The first of the looks, from 3, at which each claim is decided; `LOOKS` if at none."""
+    """The first look (from 3) at which each claim is decided; `LOOKS` if there is none."""
     flags = np.array([*looks])
     return np.where(flags.any(0), flags.argmax(0) + 3, LOOKS)
 
@@ -344,8 +344,8 @@ MOST = 12  # seeds of a comparison in the simulation of settling
 def cells(rng: np.random.Generator) -> Any:
     """What settling a claim trains, against a fixed grid of five seeds.
 
-    Comparisons are 1 to 3 points above the margin with a standard deviation of 0.3 to 0.6; of a false claim
-    one lies as far below.
+    Comparisons are 1 to 3 points above the margin, with a standard deviation of 0.3 to 0.6. In a false claim
+    one comparison is as far below.
     """
     found = []
     head("claim", "m", "cells, of five seeds'", "settled", "wrong", "five seeds: settled", "wrong")
@@ -363,7 +363,8 @@ def cells(rng: np.random.Generator) -> Any:
 
 
 def _settled(truth: bool, m: int, rng: np.random.Generator) -> tuple[float, bool, bool, bool, bool]:
-    """One claim: the share of five seeds' cells; whether it is settled, and wrongly; the same by the grid."""
+    """For one claim: the share of the cells of five seeds, whether it is settled and whether wrongly, and the
+    same for the grid."""
     effect, sd = rng.uniform(1, 3, size=(m, 1)), rng.uniform(0.3, 0.6, size=(m, 1))
     if not truth:
         effect[rng.integers(m)] *= -1
@@ -380,7 +381,7 @@ def _settled(truth: bool, m: int, rng: np.random.Generator) -> tuple[float, bool
 def _trained(future: Array, budget: float = np.inf, futile: float = 0.0) -> tuple[int, str]:
     """The cells that settling trains, and the verdict. `future` has the differences minus margin, (m, seeds).
 
-    A claim is given up when the planner's probability to decide it within `budget` cells is below `futile`.
+    A claim is given up if the planner's probability of deciding it within `budget` cells is below `futile`.
     """
     m, most = future.shape
     margins, counts = [0.0] * m, [0] * m
@@ -403,9 +404,9 @@ def _trained(future: Array, budget: float = np.inf, futile: float = 0.0) -> tupl
 
 
 def futility(rng: np.random.Generator) -> Any:
-    """What giving up saves and loses: claims within the budget of a fixed grid, some of them hopeless.
+    """What giving up saves and loses, for claims with the budget of a fixed grid. Some of them are hopeless.
 
-    The same futures, with and without. At the margin every verdict is wrong.
+    The same simulated futures with and without giving up. At the margin every verdict is wrong.
     """
     found = []
     head("claim", "seeds paid for", "m", "cells of the budget, with", "without", "settled, with", "without",

@@ -19,7 +19,7 @@ from hiddenweights.masking.supermask import current_masks, masks_of
 from hiddenweights.masking.topk import Memory, keep_largest, keep_largest_each
 from hiddenweights.training.train import Trainer
 
-# What a graph has to repeat: every way to a masked weight, and both optimisers.
+# A graph has to repeat every way to a masked weight, with both optimisers.
 ARMS: tuple[dict[str, Any], ...] = (
     {},
     {"method": "sampled"},
@@ -39,7 +39,7 @@ SCORES: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def everything(dataset: Dataset, device: str) -> list[Row]:
-    """All rows below, for the networks of the goals."""
+    """All rows below, for the networks that the goals name."""
     rows = ten_steps(dataset, device)
     rows += selections(device, [*map(shapes_of, ("conv4", "resnet18")), ODD_SHAPES, [(10**7,)]])
     with repeatable():
@@ -50,7 +50,7 @@ def everything(dataset: Dataset, device: str) -> list[Row]:
 
 
 def ten_steps(dataset: Dataset, device: str, arch: str = "conv4", width: float = 1.0) -> list[Row]:
-    """Ten steps in float32 on `device` and on the CPU: how far the scores and the masks are apart."""
+    """How far scores and masks are apart after ten float32 steps on `device` and on the CPU."""
     config = _config({"arch": arch, "width": width}, device, batch=32)
     with float32_convolutions():
         here, there = (
@@ -67,7 +67,7 @@ def ten_steps(dataset: Dataset, device: str, arch: str = "conv4", width: float =
 
 
 def selections(device: str, networks: Sequence[Sequence[tuple[int, ...]]]) -> list[Row]:
-    """How many layers are not those of a stable sort, over scores, ties, fractions, layouts and brackets."""
+    """The number of layers that differ from a stable sort, over scores, fractions, layouts and brackets."""
     wrong = total = 0
     for shapes, (name, make), k in itertools.product(networks, SCORES.items(), (0.1, 0.5, 1.0)):
         generator = torch.Generator(device).manual_seed(len(name))
@@ -89,14 +89,14 @@ def selections(device: str, networks: Sequence[Sequence[tuple[int, ...]]]) -> li
             if attempt == 1:  # a step further, the brackets should hold
                 scores = [score * 1.0001 for score in scores]
             if attempt == 2 and memory.room is not None:
-                memory.room.state[:2].random_(generator=generator)  # nonsense for brackets
+                memory.room.state[:2].random_(generator=generator)  # brackets that are of no use
     return [_row(f"selections of {total} layers that are not a sort's", wrong, "0", device)]
 
 
 def graph_and_eager(
     dataset: Dataset, device: str, arm: dict[str, Any], arch: str, width: float = 1.0, steps: int = 20
 ) -> Row:
-    """How many tensors of the network differ between steps from a graph and the same steps without one."""
+    """The number of the network's tensors that differ between steps with a graph and steps without one."""
     model = {"arch": arch, "width": width} | {k: v for k, v in arm.items() if k != "optimizer"}
     config = _config(model, device, batch=64, optimizer=arm.get("optimizer"))
     networks = []
@@ -104,7 +104,7 @@ def graph_and_eager(
         trainer = step.built(config, dataset)
         if eager:
             trainer.run_step = trainer.eager_step
-        torch.manual_seed(0)  # of CPU and GPU: for what draws
+        torch.manual_seed(0)  # of the CPU and the GPU, for methods that draw
         with mock.patch.object(IteRand, "period", 5):
             networks.append(_trained(trainer, steps))
     states = [network.state_dict().values() for network in networks]
@@ -116,7 +116,7 @@ def graph_and_eager(
 
 
 def predictions_elsewhere(arch: str, dataset: Dataset, device: str, width: float = 1.0) -> Row:
-    """How many of 10,000 predictions of a ticket found on `device` are other ones on the CPU, in float32."""
+    """How many of 10,000 float32 predictions of a ticket found on `device` differ on the CPU."""
     config = CellConfig(
         model=ModelConfig(arch=arch, width=width),
         data=DataConfig(name="cifar10", subset=len(dataset.train) // 2),
@@ -174,7 +174,7 @@ def _trained(trainer: Trainer, steps: int) -> nn.Module:
 
 
 def _misses(network: nn.Module) -> int | None:
-    """In how many steps the layer with the most of them had no bracket that held; None without kernels."""
+    """The number of steps in which the bracket missed, for the worst layer; None without kernels."""
     hooks = [getattr(hook, "__self__", None) for hook in network._forward_pre_hooks.values()]
     rooms = [hook.memory.room for hook in hooks if isinstance(hook, BatchedSelection)]
     return max(rooms[0].misses()) if rooms and rooms[0] is not None else None

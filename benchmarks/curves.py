@@ -1,8 +1,8 @@
 """Compare the learning curves of the fast code and of a plain trainer: `python -m benchmarks.curves`, 30 min.
 
-Test accuracy after every epoch, ours against the straightforward script's, over five seeds that share
-weights, scores and splits but not the order of the images: Conv2 at width 0.25 on digits, and where the
-environment variable HIDDENWEIGHTS_DATA names CIFAR-10's folder, Conv4 on 10,000 of its images.
+Test accuracy after every epoch, ours against that of the straightforward script, over five seeds. Both share
+weights, scores and splits, but not the order of the images. Conv2 at width 0.25 on digits and, if the
+environment variable HIDDENWEIGHTS_DATA names the folder of CIFAR-10, Conv4 on 10,000 of its images.
 """
 
 import os
@@ -59,7 +59,7 @@ def _plain_curve(config: CellConfig, batch: int) -> Curve:
 
 
 def compare(arch: str, data: DataConfig, batch: int, epochs: int, seeds: int) -> list[Row]:
-    """The difference of the curves' means over the epochs, and of their ends."""
+    """The difference of the curves' means over the epochs, and of their last values."""
     pairs = [curves(arch, data, batch, epochs, seed) for seed in range(seeds)]
     name = f"{arch} on {data.name}, {epochs} epochs: points"
     rows = []

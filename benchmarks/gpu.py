@@ -1,14 +1,14 @@
 """Everything that only a GPU can confirm: `python -m benchmarks.gpu`, under ten minutes, one NVIDIA GPU.
 
-In the order in which it matters: what is computed (against the CPU, against a sort, graph against eager),
-what it costs (selection, step, share of the card's matrix rate, whole trials, input pipeline, several trials
-at once), then cells of Figure 3 with the time that is left. `python -m benchmarks.gpu correct selection`
-runs these parts alone. Each writes results/*_gpu.json, with the card's name.
+The most important part comes first: correctness (against the CPU, against a sort, graph against eager), then
+costs (selection, step, share of the card's matrix rate, whole trials, input pipeline, trials together), then
+cells of Figure 3 in the remaining time. `python -m benchmarks.gpu correct selection` runs only these
+parts. Each part writes results/*_gpu.json, with the card's name.
 
-Needs torch, torchvision, Triton and safetensors alone; images are random, of CIFAR-10's shape. Figure 3 needs
-orjson, too, and CIFAR-10 in the folder that HIDDENWEIGHTS_DATA names; its cells go into the store
-$HIDDENWEIGHTS_STORE (by default runs/), a second run continues with the next ones. tests/test_fast_gpu.py
-runs the parts on a CPU.
+It only needs torch, torchvision, Triton and safetensors; the images are random and have CIFAR-10's shape.
+Figure 3 also needs orjson, and CIFAR-10 in the folder that HIDDENWEIGHTS_DATA names. Its cells go into the
+store $HIDDENWEIGHTS_STORE (by default runs/), and a second run continues with the next ones.
+tests/test_fast_gpu.py runs the parts on a CPU.
 """
 
 import contextlib
@@ -36,14 +36,14 @@ STEPS = 300
 
 
 def matrix_rate(size: int = 8192, device: str = "cuda") -> float:
-    """Floating-point operations a second of a bfloat16 matrix product, measured."""
+    """Measured floating-point operations per second of a bfloat16 matrix product."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     times = race({"product": lambda: a @ b}, rounds=10, repeats=5, device=device)
     return 2 * size**3 / statistics.median(times["product"])
 
 
 def share_of_the_matrix_rate(case: str, peak: float, device: str) -> Row:
-    """The arithmetic of a dense step of `case` over the time of a supermask step, as a share of `peak`."""
+    """Operations of a dense step of `case` per second of a supermask step, as a share of `peak`."""
     contestants = step.steps(case, device)
     with FlopCounterMode(display=False) as counter:
         contestants["dense bfloat16, eager" if device == "cuda" else "dense bfloat16"]()
@@ -66,7 +66,7 @@ def share_of_the_matrix_rate(case: str, peak: float, device: str) -> Row:
 def trials_at_once(
     arch: str, width: float, count: int, goal: str, device: str, steps: int = STEPS
 ) -> list[Row]:
-    """Steps a second of `count` trials on the card, in each way there is, over those of one alone."""
+    """Steps per second of `count` trials together on the card, in each possible way, over those of one."""
     alone = _in_processes(arch, width, 1, device, steps)
     ways: dict[str, float] = {
         "processes": _in_processes(arch, width, count, device, steps),
@@ -118,7 +118,7 @@ def _train_steps(
 
 
 def _on_streams(arch: str, width: float, count: int, device: str, steps: int) -> float:
-    """One process and one thread, which replays the graphs of all trials in turn, a stream each."""
+    """One process with one thread, which replays the graphs of all trials in turn, each on its own stream."""
     trials = [_trial_step(arch, width, device) for _ in range(count)]
     streams = [torch.cuda.Stream() for _ in trials] if device == "cuda" else [None] * count
     _wait(device)
@@ -176,10 +176,10 @@ def _wait(device: str) -> None:
 
 
 def figure_3_cells(root: str) -> list[CellConfig]:
-    """The cells of the sweep `depth`, in the order in which a short time gives whole curves.
+    """The cells of the sweep `depth`, in an order that completes curves early.
 
-    One seed of everything first: signed constant weights and the trained networks, the smallest network
-    first and the middle of a curve before its ends, then Kaiming normal weights.
+    One seed of everything comes first: signed constant weights and the trained networks (the smallest network
+    first, the middle of a curve before its ends), then Kaiming normal weights.
     """
     from hiddenweights.sweeps.papers.ramanujan2020 import CONVS, depth
 
@@ -234,7 +234,7 @@ def _train_from(todo: "mp.Queue[CellConfig | None]", ends: float) -> None:
 
 
 def train_cells(seconds: float, cells: Iterable[CellConfig]) -> list[str]:
-    """Train the cells that the store lacks, for `seconds`; a line on each that is finished.
+    """Train the cells that the store lacks, for `seconds`. Prints a line for each finished cell.
 
     A cell that is cut off resumes in the next call.
     """
@@ -258,11 +258,11 @@ def train_cells(seconds: float, cells: Iterable[CellConfig]) -> list[str]:
 # --- all of it ---------------------------------------------------------------------------------------------
 
 GOALS = {"conv4": ("<= 30, aim 19", "6, aim 10"), "resnet18": ("<= 130, aim 86", "2.5, aim 4")}
-LIMIT = 570.0  # seconds of it all
+LIMIT = 570.0  # seconds for everything
 
 
 def parts(device: str) -> dict[str, Callable[[], object]]:
-    """What there is to run, by name, in its order."""
+    """The parts by name, in the order in which they run."""
     images = step.random_images(3, 32, 50_000, test=10_000)
     both = ("conv4", "resnet18")
 
@@ -316,7 +316,7 @@ def main(names: Sequence[str] = (), device: str = "cuda") -> int:
             continue
         try:
             known[name]()
-        except Exception:  # the other parts are worth their time all the same
+        except Exception:  # the other parts are worth running anyway
             traceback.print_exc()
             failed.append(name)
         print(f"{name}: {time.perf_counter() - begun:.0f} s", flush=True)

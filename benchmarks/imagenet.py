@@ -1,8 +1,8 @@
-"""ImageNet: images that a core decodes, and steps that a GPU takes.
+"""ImageNet: images that a core decodes per second, and the steps of a GPU.
 
-`python -m benchmarks.imagenet decode`: a minute on any machine. JPEGs of ImageNet's usual size, made
-here, through the training's reading, random crop, flip and resize, against the usual transforms on Pillow;
-and against other decoders, where they are installed.
+`python -m benchmarks.imagenet decode`: a minute on any machine. It makes JPEGs of ImageNet's usual size and
+compares our reading, random crop, flip and resize with the usual transforms on Pillow, and with other
+decoders if they are installed.
 
 `python -m benchmarks.imagenet step`: ten minutes, one NVIDIA GPU. ResNet-50 and Wide ResNet-50 on random
 images, masked against dense, as the trainer takes the step. No GPU has run it yet; tests/test_fast_gpu.py
@@ -41,7 +41,7 @@ CASES = {
 
 
 def write_images(folder: Path, count: int = IMAGES) -> list[str]:
-    """JPEGs of 500 x 375 pixels and about 87 kB: smooth shapes, and noise as fine as a camera's."""
+    """Write JPEGs of 500 x 375 pixels and about 87 kB, with smooth shapes and fine noise like a camera's."""
     rng = np.random.default_rng(0)
     paths = []
     for number in range(count):
@@ -64,7 +64,7 @@ def pillow_transforms() -> Callable[[str], Any]:
 
 
 def decoders() -> dict[str, Callable[[str], Any]]:
-    """Decoding alone, from file to RGB pixels, by the libraries that are installed."""
+    """Only decoding, from file to RGB pixels, with each installed library."""
     from torchcodec.decoders import decode_image
 
     found: dict[str, Callable[[str], Any]] = {
@@ -136,7 +136,7 @@ def random_dataset(side: int, classes: int, n: int) -> Dataset:
 
 
 def steps_of(case: str, peak: float, device: str = "cuda", rounds: int = 10, repeats: int = 5) -> list[Row]:
-    """Time of the masked step over the dense one's, images per second, memory, share of `peak` (FLOP/s)."""
+    """The time of a masked step over a dense one, images per second, memory, and share of `peak` (FLOP/s)."""
     arch, width, batch, side, classes = CASES[case]
     dataset = random_dataset(side, classes, batch)
     contestants: dict[str, Callable[[], object]] = {}
@@ -144,7 +144,7 @@ def steps_of(case: str, peak: float, device: str = "cuda", rounds: int = 10, rep
     for name, method in (("dense", "dense"), ("supermask", "edge_popup")):
         config = CellConfig(
             model=ModelConfig(arch=arch, width=width, method=method, k=0.3),  # type: ignore[arg-type]
-            data=DataConfig(name="cifar10"),  # whose place the random images take
+            data=DataConfig(name="cifar10"),  # the random images take its place
             optim=OptimConfig(batch_size=batch),
             train=TrainConfig(precision="bfloat16", device=device),
         )

@@ -29,12 +29,12 @@ class Row:
 def race(
     contestants: dict[str, Callable[[], object]], *, rounds: int, repeats: int = 1, device: str = "cpu"
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round, by turns, after one round that does not count.
+    """Seconds of every contestant in every round, after one round that does not count.
 
     On a GPU a round is `repeats` runs, for which the CPU waits once.
 
-    By turns, so that a busy minute of the machine falls on all of them. On the CPU these are seconds of its
-    time, not of the clock, since a scheduler takes the core away from short work that follows long work.
+    They take turns, so that a busy minute of the machine affects all of them. On the CPU these are seconds of
+    processor time, because a scheduler takes the core away from short work that follows long work.
     """
     clock = time.process_time if device == "cpu" else time.perf_counter
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -91,7 +91,7 @@ def show(title: str, rows: list[Row]) -> None:
 
 
 def report(name: str, rows: list[Row], device: str = "cpu") -> None:
-    """Print the rows as a table and write them, with the machine they are from, to results/NAME.json."""
+    """Print the rows as a table and write them, with a description of the machine, to results/NAME.json."""
     show(f"{name} ({machine(device)['device']}, {torch.get_num_threads()} CPU thread(s))", rows)
     RESULTS.mkdir(exist_ok=True)
     content = {"benchmark": name, "machine": machine(device), "rows": [asdict(row) for row in rows]}
@@ -99,7 +99,7 @@ def report(name: str, rows: list[Row], device: str = "cpu") -> None:
 
 
 def machine(device: str = "cpu") -> dict[str, str | int]:
-    """What decides a timing, and nothing that names the host."""
+    """What determines a timing, without the name of the host."""
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "cores": os.cpu_count() or 1,

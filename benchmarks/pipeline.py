@@ -1,7 +1,7 @@
 """Images per second of the input pipeline on one core, against torchvision's transforms in a DataLoader.
 
-`python -m benchmarks.pipeline`: crop, flip and normalisation of random images of CIFAR-10's shape; a
-minute. That both give the same bits for the same offsets is tested in tests/test_fast_data.py.
+`python -m benchmarks.pipeline`: crop, flip and normalisation of random images of CIFAR-10's shape; one
+minute. tests/test_fast_data.py tests that both give the same bits for the same offsets.
 """
 
 import statistics
@@ -46,7 +46,7 @@ def run(device: str = "cpu") -> list[Row]:
 
 
 def share_of_a_step(case: str, batches: Batches, device: str) -> Row:
-    """What a batch costs with augmentation beyond one without, as a percentage of a bfloat16 step."""
+    """The additional time of a batch with augmentation, as a percentage of a bfloat16 step."""
     contestants = step.steps(case, device)
 
     def feed(augment: bool) -> None:

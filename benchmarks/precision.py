@@ -1,7 +1,8 @@
 """What bfloat16 costs in accuracy, over seeds: `python -m benchmarks.precision`, half an hour on one core.
 
-Conv2 and Conv4 at width 0.25: scikit-learn's digits, 30 epochs, and where the environment variable
-HIDDENWEIGHTS_DATA names CIFAR-10's folder, 10,000 of its images, 12 epochs, all 10,000 test images.
+Conv2 and Conv4 at width 0.25, on scikit-learn's digits for 30 epochs and, if the environment variable
+HIDDENWEIGHTS_DATA names the folder of CIFAR-10, on 10,000 of its images for 12 epochs.
+All test images are used.
 """
 
 import os

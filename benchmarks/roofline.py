@@ -1,4 +1,4 @@
-"""How fast a selection can be at most: its bytes over the memory's bandwidth. `python -m benchmarks.roofline`
+"""The least time of a selection: its bytes over the memory bandwidth. `python -m benchmarks.roofline`
 
 Counts the bytes that the Triton kernels (hiddenweights/masking/topk_triton.py) move for all layers of a
 network when every bracket holds, at the 3.35 TB/s of an H100. benchmarks/gpu.py measures how near they come.
@@ -16,28 +16,28 @@ from hiddenweights.masking.supermask import weight_layers
 from hiddenweights.masking.topk import Memory, keep_largest_each
 from hiddenweights.models import build_network
 
-H100 = 3.35e12  # bytes a second, from its data sheet
+H100 = 3.35e12  # bytes per second, from its data sheet
 ARCHITECTURES = ("conv4", "resnet18")
 
 
 def shapes_of(arch: str, width: float = 1.0) -> list[tuple[int, ...]]:
-    """The masked layers' shapes, for ten classes of 3x32x32 images."""
+    """The shapes of the masked layers, for ten classes of 3x32x32 images."""
     network = build_network(arch, channels=3, image_size=32, classes=10, width=width)
     return [tuple(getattr(owner, name).shape) for owner, name, _ in weight_layers(network)]
 
 
 def forward_bytes(sizes: Sequence[int], result: int = 2) -> int:
-    """Bytes of a selection and the masked weights, `result` bytes each: 2 for bfloat16.
+    """Bytes moved by a selection and by writing masked weights of `result` bytes each (2 for bfloat16).
 
-    Scores are read to count and collect and again to write, 4 bytes each time; weights are read, 4 bytes. A
-    layer's candidates, 8 bytes each, are written once and read three times.
+    Scores are read twice, to count and collect and to write, 4 bytes each time; weights are read once, 4
+    bytes. A layer's candidates, 8 bytes each, are written once and read three times.
     """
     candidates = sum(min(n, 2 * (512 + n // 1024)) for n in sizes)
     return sum(sizes) * (4 + 4 + 4 + result) + candidates * 4 * 8
 
 
 def backward_bytes(sizes: Sequence[int], grad: int = 2) -> int:
-    """Bytes of the scores' gradient: gradients of `grad` bytes, weights and scores in; float32 out."""
+    """Bytes moved for the scores' gradient: reads gradients (`grad` bytes), weights, scores, writes it."""
     return sum(sizes) * (grad + 4 + 4 + 4)
 
 
@@ -63,7 +63,7 @@ def rows() -> list[Row]:
 
 
 def measured(arch: str, device: str, width: float = 1.0) -> list[Row]:
-    """The kernels' time, in a CUDA graph, over the time that their bytes take at an H100's bandwidth."""
+    """The time of the kernels in a CUDA graph, over the time that their bytes take at an H100's bandwidth."""
     sizes, values, scores = _layers(arch, width, device)
     kept, low, memory = [n // 2 or 1 for n in sizes], [torch.bfloat16] * len(sizes), Memory()
     grads = [torch.randn_like(score, dtype=torch.bfloat16) for score in scores]

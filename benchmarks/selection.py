@@ -1,6 +1,6 @@
 """Mask and masked weight of a layer: a full sort against `keep_largest`. `python -m benchmarks.selection`
 
-About a minute on one CPU thread. Also the guard of tests/test_fast_guard.py.
+It takes about a minute on one CPU thread. tests/test_fast_guard.py uses it, too.
 """
 
 import sys
@@ -20,10 +20,10 @@ CONV4 = shapes_of("conv4")
 def sort_against_ours(
     what: str, shapes: list[tuple[int, ...]], *, k: float = 0.5, rounds: int, goal: str, device: str = "cpu"
 ) -> list[Row]:
-    """All layers of `shapes`: the mask of the top k by |score|, and the weight times it.
+    """For all layers of `shapes`, the mask of the top k by |score| and the masked weight.
 
-    On a GPU also without brackets, and by torch's `topk`, the way without Triton; each as a CUDA graph, so
-    that the time is the GPU's.
+    On a GPU also without brackets, and with torch's `topk`, which is used without Triton. Each is a CUDA
+    graph, so that the GPU's time is measured.
     """
     layers: list[tuple[Tensor, Tensor, int]] = []
     for shape in shapes:
@@ -52,7 +52,7 @@ def sort_against_ours(
         for a, b in zip(sort_and_index(), contestant(), strict=True):
             assert (
                 a.count_nonzero() == b.count_nonzero()
-            )  # which of equal scores are kept, a sort leaves open
+            )  # a sort does not determine which of equal scores are kept
     runs = {name: recorded(run, device) for name, run in contestants.items()}
     times = race(runs, rounds=rounds, repeats=10 if device == "cuda" else 1, device=device)
     return [compare(f"{what}: {name}", times, "sort", name, goal) for name in times if name != "sort"]

@@ -1,4 +1,4 @@
-"""A whole training step: supermask against dense, and against the straightforward way.
+"""A whole training step: supermask against dense, and against the straightforward implementation.
 
 `python -m benchmarks.step [conv4|resnet18|digits]`: about 1, 2 and 1 minutes on one CPU thread.
 Images are random, of CIFAR-10's shape, or of digits'.
@@ -27,7 +27,7 @@ CASES = {
 
 
 def random_images(channels: int, side: int, n: int = 512, test: int | None = None) -> Dataset:
-    """Random pixels in CIFAR-10's or digits' shape, `test` images beside the `n`, or those themselves."""
+    """Random pixels in CIFAR-10's or digits' shape: `n` training images; `test` others or the same."""
     parts = [_random_images(n, channels, side)]
     parts.append(parts[0] if test is None else _random_images(test, channels, side))
     return Dataset(parts[0], parts[1], 10, (0.5,) * channels, (0.25,) * channels)
@@ -53,9 +53,9 @@ def batches(trainer: Trainer) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def our_step(config: CellConfig, dataset: Dataset, eager: bool = False) -> Callable[[], Tensor]:
-    """The trainer's own step on one batch, as it comes out of the input pipeline.
+    """The trainer's own step on one batch from the input pipeline.
 
-    On a GPU it is recorded already, unless it is to be `eager`.
+    On a GPU the step has been recorded, unless `eager` is set.
     """
     trainer = built(config, dataset)
     images, labels = next(batches(trainer))
@@ -66,7 +66,7 @@ def our_step(config: CellConfig, dataset: Dataset, eager: bool = False) -> Calla
 
 
 def steps(case: str, device: str = "cpu") -> dict[str, Callable[[], object]]:
-    """The contestants of `case` by name, each doing one step on one batch."""
+    """The contestants of `case` by name. Each takes one step on one batch."""
     arch, width, (channels, side), batch, _, _ = CASES[case]
     dataset = random_images(channels, side)
     contestants: dict[str, Callable[[], object]] = {}

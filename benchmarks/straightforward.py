@@ -1,4 +1,4 @@
-"""The straightforward way, as one writes it first: what the fast paths are measured against."""
+"""The straightforward implementation, as one would write it first. The fast paths are compared with it."""
 
 from collections.abc import Callable, Iterable
 
@@ -24,7 +24,7 @@ class SortAndIndex(torch.autograd.Function):
         mask = torch.empty_like(magnitudes)
         order = magnitudes.flatten().sort().indices
         flat = mask.view(-1)
-        flat.index_fill_(0, order[:-kept], 0)  # as `flat[...] = 0`, which a CUDA graph cannot record
+        flat.index_fill_(0, order[:-kept], 0)  # like `flat[...] = 0`, which a CUDA graph cannot record
         flat.index_fill_(0, order[-kept:], 1)
         return mask
 
@@ -47,7 +47,7 @@ class SortedMask(nn.Module):
 def network(
     arch: str, *, channels: int, image_size: int, classes: int, width: float, k: float, seed: int = 0
 ) -> nn.Module:
-    """A supermask network with the weights and scores that ours has of `seed`, masked by sorting."""
+    """A supermask network with the weights and scores that ours has for `seed`, masked by sorting."""
     model = build_network(arch, channels=channels, image_size=image_size, classes=classes, width=width)
     model.requires_grad_(False)
     for owner, attribute, name in weight_layers(model):
@@ -60,7 +60,7 @@ def network(
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str = "cpu") -> float:
-    """Fraction of the images classified right, read batch by batch."""
+    """Fraction of the images that are classified correctly, read batch by batch."""
     model.eval()
     right, n = 0, 0
     for images, labels in batches:
@@ -70,7 +70,7 @@ def accuracy(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device:
 
 
 def trainer(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
-    """One float32 step of SGD with its metrics read at every step."""
+    """A float32 SGD step that reads its metrics in every step."""
     optimizer = torch.optim.SGD(
         [p for p in model.parameters() if p.requires_grad], lr=0.1, momentum=0.9, weight_decay=1e-4
     )
@@ -90,7 +90,7 @@ def trainer(model: nn.Module) -> Callable[[Tensor, Tensor], None]:
 
 
 class PilImages(Dataset[tuple[Tensor, int]]):
-    """Images one by one through torchvision's transforms, as its own data sets give them."""
+    """Images that pass one by one through torchvision's transforms, like those of its own data sets."""
 
     def __init__(
         self, pixels: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], augment: bool

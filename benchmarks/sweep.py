@@ -1,16 +1,16 @@
-"""What a sweep costs besides training: `python -m benchmarks.sweep [ratio] [scale] [tracking]`.
+"""The cost of a sweep besides training: `python -m benchmarks.sweep [ratio] [scale] [tracking]`.
 
-15 minutes on two cores.
+It takes 15 minutes on two cores.
 
-`ratio`: the wall time of launching 216 real trials of two to three seconds (the quickstart on nine seeds,
-all else as it is) over their pure training time divided by the slots. Start of Ray and import of torch in
-every worker count.
+`ratio`: the wall time of a launch of 216 real cells of two to three seconds (the quickstart with nine seeds)
+over their training time divided by the number of slots. The start of Ray and the import of torch in every
+worker count.
 
-`scale`: 1,008 real cells of half a second. Whether a cell takes longer, and the driver more memory, at
-the end than at the beginning; and what part of one core the driver takes. The driver is the process of
-`hiddenweights sweeps launch` alone, from its start to its end: neither Ray's own processes nor the workers.
+`scale`: 1,008 real cells of half a second each. Does a cell take longer, or the driver more memory, at the
+end than at the beginning, and what part of one core does the driver take? The driver is the process of
+`hiddenweights sweeps launch` from its start to its end, without Ray's own processes and the workers.
 
-`tracking`: what W&B, offline, adds to a trial of 30 epochs besides the training, of 20 s.
+`tracking`: the time that offline W&B adds to a cell of 30 epochs, besides 20 s of training.
 """
 
 import itertools
@@ -36,9 +36,9 @@ SLOTS = os.cpu_count() or 1
 
 
 def launch(store: str, *args: str) -> tuple[float, float, list[tuple[float, int]]]:
-    """Launch the quickstart: seconds of wall time, of the driver's processor time, and its memory over time.
+    """Launch the quickstart. Returns seconds of wall time and of the driver's processor time, and its memory.
 
-    The memory is a list of (time, bytes), one a second.
+    The memory is a list of (time, bytes), one per second.
     """
     command = [sys.executable, "-m", "sweeps", "launch", "quickstart", "--store", store, *args]
     started, spent, memory = time.time(), 0.0, []
@@ -64,12 +64,12 @@ def results_of(folder: str) -> list[dict[str, Any]]:
 
 
 def finished(result: dict[str, Any]) -> float:
-    """When the cell was finished, in seconds."""
+    """The time in seconds at which the cell was finished."""
     return datetime.fromisoformat(result["finished"]).timestamp()
 
 
 def ratio(seeds: int = 9) -> list[Row]:
-    """Wall time over the training's share of the slots."""
+    """Wall time over the training time per slot."""
     with tempfile.TemporaryDirectory() as folder:
         wall, _, _ = launch(folder, "--axis", f"seed={','.join(map(str, range(seeds)))}")
         results = results_of(folder)
@@ -95,7 +95,7 @@ def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
         results = results_of(folder)
     ends = [finished(result) for result in results]
     fifth = len(ends) // 5
-    # Without the first cells, which wait for the workers' start.
+    # Without the first cells, which wait until the workers have started.
     fifths = [slice(SLOTS, fifth), slice(len(ends) - fifth, len(ends))]
     per_cell = [(ends[part][-1] - ends[part][0]) / (len(ends[part]) - 1) for part in fifths]
     # The overhead alone: the speed of the machine, which varies, also changes the training itself.
@@ -138,7 +138,7 @@ def scale(seeds: int = 84, epochs: int = 6) -> list[Row]:
 
 
 def tracking(rounds: int = 8) -> list[Row]:
-    """Trials with and without W&B by turns: what each took besides its epochs."""
+    """Cells with and without W&B in turn: the time that each took besides its epochs."""
     os.environ["WANDB_MODE"] = "offline"
     followers: dict[str, list[TrackerFactory]] = {"without": [], "with": [WandbTracker]}
     besides: dict[str, list[float]] = {name: [] for name in followers}
@@ -146,11 +146,13 @@ def tracking(rounds: int = 8) -> list[Row]:
         store = Store(folder)
         store.prepare()
         for seed, (name, trackers) in itertools.product(range(rounds + 1), followers.items()):
-            own = seed if name == "with" else seed + 1000  # or the second of the two would be finished
+            own = (
+                seed if name == "with" else seed + 1000
+            )  # else the second of the two would be finished already
             config = unflatten({"model.arch": "fc", "train.epochs": 30, "seed": own})
             started = time.perf_counter()
             result = run_cell(config, store, trackers=trackers)
-            if seed:  # the first one starts W&B's service, once a worker
+            if seed:  # the first one starts W&B's service, once per worker
                 besides[name].append(time.perf_counter() - started - result["seconds"])
     added = median(w - o for w, o in zip(besides["with"], besides["without"], strict=True))
     return [
@@ -166,7 +168,7 @@ def tracking(rounds: int = 8) -> list[Row]:
 
 
 def megabytes(n: float) -> str:
-    """Bytes for people."""
+    """The bytes as text."""
     return f"{n / 1e6:.0f} MB"
 
 

@@ -1,7 +1,7 @@
-"""How large tickets are, against the float32 state dict: ``python -m benchmarks.ticket_sizes``.
+"""The size of tickets compared with the float32 state dict: ``python -m benchmarks.ticket_sizes``.
 
-Masks are random, which found ones are to the code (docs/ticket.md), and so are the running statistics
-of BatchNorm, which only make a ticket larger. Takes a minute or two on one core.
+Masks are random; for the code, found masks look random, too (docs/ticket.md). The running statistics of
+BatchNorm are random as well, which can only make a ticket larger. It takes a minute or two on one core.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""One whole trial, start and evaluation included: `python -m benchmarks.trial`, about two minutes.
+"""One whole trial with its start and evaluation: `python -m benchmarks.trial`, about two minutes.
 
 The quickstart's cell on scikit-learn's digits (Conv2 at width 0.25, 30 epochs, batch 64, one thread)
 against the same network trained the straightforward way, each image through torchvision's transforms.
@@ -45,8 +45,8 @@ def on_a_gpu(
 ) -> list[Row]:
     """Seconds of a trial of 100 epochs, from `epochs` of them, and the straightforward script's time over it.
 
-    The script trains and evaluates one epoch with `workers` in its loaders. Ours includes the network's
-    building and the graph's recording, but no imports. `goals`: of the seconds, and of the ratio.
+    The script trains and evaluates one epoch with `workers` in its loaders. Our time includes building the
+    network and recording the graph, but no imports. `goals`: for the seconds and for the ratio.
     """
     _ours(_config("cifar10", arch, width, 1, 128, device), dataset)  # compiles the kernels
     started = time.perf_counter()
@@ -94,7 +94,7 @@ def _ours(config: CellConfig, dataset: Dataset) -> list[Record]:
 
 
 def _straightforward(config: CellConfig, dataset: Dataset, workers: int) -> Callable[[], None]:
-    """The same trial as a function, its images made into PIL's already."""
+    """The same trial as a function, with images that are PIL images already."""
     device, batch, arch = config.train.device, config.optim.batch_size, config.model.arch
     assert batch is not None
     augment = config.data.name != "digits"
