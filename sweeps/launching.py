@@ -15,13 +15,14 @@ from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
+from hiddenweights.flat import flatten
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
 from hiddenweights.sweeps.grid import Cells, SearchedAxis, Sweep, parse_axes, parse_settings, side
 from hiddenweights.sweeps.options import Options, above_zero, at_least_zero
 from hiddenweights.sweeps.page import check_installed, served
-from hiddenweights.sweeps.progress import Curves, Progress, clock
+from hiddenweights.sweeps.progress import Curves, Progress, clock, name_what_differs
 from hiddenweights.sweeps.supervise import RayLost
 from hiddenweights.sweeps.tracking_mode import announce
 
@@ -146,15 +147,17 @@ def _train(
 
 
 def _print_cells(planned: launch.Plan, console: Console) -> None:
-    """Print each cell with its state and its name, one per line."""
-    for cell, config in planned.cells.items():
+    """Print each cell with its state, its name and what else distinguishes it, one per line."""
+    names = [short_name(config).split() for config in planned.cells.values()]
+    name_what_differs(names, [flatten(config) for config in planned.cells.values()], "model.k")
+    for cell, words in zip(planned.cells, names, strict=True):
         if cell in planned.damaged:
             state = "damaged"
         elif cell in planned.todo:
             state = "missing"
         else:
             state = "failed" if cell in planned.failed else "finished"
-        console.file.write(f"{cell}  {state:<8}  {short_name(config)}\n")  # there may be 100,000 cells
+        console.file.write(f"{cell}  {state:<8}  {' '.join(words)}\n")  # there may be 100,000 cells
 
 
 def _conclude(progress: Progress, curves: Curves, store: Store, console: Console, *, damaged: bool) -> int:

@@ -38,7 +38,7 @@ class Curves:
         words = [
             [word for word in short_name(config).split() if not word.startswith(hidden)] for config in groups
         ]
-        _name_what_differs(words, rows, self.x)
+        name_what_differs(words, rows, self.x)
         shared = set.intersection(*map(set, words)) if len({*map(tuple, words)}) > 1 else set()
         found: dict[str, tuple[str, float | None]] = {}
         for members, name, row in zip(alike.values(), words, rows, strict=True):
@@ -96,10 +96,10 @@ class Curves:
         return lines
 
 
-def _name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: str) -> None:
+def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: str) -> None:
     """Add the fields that differ, as ``lr=0.1``, to curves that would have two values at one x.
 
-    `words` has the words of each curve's name, and `rows` its config as flat fields. Changes `words`.
+    `words` has the words of each curve's (or cell's) name, `rows` its config as flat fields. Changes `words`.
     """
     curves: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(words):

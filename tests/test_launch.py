@@ -281,6 +281,13 @@ def test_bad_input_is_one_line_and_status_2(
     assert not sys.modules.get("ray") or not sys.modules["ray"].is_initialized()
 
 
+def test_the_listed_cells_differ(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("tiny", "--axis", "optim.lr=0.1,0.3", "--axis", "seed=0", "--dry-run") == 0
+    lines = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if " missing " in line]
+    assert len({*map(tuple, lines)}) == len(lines) == 6
+    assert {line[-1] for line in lines} == {"lr=0.1", "lr=0.3"}
+
+
 def test_axes_that_name_a_cell_twice_are_said(capsys: pytest.CaptureFixture[str]) -> None:
     assert launch("tiny", "--axis", "model.k=0.5,0.5", "--dry-run") == 0
     assert "twice" in capsys.readouterr().out.partition("\n")[0]
