@@ -37,10 +37,17 @@ class Measured:
             for _, result in store.results(others):
                 self.add(resolve(from_dict(result["config"])), result)
 
-    def seconds(self) -> dict[Kind, tuple[float, str]]:
-        """The mean seconds per kind, and their unit: ``GPU`` if any cell was trained on one, else ``CPU``."""
-        chosen = {what: "GPU" if "GPU" in taken else "CPU" for what, taken in self._seconds.items()}
-        return {what: (fmean(self._seconds[what][unit]), unit) for what, unit in chosen.items()}
+    def seconds(self, *, gpu: bool = True) -> dict[Kind, tuple[float, str]]:
+        """The mean seconds per kind, and their unit: ``GPU`` if any cell was trained on one, else ``CPU``.
+
+        Without a `gpu` only those of cells that were trained on a CPU.
+        """
+        found = {}
+        for what, taken in self._seconds.items():
+            unit = "GPU" if gpu and "GPU" in taken else "CPU"
+            if unit in taken:
+                found[what] = fmean(taken[unit]), unit
+        return found
 
     def gpu_share(self, config: Resolved) -> float:
         """The fraction of a GPU for the cell. Small networks leave most of a GPU idle.
@@ -68,9 +75,9 @@ def costs(todo: Iterable[Resolved], measured: Measured, gpus: float | None) -> t
     `gpus`: GPUs per cell; None for `Measured.gpu_share`.
     """
     hours: dict[str, float] = defaultdict(float)
-    seconds, unknown = measured.seconds(), 0
+    seconds, unknown = {gpu: measured.seconds(gpu=gpu) for gpu in (True, False)}, 0
     for config in todo:
-        if found := seconds.get(kind(config)):
+        if found := seconds[gpus != 0 and config.train.device != "cpu"].get(kind(config)):
             taken, unit = found
             share = gpus if gpus is not None else measured.gpu_share(config)
             hours[unit] += taken / 3600 * (share if unit == "GPU" else config.train.threads)

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from shlex import quote
 from typing import Annotated
 
 import tyro
@@ -170,7 +171,9 @@ def _conclude(progress: Progress, curves: Curves, store: Store, console: Console
         again = "; `--rerun-damaged` trains those with a damaged result" if damaged else ""
         console.print(f"`--rerun-failed` tries them again{again}")
         return 1
-    console.print(f"next: hiddenweights analysis figure {progress.name} --from {store.uri}")
+    console.print(
+        f"next: hiddenweights analysis figure {progress.name} --from {quote(store.uri)}", markup=False
+    )
     return 0
 
 

@@ -221,11 +221,12 @@ class Progress:
         if not every:
             return None
         typical, means = fmean(every), {what: fmean(taken) for what, taken in self._seconds.items()}
-        total = 0.0
-        for cell, what in self._kinds.items():
-            if cell not in self.accuracies and cell not in self.failures and cell not in self.early:
-                total += means.get(what, typical) * (1 - self._running.get(cell, 0.0))
-        return total / self._slots
+        left = [
+            means.get(what, typical) * (1 - self._running.get(cell, 0.0))
+            for cell, what in self._kinds.items()
+            if cell not in self.accuracies and cell not in self.failures and cell not in self.early
+        ]
+        return max(sum(left) / self._slots, max(left, default=0.0))  # a cell takes as long beside others
 
     def elapsed(self) -> float:
         """Seconds since the start."""

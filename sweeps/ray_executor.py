@@ -18,7 +18,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from hiddenweights.cells.cell import STOPPED_EARLY, failure_record
 from hiddenweights.cells.store import Json, Store, StoreAway
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, shown
 from hiddenweights.sweeps import capacity
 from hiddenweights.sweeps.progress import Progress
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
@@ -44,14 +44,23 @@ def cluster(address: str | None) -> Iterator[None]:
                 object_store_memory=80 * MIB,  # nothing large goes through it
                 **quiet,
             )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        hint = "" if os.environ.get("RAY_AUTH_MODE") else " (one that asks for a token: RAY_AUTH_MODE=token)"
-        raise UserError(f"--address {address!r}: no Ray cluster answers: {error}{hint}") from None
+    except Exception as error:
+        raise UserError(_why_not(error, address)) from None
     signal.signal(signal.SIGTERM, on_stop)  # Ray has replaced the handler
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _why_not(error: Exception, address: str | None) -> str:
+    """Why there is no Ray, as one line."""
+    text = shown(error)
+    if address:
+        hint = "" if os.environ.get("RAY_AUTH_MODE") else " (one that asks for a token: RAY_AUTH_MODE=token)"
+        return f"--address {address!r}: no Ray cluster answers: {text}{hint}"
+    hint = "; set RAY_TMPDIR to a folder with a short path" if "AF_UNIX" in text else ""
+    return f"Ray does not start on this machine: {text}{hint}"
 
 
 def _without_the_needless() -> None:
@@ -65,7 +74,7 @@ def _without_the_needless() -> None:
         from ray._private.node import Node
 
         for name in ("start_monitor", "start_log_monitor", "start_api_server"):
-            setattr(Node, name, lambda self, **options: None)
+            setattr(Node, name, lambda self, *args, **options: None)
 
 
 def place() -> tuple[str, str]:

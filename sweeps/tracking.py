@@ -259,7 +259,7 @@ def sync(store: Store, console: Console) -> int:
     Raises `UserError` if there are no runs, or if W&B cannot be reached.
     """
     folder = wandb_folder(store)
-    runs = sorted(folder.glob("wandb/offline-run-*"))
+    runs = sorted(folder.glob("wandb/offline-run-*-" + "[0-9a-f]" * 16 + "*"))  # and none of other projects
     if not runs:
         raise UserError(f"sync: no offline W&B runs in {folder / 'wandb'}")
     os.environ.pop("WANDB_MODE", None)  # it is meant for training, and W&B reads it in many places

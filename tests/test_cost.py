@@ -87,6 +87,8 @@ def test_cells_of_a_kind_cost_what_they_took_of_a_card() -> None:
     assert hours == {"GPU": pytest.approx(2 * 0.25)}  # an hour each, a quarter of a card
     assert unknown == 1
     assert costs(todo, known, gpus=1.0)[0] == {"GPU": pytest.approx(2.0)}
+    assert costs([CONV], known, gpus=0)[0] == {"CPU": pytest.approx(25.0)}
+    assert costs([CONV], measured(CONV, result(3600)), gpus=0) == ({}, 1)  # no CPU has been measured
     threads = unflatten({"train.threads": 4}, CONV)
     assert costs([threads], measured(CONV, result(3600, "cpu")), None)[0] == {"CPU": pytest.approx(4.0)}
 

@@ -69,3 +69,14 @@ def test_the_view_of_a_thousand_cells_costs_little() -> None:
     eta = progress.eta()
     assert eta is not None
     assert eta == pytest.approx((left - 8 * 3 / EPOCHS) * 2.0 / 8)
+
+
+def test_the_last_cell_takes_as_long_as_any() -> None:
+    progress = Progress("quickstart", CELLS, Curves(CELLS), Console(file=io.StringIO()))
+    *others, last = CELLS
+    for cell in others[:8]:
+        progress.running(cell, 3)
+    for cell in others:
+        progress.finished(cell, 0.5, 20.0)
+    progress.running(last, 0)
+    assert progress.eta() == pytest.approx(20.0)

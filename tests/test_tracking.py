@@ -261,6 +261,7 @@ def test_what_was_trained_without_a_server_is_uploaded_later(
     next(interrupted)
     interrupted.close()
     results = [run_cell(config, store, sweep="depth", trackers=[WandbTracker]) for config in configs]
+    (Path(store.uri) / "wandb/offline-run-20260101_000000-5vjq6z2k").mkdir()  # not one of ours
     with wandb_standin.serve() as server:
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
         wandb.teardown()

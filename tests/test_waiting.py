@@ -1,4 +1,4 @@
-"""While no cell is trained, a launch on Ray says what it waits for."""
+"""While no cell is trained, a launch on Ray says what it waits for, or why there is no Ray."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from hiddenweights.cells.store import Store
+from hiddenweights.errors import UserError
 from hiddenweights.sweeps import capacity, ray_executor
 
 
@@ -30,3 +31,16 @@ def test_a_launch_without_a_worker_says_what_it_waits_for(
     watch.running.add("0123456789abcdef")
     assert not stopper.stop_all()
     assert notes[-1] == ""
+
+
+def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(**options: Any) -> None:
+        raise OSError("AF_UNIX path length cannot exceed 107 bytes: /a/very/long/folder\n")
+
+    monkeypatch.setattr(ray_executor, "_without_the_needless", lambda: None)
+    monkeypatch.setattr(ray_executor.ray, "init", fail)
+    with pytest.raises(UserError, match="107 bytes.*RAY_TMPDIR") as caught, ray_executor.cluster(None):
+        pass
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="--address 'auto'"), ray_executor.cluster("auto"):
+        pass
