@@ -55,7 +55,7 @@ def cluster(address: str | None) -> Iterator[None]:
 
 def _why_not(error: Exception, address: str | None) -> str:
     """Why there is no Ray, as one line."""
-    text = shown(error)
+    text = shown(str(error).strip())
     if address:
         hint = "" if os.environ.get("RAY_AUTH_MODE") else " (one that asks for a token: RAY_AUTH_MODE=token)"
         return f"--address {address!r}: no Ray cluster answers: {text}{hint}"

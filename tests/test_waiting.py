@@ -39,7 +39,7 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(ray_executor, "_without_the_needless", lambda: None)
     monkeypatch.setattr(ray_executor.ray, "init", fail)
-    with pytest.raises(UserError, match="107 bytes.*RAY_TMPDIR") as caught, ray_executor.cluster(None):
+    with pytest.raises(UserError, match=r"107 bytes.*RAY_TMPDIR") as caught, ray_executor.cluster(None):
         pass
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="--address 'auto'"), ray_executor.cluster("auto"):
