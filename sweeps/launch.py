@@ -23,7 +23,7 @@ from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.grid import Sweep, side
 from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Progress, outcome
-from hiddenweights.sweeps.ray_work import Work
+from hiddenweights.sweeps.ray_work import Work, failed_since
 from hiddenweights.sweeps.supervise import Supervisor
 
 POLL = 2.0  # seconds between checks of cells that another launch trains
@@ -147,7 +147,7 @@ def train(planned: Plan, store: Store, options: Options, progress: Progress, exe
     Raises KeyboardInterrupt if stopped by SIGINT or SIGTERM, and `StoreAway` if the store is unreachable for
     too long. The store then has everything except the last second of epochs and the unfinished epoch.
     """
-    todo = dict(planned.todo)
+    todo, began = dict(planned.todo), datetime.now(UTC).isoformat()
     while todo:
         ready = _ready(todo)
         for group in _groups(ready, options.search):
@@ -155,7 +155,7 @@ def train(planned: Plan, store: Store, options: Options, progress: Progress, exe
         store.wait(time.monotonic() + options.patience)
         failed = progress.failures.keys() & ready.keys()
         short = store.insist(
-            lambda failed=failed: {cell for cell in failed if _out_of_memory(store.failure(cell))},  # type: ignore[misc]
+            lambda failed=failed: {cell for cell in failed if _out_of_memory(store.failure(cell), began)},  # type: ignore[misc]
             options.patience,
         )
         if crowded := {cell: todo[cell] for cell in short}:
@@ -177,9 +177,12 @@ def _strike_off(todo: dict[str, Resolved], store: Store, progress: Progress) -> 
         del todo[cell]
 
 
-def _out_of_memory(failure: Json | None) -> bool:
-    """Whether memory was short: on a GPU, on the host, or possibly, if the worker died without a message."""
-    return failure is None or failure["error"] in ("OutOfMemoryError", "MemoryError")
+def _out_of_memory(failure: Json | None, began: str) -> bool:
+    """Whether memory was short: on a GPU, on the host, or possibly, if the worker died without a message.
+
+    A failure from before the launch `began` is not that of this cell's worker.
+    """
+    return not failed_since(failure, began) or failure["error"] in ("OutOfMemoryError", "MemoryError")  # type: ignore[index]
 
 
 def _ready(todo: Mapping[str, Resolved]) -> dict[str, Resolved]:

@@ -115,9 +115,10 @@ def _train(
     store.prepare()
     for cell in planned.damaged.keys() & planned.todo.keys():
         store.discard_damaged(cell)
-    if sweep.searched():  # what an earlier launch found holds until this one ends
-        with contextlib.suppress(Damaged):
-            record |= {"winners": (store.plan(planned.name) or {}).get("winners", {})}
+    with contextlib.suppress(
+        Damaged
+    ):  # what an earlier search of this name has found holds until another ends
+        record |= {"winners": (store.plan(planned.name) or {}).get("winners", {})}
     store.write_plan(planned.name, record)
 
     # The progress starts with the results of earlier launches.

@@ -21,6 +21,7 @@ from hiddenweights.cells.store import Json, Store, StoreAway
 from hiddenweights.errors import UserError, shown
 from hiddenweights.sweeps import capacity
 from hiddenweights.sweeps.progress import Progress
+from hiddenweights.sweeps.ray_work import failed_since
 from hiddenweights.sweeps.trial import REPORT_EVERY, CellTrial, job_of
 
 MIB = 2**20
@@ -219,10 +220,12 @@ class _Watch(tune.Callback):  # type: ignore[misc]
         self._progress.interrupted(job_of(trial.config)["cell"])
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        cell = job_of(trial.config)["cell"]
+        job = job_of(trial.config)
+        cell = job["cell"]
         self.running.discard(cell)
         failure = self._store.insist(lambda: self._store.failure(cell), self._patience)
-        self._progress.failed(cell, failure["message"] if failure else "its worker died, again and again")
+        known = failure if failed_since(failure, job["launched"]) else None
+        self._progress.failed(cell, known["message"] if known else "its worker died, again and again")
 
 
 class _Stopper(tune.Stopper):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 
+from hiddenweights.cells.store import Json
 from hiddenweights.identity import Resolved
 from hiddenweights.sweeps.options import Options
 
@@ -31,6 +32,11 @@ class Work:
     """The mode of W&B for all workers; "": each chooses its own."""
     code: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """The user's own code (`own.carried`)."""
+
+
+def failed_since(failure: Json | None, began: str) -> bool:
+    """Whether `failure` is one of the launch that `began` then (in ISO format), and not of an earlier one."""
+    return failure is not None and str(failure.get("time", "")) >= began
 
 
 def kill_all(session: int, mark: str) -> None:

@@ -19,6 +19,7 @@ from hiddenweights.flat import from_dict
 from hiddenweights.garbage import collect_rarely
 from hiddenweights.records import Record
 from hiddenweights.sweeps.host import gpu_trouble, store_trouble
+from hiddenweights.sweeps.ray_work import failed_since
 
 # Seconds between reports to the driver, because each costs it about 10 ms.
 REPORT_EVERY = 2.0
@@ -99,7 +100,9 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
     def _advance(self) -> dict[str, Any]:
         if self._epochs is None:
             store = self._opened()
-            if failure := _failed_since(store, self._job):
+            failure = store.insist(lambda: store.failure(self._job["cell"]), self._job["patience"])
+            if failure and not failure["transient"] and failed_since(failure, self._job["launched"]):
+                # It is not tried again in this launch.
                 return {"state": "failed", "message": failure["message"], tune.result.DONE: True}
             self._epochs = cell_epochs(
                 from_dict(self._job["config"]),
@@ -162,14 +165,6 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._watchdog = threading.Timer(limit, kill)
         self._watchdog.daemon = True
         self._watchdog.start()
-
-
-def _failed_since(store: Store, job: Json) -> Json | None:
-    """The failure of the cell in this launch, or None. A failed cell is not tried again."""
-    failure = store.insist(lambda: store.failure(job["cell"]), job["patience"])
-    if failure and not failure["transient"] and failure["time"] >= job["launched"]:
-        return failure
-    return None
 
 
 class _Said(logging.Handler):

@@ -1,13 +1,15 @@
 """While no cell is trained, a launch on Ray says what it waits for, or why there is no Ray."""
 
+import json
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from hiddenweights.cells.cell import failure_record
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
-from hiddenweights.sweeps import capacity, ray_executor
+from hiddenweights.sweeps import capacity, launch, ray_executor
 
 
 def test_a_launch_without_a_worker_says_what_it_waits_for(
@@ -44,3 +46,16 @@ def test_a_ray_that_does_not_start_is_one_line(monkeypatch: pytest.MonkeyPatch) 
     assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="--address 'auto'"), ray_executor.cluster("auto"):
         pass
+
+
+def test_a_failure_of_an_earlier_launch_explains_nothing(tmp_path: Any) -> None:
+    store, said, cell = Store(tmp_path), [], "0123456789abcdef"
+    store.prepare()
+    progress: Any = SimpleNamespace(failed=lambda cell, why: said.append(why))
+    watch = ray_executor._Watch(store, progress, 1.0)
+    for launched in ("2026-01-01T00:00:00+00:00", "2999-01-01T00:00:00+00:00"):
+        store.fail(cell, failure_record("OSError", "OSError: no route", transient=True))
+        trial = SimpleNamespace(config={"job": json.dumps({"cell": cell, "launched": launched})})
+        watch.on_trial_error(0, [], trial)
+    assert said == ["OSError: no route", "its worker died, again and again"]
+    assert launch._out_of_memory(store.failure(cell), launched)  # it is tried alone
