@@ -38,7 +38,12 @@ def show(name: Name, set: Sets = (), axis: Axes = ()) -> None:
     console = console_for_people()
     sweep, cells = chosen(name, set, axis)
     console.print(sweep.title + "\n")
-    facts = {"Claim": sweep.claim, "Expect": sweep.expect, "Cost": _estimate(sweep), "Run": sweep.command()}
+    facts = {
+        "Claim": sweep.claim,
+        "Expect": sweep.expect,
+        "Cost": _estimate(sweep),
+        "Run": sweep.command(name),
+    }
     for label, fact in facts.items():
         if fact:
             console.print(f"{label + ':':<8}{fact}")

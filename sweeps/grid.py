@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from hiddenweights import own
-from hiddenweights.config import GROUPS, CellConfig, Scalar
+from hiddenweights.config import GROUPS, CellConfig, Scalar, own_code
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.flat import field_of, flatten, parse_value, unflatten
 from hiddenweights.identity import Resolved, cell_id, id_of, resolve
@@ -125,10 +125,11 @@ class Sweep:
     options: str = ""
     """Further options of its command."""
 
-    def command(self) -> str:
-        """The command that launches it; DIR stands for the folder of the data."""
-        parts = [f"hiddenweights sweeps launch {self.name}"]
-        if any(arm.base.data.name != "digits" for arm in self.arms if not arm.found_by):
+    def command(self, name: str = "") -> str:
+        """The command that launches it, by the `name` that was typed; DIR stands for the folder of the data."""
+        parts = [f"hiddenweights sweeps launch {name or self.name}"]
+        bases = [arm.base for arm in self.arms if not arm.found_by]
+        if any(base.data.name != "digits" and "data.name" not in own_code(base) for base in bases):
             parts.append("--set data.root=DIR")
         return " ".join([*parts, *([self.options] if self.options else [])])
 

@@ -67,6 +67,7 @@ def test_a_sweep_of_ones_own_is_shown_launched_and_drawn(folder: Path) -> None:
     name = "my_sweeps.py:k_of_fc"
     shown = run(folder, "sweeps", "show", name)
     assert "a small network will do" in shown.stdout
+    assert f"hiddenweights sweeps launch {name}\n" in shown.stdout
     planned = run(folder, "sweeps", "launch", name, "--dry-run")
     assert planned.stdout.splitlines()[-1].startswith("my_sweeps-k_of_fc: 4 cells")
     launched = run(folder, "sweeps", "launch", name, "--executor", "inline")

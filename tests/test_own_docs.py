@@ -42,6 +42,9 @@ def test_a_sweep_of_ones_own_method_and_data_on_ray(folder: Path, capsys: pytest
 
     assert main(["sweeps", "launch", "my_sweeps.py:compare", "--dry-run"]) == 0  # the same cells
     assert "0 to train" in capsys.readouterr().out
+    smooth = ["--where", "model.method=my_masks.py:Smooth"]
+    assert main(["sweeps", "launch", "my_sweeps.py:compare", *smooth, "--dry-run"]) == 0
+    assert "my_sweeps-compare: 6 cells" in capsys.readouterr().out
     assert main(["analysis", "claims", "--claim", "my_claims.py:SMOOTH"]) == 0
     assert "smooth: Smoothed scores find better subnetworks." in capsys.readouterr().out
     assert main(["sweeps", "settle", "my_claims.py:SMOOTH", "--budget", "10m", "--dry-run"]) in (0, 1)
