@@ -126,7 +126,7 @@ class Sweep:
     """Further options of its command."""
 
     def command(self, name: str = "") -> str:
-        """The command that launches it, by the `name` that was typed; DIR stands for the folder of the data."""
+        """The command that launches it by the `name` that was typed. DIR stands for the data folder."""
         parts = [f"hiddenweights sweeps launch {name or self.name}"]
         bases = [arm.base for arm in self.arms if not arm.found_by]
         if any(base.data.name != "digits" and "data.name" not in own_code(base) for base in bases):
