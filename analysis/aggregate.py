@@ -101,7 +101,7 @@ def _refuse_mixtures(points: pd.DataFrame, by: list[str], fields: Sequence[str])
         rows = points[group == apart.iloc[0]]
         words = rows[name].map(lambda value: "none" if pd.isna(value) else str(value))
         values = ", ".join(sorted(words.unique()))
-        at = f" at x = {rows['x'].iloc[0]:g}" if "x" in by else ""
+        at = f" at x = {rows['x'].iloc[0]:g}" if "x" in by and rows["x"].notna().all() else ""
         curve = _words(rows["panel"].iloc[0], rows["curve"].iloc[0])
         raise UserError(
             f"{curve}: its cells{at} differ in {name} ({values}); choose one with --where {name}=VALUE, "

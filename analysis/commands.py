@@ -88,7 +88,7 @@ def figure(
     drawn = pd.concat([ours, published(name, points)], ignore_index=True) if as_published else ours
     from hiddenweights.analysis import figures  # here, because numbers alone need no matplotlib
 
-    file = name if spec.y == METRIC else f"{name}_{spec.y.replace('/', '_')}"
+    file = name if as_published or spec.y == METRIC else f"{name}_{spec.y.replace('/', '_')}"
     file += "_by_epoch" * (spec.x == specs.EPOCH)
     csv = source.out / f"{file}.csv"
     with _writing(source.out):

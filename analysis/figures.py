@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hiddenweights.analysis.specs import PREFIX, PUBLISHED, SUBNETWORK, Spec
+from hiddenweights.analysis.specs import EDGE_POPUP, PREFIX, PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
     "font.size": 9,
@@ -55,21 +55,25 @@ LOOKS = {
     "dense, SGD": Look("#000000", "", (0, (5, 2))),
     "dense, Adam": Look("#666666", "", (0, (1, 1.5))),
 }
-_SPARE = [
-    Look(color, marker, (0, (3, 1, 1, 1)))
-    for color, marker in zip(
-        ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#E69F00"), "v^DP<>", strict=True
-    )
-]
+_COLORS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#E69F00")
+_MARKERS = "v^DP<>"
+_LINES = ((0, (3, 1, 1, 1)), "-", (0, (5, 2)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 2)))
+
+
+def _spare(i: int) -> Look:
+    """The look of the i-th curve without one of its own. The first 36 differ in marker and line."""
+    cycle = i // len(_COLORS)
+    marker = _MARKERS[(i + cycle) % len(_MARKERS)]
+    return Look(_COLORS[i % len(_COLORS)], marker, _LINES[cycle % len(_LINES)])
 
 
 def looks(curves: Sequence[str]) -> dict[str, Look]:
     """The look of each curve: its own (a published curve uses that of ours), else a spare one, in order."""
-    spare = [curve for curve in dict.fromkeys(curves) if curve.removeprefix(PREFIX) not in LOOKS]
-    own = {
-        curve: LOOKS[curve.removeprefix(PREFIX)] for curve in curves if curve.removeprefix(PREFIX) in LOOKS
+    own = {curve: curve.removeprefix(PREFIX).removeprefix(EDGE_POPUP) for curve in curves}
+    spare = [curve for curve in own if own[curve] not in LOOKS]
+    return {curve: LOOKS[name] for curve, name in own.items() if name in LOOKS} | {
+        curve: _spare(i) for i, curve in enumerate(spare)
     }
-    return own | {curve: _SPARE[i % len(_SPARE)] for i, curve in enumerate(spare)}
 
 
 def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look]) -> Axes:
@@ -82,19 +86,24 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
         else:
             _draw_curve(points, ax, style, curve, kind)
     ax.set_xlabel(spec.x_label)
-    ticks = _spread(drawn["x"])
+    if spec.log:
+        ax.set_xscale("log")
+    ticks = _spread(drawn["x"], spec)
     if len(ticks) <= 8 and not drawn["tag"].fillna("").any():
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.minorticks_off()
     if spec.reverse and not ax.xaxis_inverted():
         ax.invert_xaxis()
     return ax
 
 
-def _spread(places: "pd.Series[float]") -> list[float]:
+def _spread(places: "pd.Series[float]", spec: Spec) -> list[float]:
     """The places, without those that are too close to the previous one for two labels."""
+    at = math.log if spec.log else float
+    found = sorted(places.dropna().unique())
     ticks: list[float] = []
-    for place in sorted(places.dropna().unique()):
-        if not ticks or place - ticks[-1] > 0.05 * (places.max() - places.min()):
+    for place in found:
+        if not ticks or at(place) - at(ticks[-1]) > 0.05 * (at(found[-1]) - at(found[0])):
             ticks.append(place)
     return ticks
 
@@ -153,7 +162,10 @@ def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
     beside = 0.055 * drawn["curve"].str.len().max()  # inches of the legend beside a single panel
     width = {1: 5.3 + beside, 2: 7.2, 3: 9.4}.get(columns, 11.5)
     with mpl.rc_context(RC):
-        figure = Figure(figsize=(width, 2.55 * rows + 0.85), layout="constrained")
+        height = 2.55 * rows + 0.85
+        if len(panels) == 1:  # the legend has a line per curve
+            height = max(height, 0.18 * drawn["curve"].nunique() + 0.5)
+        figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False, sharey="row" if rows == 1 else True)
         look = looks(list(drawn["curve"]))

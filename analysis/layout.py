@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from hiddenweights.analysis.experiments import FIGURES
-from hiddenweights.analysis.specs import EPOCH, Spec, finished_cells, label, network
+from hiddenweights.analysis.specs import EPOCH, Spec, finished_cells, label, network, network_and_data
 from hiddenweights.analysis.table import METRIC, Table
 from hiddenweights.analysis.training import unit
 from hiddenweights.config import CellConfig
@@ -23,8 +23,8 @@ _NO_AXIS = (
     "seeds.data",
 )
 FIELDS = tuple(name for name in flatten(CellConfig()) if name not in _NO_AXIS)
-# The x axis: the first of these that varies, else the first number that varies.
-_FIRST = ("model.k", "model.width")
+# The x axis: k, or the width, or the first number that varies.
+_FIRST = ("model.width",)
 
 
 def layout(
@@ -39,9 +39,10 @@ def layout(
 
     `y` is a logged number, for example `churn`.
 
-    Axes that are not given come from the fields that vary: x is `model.k`, `model.width` or the first number,
-    panels are networks, and curves are named by the remaining fields. Dense networks are horizontal lines.
-    With x `epoch` these are training curves: y after each epoch.
+    Axes that are not given come from the fields that vary: x is `model.k` (`kept` if some cells have no k),
+    `model.width` or the first number, logarithmic if it spans a factor of ten; panels are networks (and data
+    sets), and curves are named by the remaining fields. Dense networks are horizontal lines, unless they
+    differ in x. With x `epoch` these are training curves: y after each epoch.
 
     Raises `UserError` for an axis that is not a field, for a sweep that the table does not have, and if no
     number varies.
@@ -54,13 +55,16 @@ def layout(
     if name not in known:
         raise choices_error("figure", name, [*FIGURES, *sorted(known - FIGURES.keys())])
     cells = finished_cells(table, name)
-    masked = cells[cells["model.method"] != "dense"]
-    if masked.empty:  # a sweep of dense networks: they are the curves
-        masked = cells
+    is_dense = cells["model.method"] == "dense"
+    if is_dense.all():  # a sweep of dense networks: they are the curves
+        is_dense = ~is_dense
+    masked = cells[~is_dense]
     varying = [field for field in FIELDS if masked[field].nunique(dropna=False) > 1]
     x = x or _x(name, masked, varying)
-    left = [field for field in varying if field not in (x, panel, "model.arch")]
-    kept = x == "model.k"
+    panels = network_and_data if cells["data.name"].nunique() > 1 else network
+    apart = ("model.arch", "data.name") if panel is None else (panel,)
+    left = [field for field in varying if field not in (x, *apart)]
+    kept = x in ("model.k", "kept")
     y_label, y_scale = unit(y)
     return Spec(
         name=name,
@@ -69,10 +73,11 @@ def layout(
         x_label="weights kept (%)" if kept else x,
         x_words="{:g}% of the weights kept" if kept else f"{x} = {{:g}}",
         scale=100 if kept else 1,
+        log=not kept and x != EPOCH and _is_wide(cells[x]),
         reverse=kept,
-        level_baselines=x != EPOCH and masked is not cells,
+        level_baselines=x != EPOCH and bool(is_dense.any()) and cells.loc[is_dense, x].nunique() <= 1,
         curve=(lambda rows: _values(rows, [curve])) if curve else (lambda rows: _values(rows, left)),
-        panel=(lambda rows: _values(rows, [panel])) if panel else network,
+        panel=(lambda rows: _values(rows, [panel])) if panel else panels,
         y=y,
         y_label=y_label,
         y_scale=y_scale,
@@ -80,14 +85,23 @@ def layout(
 
 
 def _x(name: str, cells: pd.DataFrame, varying: list[str]) -> str:
-    for field in (*_FIRST, *(field for field in varying if _is_number(cells[field]))):
-        if field in varying:
+    if cells["model.k"].nunique() > 1:
+        return "model.k" if cells["model.k"].notna().all() else "kept"  # `sampled` has no k
+    for field in (*_FIRST, *varying):
+        if field in varying and _is_number(cells[field]):
             return field
     raise UserError(f"--x: no numeric field varies between the cells of {name}; name the field of the x axis")
 
 
 def _is_number(values: "pd.Series[Any]") -> bool:
-    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values.dropna())
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values) and bool(
+        values.notna().all()
+    )
+
+
+def _is_wide(values: "pd.Series[Any]") -> bool:
+    """Whether the values need a logarithmic axis: positive numbers that span a factor of about ten."""
+    return _is_number(values) and values.min() > 0 and bool(values.max() / values.min() > 9.9)
 
 
 def _values(rows: pd.DataFrame, fields: list[str]) -> "pd.Series[str]":

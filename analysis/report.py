@@ -24,7 +24,7 @@ from hiddenweights.analysis import (
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.page.reproduce import command
 from hiddenweights.analysis.published import published
-from hiddenweights.analysis.table import FINISHED, Table
+from hiddenweights.analysis.table import FINISHED, METRIC, Table
 from hiddenweights.claims import registry
 from hiddenweights.claims.contrasts import SETTING
 from hiddenweights.errors import UserError
@@ -182,7 +182,7 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
             skipped[name] = str(error).removeprefix(f"figure {name}: ")
             continue
         drawn = pd.concat([ours, published(spec.name, points)], ignore_index=True)
-        best = summary.best(points, ours, spec)
+        best = summary.best(points, ours, spec) if spec.y == METRIC else []
         lines = [*map(str, best), *summary.remarks(points, table)]
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         seen = masks.look(points, table)

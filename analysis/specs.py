@@ -1,5 +1,6 @@
 """The layout of a figure: cells, axis, panels and curves. No statistics, no drawing."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,7 +15,10 @@ from hiddenweights.errors import UserError, choices_error
 SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
 EPOCH = "epoch"  # as x: training curves, with a point per cell and epoch
 PREFIX = "published: "  # of the name of a published curve
+EDGE_POPUP = "edge-popup, "  # before the distribution, if other methods are drawn beside it
 KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; others have random weights
+
+_DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
 
 # Curves with a fixed place in every figure, in this order.
 CURVES = (
@@ -43,6 +47,8 @@ class Spec:
     """Text for one place on the x axis."""
     scale: float = 1.0
     """Factor from the column to the axis."""
+    log: bool = False
+    """Whether the x axis is logarithmic."""
     reverse: bool = False
     """Whether the axis runs from large to small, as in the paper's Figure 3."""
     level_baselines: bool = True
@@ -85,6 +91,11 @@ def _curve(
 def network(cells: pd.DataFrame) -> "pd.Series[str]":
     """The network's name for people."""
     return cells["model.arch"].map(network_name).astype("str")
+
+
+def network_and_data(cells: pd.DataFrame) -> "pd.Series[str]":
+    """A panel per network and data set."""
+    return network(cells) + ", " + cells["data.name"].replace(_DATA)
 
 
 def over_k(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
@@ -135,22 +146,26 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     dense = cells["model.method"] == "dense"
     curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)
     x = pd.to_numeric(cells[spec.x]) * spec.scale
-    # The fraction that `sampled` keeps is a result and varies with the seed: one place per curve.
-    sampled = cells["model.method"] == "sampled"
-    x = x.mask(sampled, x.groupby([panel, curve]).transform("mean"))
+    if spec.x in (
+        "kept",
+        "weights_kept",
+    ):  # for `sampled` a result that varies with the seed: one place per curve
+        sampled = cells["model.method"] == "sampled"
+        x = x.mask(sampled, x.groupby([panel, curve]).transform("mean"))
     if spec.level_baselines:
         x = x.mask(dense)
     if x[~dense].isna().any():
         names = cells.loc[x.isna() & ~dense, "name"].head(3)
         raise UserError(f"figure {spec.name}: no {spec.x} in {', '.join(names)}")
-    order = [*dict.fromkeys([*CURVES, *sorted(curve.unique())])]
+    digits = 4 if spec.x == "kept" else 6  # 9.99987% is 10% in whole weights
+    order = [*dict.fromkeys([*CURVES, *sorted(curve.unique(), key=_by_number)])]
     found = pd.DataFrame(
         {
             "panel": panel,
             "tag": spec.tag(cells) if spec.tag else "",
             "curve": pd.Categorical(curve, order, ordered=True),
             "kind": cells["model.method"].map(KINDS).fillna(SUBNETWORK),
-            "x": x.round(6),
+            "x": x.map(lambda value: float(f"{value:.{digits}g}")),
             "y": spec.y_scale * cells[spec.y],
             "validation": 100 * cells["validation_accuracy"],
             "processor": processors(cells),
@@ -160,8 +175,14 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     )
     depth = {name: place for place, name in enumerate(NETWORKS)}
     found["depth"] = found["model.arch"].map(depth).fillna(len(depth))
-    found = found.sort_values(["depth", "model.arch", "curve", "x", "seed"], kind="stable")
+    found = found.sort_values(["depth", "model.arch", "panel", "curve", "x", "seed"], kind="stable")
     return found.drop(columns="depth").assign(curve=found["curve"].astype(str))
+
+
+def _by_number(curve: str) -> list[tuple[float, str]]:
+    """The key that sorts names by the numbers in them: 5% before 10%."""
+    parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", curve)  # text and numbers alternate
+    return [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]
 
 
 def _logged(epochs: pd.DataFrame, name: str) -> pd.DataFrame:

@@ -74,7 +74,7 @@ def _panels(drawing: Drawing, reports: Any) -> list[Any]:
     x = "model.k" if drawing.spec.x == "kept" else drawing.spec.x
     across = reports.SummaryMetric(x) if x == "weights_kept" else reports.Config(x)
     return [
-        reports.ScatterPlot(title=drawing.spec.title, x=across, y=reports.SummaryMetric("test_accuracy")),
+        reports.ScatterPlot(title=drawing.spec.title, x=across, y=reports.SummaryMetric(drawing.spec.y)),
         reports.LinePlot(title="test accuracy by epoch", x="epoch", y=["test_accuracy"]),
     ]
 

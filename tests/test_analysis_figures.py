@@ -13,7 +13,10 @@ from matplotlib.colors import to_rgb
 from hiddenweights.analysis import aggregate, experiments, figures, specs
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.layout import layout
 from hiddenweights.identity import cell_id
+from hiddenweights.sweeps import study
+from hiddenweights.sweeps.declare import as_sweep
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +80,12 @@ def test_curves_differ_without_colour() -> None:
         for color in (signed, normal)
     ]
     assert abs(grey[0] - grey[1]) > 0.2
+
+
+def test_thirty_curves_are_told_apart() -> None:
+    looks = figures.looks([f"curve {i}" for i in range(30)])
+    assert len({(look.marker, look.line) for look in looks.values()}) == 30
+    assert len({(look.color, look.marker) for look in looks.values()}) == 30
 
 
 def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
@@ -205,6 +214,39 @@ def test_a_sweep_without_a_finished_cell_is_an_error_that_names_it(
     ):
         assert main(["figure", name, "--from", str(store), "--out", str(tmp_path)]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_a_search_for_learning_rates_is_drawn_at_once(tmp_path: Path) -> None:
+    """Trained networks have several rates, too; a sampled mask has no k; there are two data sets."""
+    rates = (1e-7, 0.01, 0.1)
+    sides = [
+        {"model__method": method, "data__name": data}
+        for method in ("edge_popup", "dense", "sampled") for data in ("digits", "mnist")
+    ]  # fmt: skip
+    cells = [config(optim__lr=lr, seed=seed, **side) for side in sides for lr in rates for seed in (0, 1)]
+    table = fetch(str(made_store(tmp_path, "mine", cells)))
+    spec = layout("mine", table)
+    drawn = aggregate.curves(specs.points(table, spec))
+    assert (spec.x, spec.log) == ("optim.lr", True)
+    assert sorted(set(drawn["panel"])) == ["Conv2, MNIST", "Conv2, digits"]
+    assert len(drawn) == 2 * 3 * 3
+    for _, points in drawn.groupby(["panel", "curve"]):
+        assert points["x"].tolist() == [*rates]
+        assert points["n"].tolist() == [2, 2, 2]
+    assert drawn["panel"].is_monotonic_decreasing or drawn["panel"].is_monotonic_increasing
+    for ax in figures.render(drawn, spec).axes:
+        assert ax.get_xscale() == "log"
+    without_k = fetch(str(made_store(tmp_path / "k", "mine", [*cells, config(model__k=0.3)])))
+    assert layout("mine", without_k).x == "kept"
+
+
+@pytest.mark.parametrize("name", ["study_rates_more", "study_methods", "study_width"])
+def test_figures_of_the_study_are_drawn_from_their_own_sweeps(tmp_path: Path, name: str) -> None:
+    cells = as_sweep(name, study.SWEEPS[name]).cells()
+    table = fetch(str(made_store(tmp_path, name, cells.values())))
+    drawn = aggregate.curves(specs.points(table, experiments.find_spec(name)))
+    assert sorted(" ".join(drawn["cells"]).split()) == sorted(cells)
+    assert drawn["full"].all()
 
 
 def test_analysis_needs_neither_torch_nor_ray_nor_wandb(store: Path, tmp_path: Path) -> None:

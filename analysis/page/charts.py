@@ -226,11 +226,12 @@ def overlap_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Char
 
 def _x(rows: pd.DataFrame, spec: Spec) -> Chart:
     """The x axis of a figure, with ticks at its places if these are few."""
+    kind = {"type": "log"} if spec.log else {"zero": False}
     x: Chart = {
         "field": "x",
         "type": "quantitative",
         "title": spec.x_label,
-        "scale": {"reverse": spec.reverse, "zero": False, "padding": 12},
+        "scale": {"reverse": spec.reverse, "padding": 12, **kind},
     }
     places = sorted(rows["x"].dropna().unique())
     if len(places) <= 8:

@@ -2,9 +2,7 @@
 
 import pandas as pd
 
-from hiddenweights.analysis.specs import Spec, label, network, over_k
-
-_DATA = {"cifar10": "CIFAR-10", "fashion_mnist": "Fashion-MNIST"}
+from hiddenweights.analysis.specs import EDGE_POPUP, Spec, label, network_and_data, over_k
 
 
 def _kept(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -13,12 +11,33 @@ def _kept(cells: pd.DataFrame) -> "pd.Series[str]":
     return kept.where(cells["model.method"] != "dense", label(cells))
 
 
-def _network_and_data(cells: pd.DataFrame) -> "pd.Series[str]":
-    """A panel per network and data set."""
-    return network(cells) + ", " + cells["data.name"].map(_DATA)
+def _method(cells: pd.DataFrame) -> "pd.Series[str]":
+    """A curve per method and distribution."""
+    names = label(cells)
+    return names.where(cells["model.method"] != "edge_popup", EDGE_POPUP + names)
+
+
+def _over_rates(name: str, title: str) -> Spec:
+    return Spec(
+        name=name,
+        title=title,
+        x="optim.lr",
+        x_label="learning rate",
+        x_words="learning rate {:g}",
+        log=True,
+        level_baselines=False,
+        curve=_method,
+        panel=network_and_data,
+        y="validation_accuracy",
+        y_label="validation accuracy (%)",
+    )
 
 
 FIGURES: tuple[Spec, ...] = (
+    _over_rates("study_rates", "Learning rates for Conv2 and Conv4, judged on held-out images, ten epochs"),
+    _over_rates(
+        "study_rates_more", "Learning rates for the later stages, judged on held-out images, ten epochs"
+    ),
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
     over_k("study_deep", "CIFAR-10 at half width, ten epochs: subnetworks of deeper random networks"),
@@ -29,7 +48,7 @@ FIGURES: tuple[Spec, ...] = (
         x_label="weights kept (%)",
         scale=100,
         reverse=True,
-        panel=_network_and_data,
+        panel=network_and_data,
     ),
     Spec(
         name="study_methods",
@@ -38,6 +57,7 @@ FIGURES: tuple[Spec, ...] = (
         x_label="weights kept (%), measured",
         scale=100,
         reverse=True,
+        curve=_method,
     ),
     Spec(
         name="study_width",
