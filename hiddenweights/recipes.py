@@ -39,6 +39,8 @@ _IMAGENET: Settings = {
     "label_smoothing": 0.1,
 }
 
+# Not "resnet*": a file of the user may have such a name.
+_RESNETS = ("resnet[0-9][0-9]", "resnet[0-9][0-9][0-9]")
 # Patterns for optimiser, methods and architectures. The first row that matches applies.
 _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...], Settings], ...] = (
     ("adam", ("*",), ("linear", "fc"), {**_ADAM, "lr": 1.2e-3}),
@@ -47,14 +49,14 @@ _TABLE: tuple[tuple[str, tuple[str, ...], tuple[str, ...], Settings], ...] = (
     (
         "*",
         ("sampled",),
-        ("resnet*", "torchvision/*"),
+        (*_RESNETS, "torchvision/*"),
         {**_SGD, "lr": 400.0, "weight_decay": 0.0, "batch_size": 256},
     ),
     ("*", ("sampled",), ("conv8",), {**_SGD, "lr": 800.0, "weight_decay": 0.0}),
     ("*", ("sampled",), ("*",), {**_SGD, "lr": 200.0, "weight_decay": 0.0}),
     ("*", ("*",), ("torchvision/*",), _IMAGENET),
-    ("*", ("*",), ("resnet*",), {**_SGD, "weight_decay": 5e-4, "batch_size": 256}),
-    ("*", ("dense", "finetune"), ("conv*",), {**_SGD, "lr": 0.01}),
+    ("*", ("*",), _RESNETS, {**_SGD, "weight_decay": 5e-4, "batch_size": 256}),
+    ("*", ("dense", "finetune"), ("conv[2-8]",), {**_SGD, "lr": 0.01}),
     ("*", ("*",), ("*",), _SGD),
 )
 

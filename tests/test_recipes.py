@@ -44,6 +44,7 @@ TABLE = [
     *[(a, "sampled", None, 200.0, 0.0, 0.9, 128, *SGD) for a in ("conv2", "conv4", "conv6")],
     ("conv8", "sampled", None, 800.0, 0.0, 0.9, 128, *SGD),
     ("resnet18", "sampled", None, 400.0, 0.0, 0.9, 256, *SGD),
+    *[(a, "dense", None, 0.1, 1e-4, 0.9, 128, *SGD) for a in ("convs.mine:net", "resnets:net")],
     ("torchvision/resnet50", "sampled", None, 400.0, 0.0, 0.9, 256, *SGD),
     *[("torchvision/resnet50", m, None, 0.256, 2**-15, 0.875, 256, "sgd", "cosine", 5, 0.1)
       for m in ("edge_popup", "dense")],
