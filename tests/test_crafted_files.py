@@ -23,12 +23,12 @@ from analysis_stores import config, made_store, result
 from mutants import ESCAPE, as_json, mutants
 
 from hiddenweights import cli
+from hiddenweights.__main__ import COMMANDS as TICKET_COMMANDS
 from hiddenweights.analysis import aggregate, experiments, specs, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.sources.offline import read_run
 from hiddenweights.cells import wandb_log
 from hiddenweights.cells.store import Busy, Store
-from hiddenweights.commands.tickets import COMMANDS as TICKET_COMMANDS
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hiddenweights import cli
-from hiddenweights.commands.tickets import COMMANDS
+from hiddenweights.__main__ import COMMANDS
 from hiddenweights.flat import unflatten
 from hiddenweights.images.dataset import load_dataset, normalise
 from hiddenweights.models import build_network

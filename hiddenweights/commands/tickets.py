@@ -194,14 +194,6 @@ def diff(a: Positional[Path], b: Positional[Path]) -> None:
     _table(columns, [*(row(*item) for item in layers.items()), row("all", total([*layers.values()]))])
 
 
-COMMANDS: dict[str, Callable[..., None]] = {
-    "evaluate": evaluate,
-    "info": info,
-    "export": export,
-    "diff": diff,
-}
-
-
 # --- export ------------------------------------------------------------------------------------------------
 
 
