@@ -90,8 +90,10 @@ def resolve(config: CellConfig) -> Resolved:
 
     The user's own code gets its version (see `pinned`), so that two versions are two cells.
 
-    Idempotent. Two configs that compute the same result resolve to equal configs, except for the fields
-    that only say where a cell runs.
+    Idempotent. Two configs that differ only in fields without effect resolve to equal configs, except for
+    the fields that only say where a cell runs. A field has no effect if that follows from the method, the
+    data, the protocol or the optimiser: at k = 1, say, either selection keeps everything, but gives its own
+    cell.
 
     Raises `UserError` if `model.init_from` is a file: a cell is trained from a ticket in its store.
     """

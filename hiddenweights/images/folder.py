@@ -40,7 +40,7 @@ class ImageFiles:
     image_size: int
     """Side in pixels of the squares that the images are cut to."""
     random_crop: bool
-    """Whether they are cut as the paper cuts ImageNet's: see `image_stream.cut`."""
+    """Whether they are cut as the paper cuts ImageNet's: see `decoding.cut`."""
 
     channels = 3
 

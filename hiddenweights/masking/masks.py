@@ -175,7 +175,7 @@ class RandomMask(EdgePopup):
 
 
 class Sampled(Mask):
-    """Keep each weight with probability sigmoid(score), drawn again in every forward pass.
+    """Keep each weight with probability sigmoid(score), drawn again whenever the layer is used.
 
     Zhou et al., "Deconstructing Lottery Tickets" (NeurIPS 2019). The gradient goes straight through
     the draw to the probability. Draws come from torch's generator, also in evaluation.
