@@ -95,7 +95,8 @@ def _run(commands: Commands, prog: str, args: Sequence[str]) -> int:
         sys.stderr.write(f"error: this needs {package}: pip install 'hiddenweights[{EXTRAS[package]}]'\n")
     except (StoreAway, Unreachable) as error:
         text = escaped(str(error))
-        sys.stderr.write(f"error: the store: {text}; run the same command again when it is back\n")
+        named = text if isinstance(error, StoreAway) else f"the store: {text}"
+        sys.stderr.write(f"error: {named}; run the same command again when it is back\n")
         return 1
     return 2
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hiddenweights import cli
-from hiddenweights.cells.store import Store
+from hiddenweights.cells.store import Checkpoint, Store
 from hiddenweights.commands import train as main
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
@@ -213,6 +213,16 @@ def test_a_failure_is_a_line_and_a_full_disk_is_not_the_cells_fault(tmp_path: Pa
     assert not list(tmp_path.rglob("*.tmp"))
     assert subprocess.run(arguments, check=False).returncode == 0
     assert not failure.exists()
+
+
+def test_a_store_that_goes_away_is_one_line_without_a_traceback_to_look_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Checkpoint, "save", lambda _: (tmp_path / "runs").rename(tmp_path / "gone"))
+    assert train(*TINY, "--store", str(tmp_path / "runs"), "--no-track", "--patience", "0") == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith(f"error: the store {tmp_path / 'runs'} cannot be used")
+    assert "failed" not in printed.out
 
 
 def test_flags_make_the_config_they_name() -> None:

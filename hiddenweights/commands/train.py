@@ -10,9 +10,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hiddenweights import own
 from hiddenweights.cells.cell import SUBNETWORK, installed_trackers, run_cell, stored_ticket
 from hiddenweights.cells.inputs import check_device, check_inputs
-from hiddenweights.cells.store import PATIENCE, Busy, Store, default_store
+from hiddenweights.cells.store import PATIENCE, Busy, LeaseLost, Store, default_store
 from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
-from hiddenweights.errors import UserError, shown
+from hiddenweights.errors import StoreAway, Unreachable, UserError, shown
 from hiddenweights.flat import flatten
 from hiddenweights.identity import Resolved, check_has, id_of, pinned, resolve, short_name
 from hiddenweights.records import Record
@@ -71,10 +71,10 @@ def train(
         except KeyboardInterrupt:
             words = f"stopped after epoch {done}; run the same command again to resume"
             raise KeyboardInterrupt(words) from None
-        except Busy as error:
+        except (Busy, LeaseLost) as error:
             console.print(f"{error}")
             return 1
-        except UserError:
+        except (UserError, StoreAway, Unreachable):  # the store has no traceback of these
             raise
         except Exception as error:
             console.print(f"failed after epoch {done}: {type(error).__name__}: {shown(error)}")
