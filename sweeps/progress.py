@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from statistics import fmean
+from typing import NamedTuple
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -123,6 +124,21 @@ def outcome(result: Json) -> tuple[float, float]:
     return result["summary"]["test_accuracy"], result["seconds"]
 
 
+class _Run(NamedTuple):
+    """A running cell: the fraction of its epochs that is done, and when and at which fraction it began."""
+
+    done: float
+    began: tuple[float, float]
+    pace: float | None  # seconds for all epochs, after two reports
+
+    def later(self, now: float, done: float) -> "_Run":
+        """The cell at its next report. Nothing is known about the time before the first one."""
+        began, first = self.began
+        if not first:  # a resumed cell starts at a later epoch
+            return _Run(done, (now, done), None)
+        return _Run(done, self.began, (now - began) / (done - first) if done > first else None)
+
+
 class Progress:
     """Counts cells and shows the progress. Use it as a context manager around the work."""
 
@@ -133,7 +149,7 @@ class Progress:
         self.early: set[str] = set()
         self._kinds = {cell: kind(config) for cell, config in cells.items()}
         self._seconds: dict[Kind, list[float]] = defaultdict(list)
-        self._running: dict[str, float] = {}  # cell -> fraction of its epochs done
+        self._running: dict[str, _Run] = {}
         self._note = ""
         self._warned: set[str] = set()
         self._began = self._printed = time.monotonic()
@@ -161,7 +177,8 @@ class Progress:
 
     def running(self, cell: str, epoch: int) -> None:
         """The cell has finished `epoch` epochs."""
-        self._running[cell] = epoch / self._cells[cell].train.epochs
+        run = self._running.get(cell, _Run(0.0, (0.0, 0.0), None))
+        self._running[cell] = run.later(time.monotonic(), epoch / self._cells[cell].train.epochs)
         self._slots = max(self._slots, len(self._running))
         self._line()
 
@@ -216,13 +233,21 @@ class Progress:
     # --- what to show --------------------------------------------------------------------------------
 
     def eta(self) -> float | None:
-        """Estimated seconds to the end, from finished cells of the same kind. None if there are none."""
-        every = [seconds for kinds in self._seconds.values() for seconds in kinds]
-        if not every:
+        """Estimated seconds to the end. None if nothing is known yet.
+
+        A cell takes as long as finished cells of its kind, else as long as running ones at their pace, else
+        as long as all cells on average.
+        """
+        paces: dict[Kind, list[float]] = defaultdict(list)
+        for cell, run in self._running.items():
+            if run.pace:
+                paces[self._kinds[cell]].append(run.pace)
+        means = {what: fmean(taken) for what, taken in (paces | self._seconds).items()}
+        if not means:
             return None
-        typical, means = fmean(every), {what: fmean(taken) for what, taken in self._seconds.items()}
+        typical = fmean(means.values())
         left = [
-            means.get(what, typical) * (1 - self._running.get(cell, 0.0))
+            means.get(what, typical) * (1 - (self._running[cell].done if cell in self._running else 0.0))
             for cell, what in self._kinds.items()
             if cell not in self.accuracies and cell not in self.failures and cell not in self.early
         ]
