@@ -1,6 +1,7 @@
 """``hiddenweights analysis figure | table | claims | report``, from W&B projects, offline runs, or stores."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
 from hiddenweights.cells.store import default_store
 from hiddenweights.claims import registry
 from hiddenweights.errors import UserError, choices_error
+from hiddenweights.fields import check
 
 if TYPE_CHECKING:
     from hiddenweights.analysis.report import Report
@@ -179,6 +181,13 @@ def report_(
         port: The port of the server. 0: any free port.
         parent: Stop when the parent process with this id has ended (set by `sweeps launch --page`).
     """
+    check(price is None or 0 <= price < math.inf, "--price", price, "must be at least 0")
+    check(0 <= port < 2**16, "--port", port, "must lie in [0, 65535]")
+    check(not (watch and wandb), "--wandb", wandb, "cannot be used with --watch")
+    if wandb:
+        from hiddenweights.analysis import wandb_report
+
+        wandb_report.place(wandb)
     if watch:
         _keep_current(source, mixed, price, port, parent)
         return
@@ -187,9 +196,7 @@ def report_(
     for line in found.not_drawn():
         print(f"not drawn: {line}")
     if wandb:
-        from hiddenweights.analysis.wandb_report import publish
-
-        address, view = publish(found, wandb)
+        address, view = wandb_report.publish(found, wandb)
         print(f"W&B report: {address}\nW&B view: {view}")
     print(f"report: {source.out / 'report.html'}  {source.out / 'report.md'}")
 

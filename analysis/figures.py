@@ -88,7 +88,7 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
     ax.set_xlabel(spec.x_label)
     if spec.log:
         ax.set_xscale("log")
-    ticks = _spread(drawn["x"], spec)
+    ticks = spread(drawn["x"], spec)
     if len(ticks) <= 8 and not drawn["tag"].fillna("").any():
         ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         ax.minorticks_off()
@@ -97,7 +97,7 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
     return ax
 
 
-def _spread(places: "pd.Series[float]", spec: Spec) -> list[float]:
+def spread(places: "pd.Series[float]", spec: Spec) -> list[float]:
     """The places, without those that are too close to the previous one for two labels."""
     at = math.log if spec.log else float
     found = sorted(places.dropna().unique())

@@ -44,8 +44,8 @@ def layout(
     sets), and curves are named by the remaining fields. Dense networks are horizontal lines, unless they
     differ in x. With x `epoch` these are training curves: y after each epoch.
 
-    Raises `UserError` for an axis that is not a field, for a sweep that the table does not have, and if no
-    number varies.
+    Raises `UserError` for an axis that is not a field, an x that is not a number, a sweep that the table does
+    not have, and if no number varies.
     """
     for option, field in (("--x", x), ("--curve", curve), ("--panel", panel)):
         choices = (*FIELDS, EPOCH) if option == "--x" else FIELDS
@@ -61,6 +61,8 @@ def layout(
     masked = cells[~is_dense]
     varying = [field for field in FIELDS if masked[field].nunique(dropna=False) > 1]
     x = x or _x(name, masked, varying)
+    if x in FIELDS and not _is_number(cells[x].dropna()):
+        raise UserError(f"--x: {x} is not a number; it can be the field of --curve or --panel")
     panels = network_and_data if cells["data.name"].nunique() > 1 else network
     apart = ("model.arch", "data.name") if panel is None else (panel,)
     left = [field for field in varying if field not in (x, *apart)]

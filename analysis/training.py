@@ -27,15 +27,16 @@ def epoch_means(points: pd.DataFrame, table: Table) -> pd.DataFrame:
     """One row per panel, curve, x and epoch: means over seeds of `METRICS` in their units, and `n`.
 
     `points` has one row per cell (see `specs.points`). Columns: `panel`, `curve`, `x`, `epoch`, `n`, and
-    those of `METRICS` that were recorded. Of more than `MOST_EPOCHS` epochs, evenly spaced ones are kept.
+    those of `METRICS` that were recorded. Of more than `MOST_EPOCHS` epochs, evenly spaced ones and the last
+    one are kept.
     """
     known = [name for name in METRICS if name in table.epochs]
     epochs = points[["cell", "panel", "curve", "x"]].merge(table.epochs[["cell", "epoch", *known]], on="cell")
     if epochs.empty:
         return epochs
-    last = int(epochs["epoch"].max())
-    step = -(-last // MOST_EPOCHS)
-    epochs = epochs[(epochs["epoch"] % step == 0) | (epochs["epoch"] == 1)]
+    step = -(-int(epochs["epoch"].max()) // MOST_EPOCHS)
+    last = epochs.groupby("cell")["epoch"].transform("max")
+    epochs = epochs[(epochs["epoch"] % step == 0) | (epochs["epoch"] == 1) | (epochs["epoch"] == last)]
     groups = epochs.groupby(["panel", "curve", "x", "epoch"], sort=False, dropna=False)
     means = groups[known].mean().assign(n=groups.size()).reset_index()
     for name in known:

@@ -27,9 +27,7 @@ def publish(report: Report, path: str) -> tuple[str, str]:
     Every call saves new ones. Raises `UserError` if the package `wandb-workspaces` is missing, or if W&B
     refuses.
     """
-    entity, slash, project = path.removeprefix("wandb:").partition("/")
-    if not (entity and slash and project):
-        raise UserError(f"--wandb: {path!r} is not of the form ENTITY/PROJECT")
+    entity, project = place(path)
     try:
         reports: Any = importlib.import_module("wandb_workspaces.reports.v2")
         workspaces: Any = importlib.import_module("wandb_workspaces.workspaces")
@@ -67,6 +65,14 @@ def publish(report: Report, path: str) -> tuple[str, str]:
     except Exception as error:  # the library raises many types, including plain Exception
         raise UserError(f"--wandb: {path!r} was not saved: {str(error).splitlines()[0]}") from error
     return str(made.url), str(view.url)
+
+
+def place(path: str) -> tuple[str, str]:
+    """Entity and project of ``entity/project``. Raises `UserError` for anything else."""
+    entity, slash, project = path.removeprefix("wandb:").partition("/")
+    if not (entity and slash and project):
+        raise UserError(f"--wandb: {path!r} is not of the form ENTITY/PROJECT")
+    return entity, project
 
 
 def _panels(drawing: Drawing, reports: Any) -> list[Any]:

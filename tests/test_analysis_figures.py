@@ -103,18 +103,19 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
         (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),
         (["figure", "quickstart", "--y", "loss"], ["--y", "'loss'", "train_loss", "churn"]),
+        (["figure", "quickstart", "--x", "data.name"], ["--x", "data.name", "not a number"]),
         (["figure", "quickstart", "--out", "/dev/null/figures"], ["--out", "/dev/null/figures"]),
+        (["report", "--port", "65536"], ["--port", "65536"]),
+        (["report", "--price", "-1"], ["--price", "-1"]),
+        (["report", "--wandb", "me"], ["--wandb", "ENTITY/PROJECT"]),
+        (["report", "--watch", "--wandb", "me/mine"], ["--wandb", "--watch"]),
     ],
 )
 def test_bad_input_is_one_line(
     store: Path, tmp_path: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert (
-        main(
-            ["figure", *arguments[1:2], "--from", str(store), "--out", str(tmp_path / "out"), *arguments[2:]]
-        )
-        == 2
-    )
+    source = ["--from", str(store), "--out", str(tmp_path / "out")]
+    assert main([arguments[0], *source, *arguments[1:]]) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert all(word in err for word in words)

@@ -191,3 +191,16 @@ def test_a_figure_of_dense_networks_has_no_layers() -> None:
     table = Table(pd.DataFrame(), epochs, pd.DataFrame())
     assert training.layer_means(points[points["cell"] == "b"], table).empty
     assert training.layer_means(points, table)["kept"].tolist() == [50]
+
+
+def test_training_curves_of_many_epochs_end_with_the_last_one(tmp_path: Path) -> None:
+    cells = [config(model__k=0.5, train__epochs=epochs) for epochs in (61, 100)]
+    table = fetch(str(made_store(tmp_path, "depth", cells)))
+    points = specs.points(table, experiments.find_spec("depth"))
+    for cell, rows in points.groupby("cell"):
+        found = training.epoch_means(rows, table)["epoch"]
+        assert (found.min(), found.max()) == (
+            1,
+            table.epochs.loc[table.epochs["cell"] == cell, "epoch"].max(),
+        )
+        assert len(found) <= training.MOST_EPOCHS + 2

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.figures import Look, looks
+from hiddenweights.analysis.figures import Look, looks, spread
 from hiddenweights.analysis.specs import PREFIX, PUBLISHED, Spec
 from hiddenweights.analysis.training import METRICS
 
@@ -233,7 +233,7 @@ def _x(rows: pd.DataFrame, spec: Spec) -> Chart:
         "title": spec.x_label,
         "scale": {"reverse": spec.reverse, "padding": 12, **kind},
     }
-    places = sorted(rows["x"].dropna().unique())
+    places = spread(rows["x"], spec)
     if len(places) <= 8:
         x["axis"] = {"values": places, "format": ".4~g"}
     return x

@@ -34,10 +34,6 @@ def _over_rates(name: str, title: str) -> Spec:
 
 
 FIGURES: tuple[Spec, ...] = (
-    _over_rates("study_rates", "Learning rates for Conv2 and Conv4, judged on held-out images, ten epochs"),
-    _over_rates(
-        "study_rates_more", "Learning rates for the later stages, judged on held-out images, ten epochs"
-    ),
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
     over_k("study_deep", "CIFAR-10 at half width, ten epochs: subnetworks of deeper random networks"),
@@ -69,4 +65,8 @@ FIGURES: tuple[Spec, ...] = (
         curve=_kept,
     ),
     over_k("study_resnet18", "ResNet-18 at a quarter of the width, CIFAR-10, ten epochs"),
+    _over_rates("study_rates", "Learning rates for Conv2 and Conv4, judged on held-out images, ten epochs"),
+    _over_rates(
+        "study_rates_more", "Learning rates for the later stages, judged on held-out images, ten epochs"
+    ),
 )
