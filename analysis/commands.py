@@ -94,7 +94,7 @@ def figure(
     file += "_by_epoch" * (spec.x == specs.EPOCH)
     csv = source.out / f"{file}.csv"
     with _writing(source.out):
-        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn)), source.out, file)
+        paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn, spec)), source.out, file)
         drawn.to_csv(csv, index=False)
     if spec.y == METRIC:
         print(*summary.lines(points, ours, table, spec), sep="\n")
@@ -158,7 +158,8 @@ def claims_(source: Options = Source(), plan: bool = False, claim: Claims = ()) 
         path = source.out / "plan.csv"
         with _writing(source.out):
             planning.as_frame(planned, taken).to_csv(path, index=False)
-        print(*planning.lines(planned, taken), f"all cells: {path}", sep="\n")
+        advice = "train them with `hiddenweights sweeps settle`, whose rule allows for looking again"
+        print(*planning.lines(planned, taken), f"all cells: {path}; {advice}", sep="\n")
 
 
 def report_(

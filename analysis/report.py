@@ -186,7 +186,7 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
         lines = [*map(str, best), *summary.remarks(points, table)]
         epochs, layers = training.epoch_means(points, table), training.layer_means(points, table)
         seen = masks.look(points, table)
-        note = summary.note(points, drawn)
+        note = summary.note(points, drawn, spec)
         drawings.append(Drawing(spec, drawn, note, lines, best, epochs, layers, *seen))
     columns = {name: label for name, label in SHOWN.items() if name in table.cells}
     measured = claims.measure(table, registry.registered())

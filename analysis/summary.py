@@ -189,11 +189,11 @@ def _comparison(row: Mapping[Hashable, Any]) -> str:
     return f"{which}{row['effect']}: {numbers}{again}"
 
 
-def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
-    """The note under a figure: data, epochs, protocol, n, and the meaning of the band."""
+def note(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
+    """The note under a figure: data, width, epochs, protocol, n, and the meaning of the band."""
 
     def values(column: str) -> str:
-        found = dict.fromkeys(points[column])
+        found = dict.fromkeys("all" if pd.isna(value) else value for value in points[column])
         return ", ".join(value if isinstance(value, str) else f"{value:g}" for value in found)
 
     protocol = {"validation": "validation split held out", "paper": "all training images (paper's protocol)"}
@@ -205,7 +205,11 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame) -> str:
     band += ", bars: single values (n < 3: no interval)" if drawn["n"].between(2, FEW - 1).any() else ""
     paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
     data = "; ".join(["", *mixed_data(points)])
-    return f"{values('data.name')}, {values('train.epochs')} epochs, {protocols}; {seeds}{band}{paper}{data}"
+    subset = f", {values('data.subset')} images" if points["data.subset"].notna().any() else ""
+    own_width = spec.x != "model.width" and (points["model.width"] != 1).any()
+    width = f", width {values('model.width')}" if own_width else ""
+    run = f"{values('data.name')}{subset}{width}, {values('train.epochs')} epochs, {protocols}"
+    return f"{run}; {seeds}{band}{paper}{data}"
 
 
 def left_out(table: Table, sweep: str) -> str:

@@ -157,10 +157,11 @@ def test_a_curve_of_two_versions_of_the_data_says_so(tmp_path: Path) -> None:
         results[4]["data_digest"] = last
         store = write_store(tmp_path / name, results, {"depth": [cell_id(cell) for cell in cells]})
         table = fetch(str(store))
-        points = specs.points(table, experiments.find_spec("depth"))
+        spec = experiments.find_spec("depth")
+        points = specs.points(table, spec)
         drawn, words = aggregate.curves(points), "4 cells read aaaaaaaa; 1 cells read bbbbbbbb"
-        lines = summary.lines(points, drawn, table, experiments.find_spec("depth"))
-        notes.append((sum(words in line for line in lines), words in summary.note(points, drawn)))
+        lines = summary.lines(points, drawn, table, spec)
+        notes.append((sum(words in line for line in lines), words in summary.note(points, drawn, spec)))
     assert notes == [(1, True), (0, False)]
 
 
@@ -204,3 +205,15 @@ def test_training_curves_of_many_epochs_end_with_the_last_one(tmp_path: Path) ->
             table.epochs.loc[table.epochs["cell"] == cell, "epoch"].max(),
         )
         assert len(found) <= training.MOST_EPOCHS + 2
+
+
+def test_a_note_says_what_panels_and_published_numbers_do_not(tmp_path: Path) -> None:
+    cells = [config(model__k=0.5, model__width=width, data__subset=500) for width in (0.25, 0.5)]
+    table = fetch(str(write_store(tmp_path, map(result, cells), {"width": map(cell_id, cells)})))
+    points = specs.points(table, experiments.find_spec("width"))
+    for name, words in (
+        ("width", "digits, 500 images, 3 epochs"),
+        ("depth", "500 images, width 0.25, 0.5, 3"),
+    ):
+        note = summary.note(points, aggregate.curves(points), experiments.find_spec(name))
+        assert words in note

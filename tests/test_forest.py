@@ -58,10 +58,10 @@ def test_a_curve_of_two_seeds_has_points_and_no_band(table: Table) -> None:
     (ax,) = (ax for ax in figures.render(drawn, spec).axes)
     single = [y for line in ax.lines if line.get_marker() == "_" for y in line.get_ydata()]
     assert len(single) == 2 * (drawn["kind"] == specs.SUBNETWORK).sum()
-    assert "single values" in summary.note(points, drawn)
+    assert "single values" in summary.note(points, drawn, spec)
     three = specs.points(summary.where(table, ["data.name=cifar10"]), spec)
     assert aggregate.curves(three)["low"].notna().all()
-    assert "95% t interval" in summary.note(three, aggregate.curves(three))
+    assert "95% t interval" in summary.note(three, aggregate.curves(three), spec)
 
 
 def test_verdicts_on_other_settings_are_counted_apart(table: Table) -> None:
