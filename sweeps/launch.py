@@ -3,11 +3,12 @@
 import contextlib
 import multiprocessing
 import os
+import signal
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from multiprocessing.connection import Connection
 from typing import Any
 
 from hiddenweights import own
@@ -124,15 +125,43 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     if not needs:
         return []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, spawn, _begin, (own.carried(),)) as pool:
-        check = check_code if address else check_inputs
-        return [*dict.fromkeys(filter(None, pool.map(check, needs.values())))]
+    pipe, theirs = spawn.Pipe(duplex=False)
+    arguments = (theirs, check_code if address else check_inputs, [*needs.values()], own.carried())
+    process = spawn.Process(target=_check_all, args=arguments, daemon=True)
+    process.start()
+    theirs.close()
+    try:
+        answer: list[str] | UserError = pipe.recv()
+    except EOFError:
+        process.join()
+        raise UserError(
+            f"data: the process that tries the data and networks ended with status {process.exitcode}"
+        ) from None
+    finally:
+        process.kill()  # after Ctrl-C: loading may take minutes
+        process.join()
+    if isinstance(answer, UserError):
+        raise answer
+    return answer
 
 
-def _begin(code: Mapping[str, Mapping[str, Any]]) -> None:
-    """What the process of `preflight` does first. `code` is the user's (`own.carried`)."""
+def _check_all(
+    pipe: Connection,
+    check: Callable[[Resolved], str | None],
+    configs: Sequence[Resolved],
+    code: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """The process of `preflight`: send the lines of the checks, or the first error of the user.
+
+    `code` is the user's (`own.carried`). Any other error is printed here, and ends the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launch ends it
     collect_rarely()
     own.receive(code)
+    try:
+        pipe.send([*dict.fromkeys(filter(None, map(check, configs)))])
+    except UserError as error:
+        pipe.send(UserError(str(error)))
 
 
 def run(planned: Plan, store: Store, options: Options, progress: Progress) -> None:

@@ -1,9 +1,12 @@
 """Launching sweeps: what is missing is trained, once; what failed is said; the exit status tells."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ import pytest
 from hiddenweights import cli
 from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
+from hiddenweights.errors import UserError
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments, tracking
 from hiddenweights.sweeps import launch as launch_module
@@ -288,6 +292,31 @@ def test_the_listed_cells_differ(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if " missing " in line]
     assert len({*map(tuple, lines)}) == len(lines) == 6
     assert {line[-1] for line in lines} == {"lr=0.1", "lr=0.3"}
+
+
+def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
+    """Loading them may take minutes, for example with a download."""
+    (tmp_path / "slow.py").write_text("import time\ndef slow():\n    time.sleep(60)\n")
+    cells = experiments.sweep("tiny").override({"data.name": "slow.py:slow"}, {}).cells()
+    main, real = threading.main_thread().ident or 0, signal.signal(signal.SIGUSR1, signal.default_int_handler)
+    began, stop = time.monotonic(), threading.Timer(1.0, signal.pthread_kill, (main, signal.SIGUSR1))
+    stop.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launch_module.preflight(cells.values(), None)
+    finally:
+        signal.signal(signal.SIGUSR1, real)
+    assert time.monotonic() - began < 10
+
+
+def test_a_check_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "any.py").write_text("")
+    cells = experiments.sweep("tiny").override({"data.name": "any.py:any"}, {}).cells()
+    monkeypatch.setattr(
+        launch_module, "check_inputs", os.kill
+    )  # it ends with an error that is not the user's
+    with pytest.raises(UserError, match="ended with status 1"):
+        launch_module.preflight(cells.values(), None)
 
 
 def test_axes_that_name_a_cell_twice_are_said(capsys: pytest.CaptureFixture[str]) -> None:
