@@ -123,7 +123,7 @@ def wanted_by(config: Resolved, options: Options, measured: Measured, largest: R
     """
     together = options.processes()
     share = measured.gpu_share(config) if options.gpus is None else options.gpus
-    if together > 1:
+    if together > 1 and options.gpus != 0:
         share = float(together)
     if config.train.device == "cpu" or (
         config.train.device == "auto" and options.gpus is None and not largest["GPU"]

@@ -20,7 +20,8 @@ class Options:
     address: str | None = None
     """The address of a running Ray cluster (`auto`, or host:port). If not given: Ray on this machine."""
     gpus: float | None = None
-    """GPUs per cell; a fraction shares a GPU. If not given: by the size of the network, if there are GPUs."""
+    """GPUs per cell; a fraction shares a GPU, 0 is for the CPU. If not given: by the size of the network, if
+    there are GPUs."""
     ranks: int | None = None
     """Processes of one machine that train a cell together, data parallel. If not given: one per GPU."""
     loaders: int | None = None

@@ -54,6 +54,8 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
         self._fit: bool | None = None  # unknown
         self._job, self._report_every = job_of(config), config["report_every"]
         own.receive(json.loads(config["code"]))
+        if not self._job["resources"]["GPU"] and self._job["config"]["train"]["device"] == "auto":
+            os.environ["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides the GPUs of others, but not all of them
         if config["wandb_mode"]:
             os.environ["WANDB_MODE"] = config["wandb_mode"]
         self._said = _Said()

@@ -138,6 +138,7 @@ def test_what_a_cell_asks_for() -> None:
     assert wanted(CONV, with_gpus) == {"CPU": 1, "GPU": 0.25}
     assert wanted(CONV, with_gpus, gpus=2.0) == {"CPU": 2, "GPU": 2.0}
     assert wanted(CONV, without) == {"CPU": 1, "GPU": 0}
+    assert capacity.wanted_by(CONV, Options(gpus=0, ranks=2), Measured(), with_gpus) == {"CPU": 2, "GPU": 0}
     assert wanted(unflatten({"train.device": "cpu"}, CONV), with_gpus) == {"CPU": 1, "GPU": 0}
     assert capacity.alone({"CPU": 1, "GPU": 0.25}, with_gpus) == {"CPU": 1, "GPU": 1}
     assert capacity.alone({"CPU": 1, "GPU": 2.0}, with_gpus) == {"CPU": 1, "GPU": 2}

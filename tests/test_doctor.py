@@ -1,6 +1,7 @@
 """What a host says of itself, to `doctor` and to a cell that was promised a GPU."""
 
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def doctor(*arguments: str) -> int:
 @pytest.fixture(autouse=True)
 def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
 
 
 def test_this_machine_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -102,7 +104,9 @@ def test_a_cell_that_was_given_a_gpu_never_trains_on_the_cpu(
     failure = Store(tmp_path / "runs").failure(CELL)
     assert failure is not None
     assert failure["transient"]  # the next launch tries it again
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "0"
     assert worker(tmp_path, gpu=0.0).step()["state"] in ("running", "finished")
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ""  # nor on a GPU without being given one
 
 
 def test_the_time_limit_ends_with_the_attempt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
