@@ -9,7 +9,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.masking.masks import kept_count
 from hiddenweights.masking.supermask import masks_of, supermask, weight_layers
 from hiddenweights.models import NETWORKS, build_network
-from hiddenweights.models.subsampled import Subsampled
+from hiddenweights.models.subsampled import Subsampled, subsample_first
 from hiddenweights.models.torchvision_resnet import TORCHVISION_RESNETS
 
 CIFAR10 = {"channels": 3, "image_size": 32, "classes": 10}
@@ -74,6 +74,12 @@ def test_only_strided_1x1_convolutions_of_few_channels_drop_pixels_first(arch, w
     network = build_network(arch, **CIFAR10, width=width)
     kinds = [type(module) for module in network.modules()]
     assert kinds.count(Subsampled) == found  # those of 3 and 6 channels
+
+
+def test_a_padding_by_name_hides_no_affected_convolution():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 6, 1, 2, padding="valid"))
+    subsample_first(network)
+    assert type(network[0]) is Subsampled
 
 
 def test_small_resnets_have_the_blocks_of_their_depth():

@@ -26,7 +26,7 @@ def _is_affected(convolution: nn.Conv2d) -> bool:
     return (
         convolution.kernel_size == (1, 1)
         and convolution.stride != (1, 1)
-        and convolution.padding == (0, 0)
+        and convolution.padding in ((0, 0), "valid")
         and convolution.groups == 1
         and convolution.in_channels < 8
     )
