@@ -489,6 +489,13 @@ def test_uninitialised_lazy_layers_are_named():
         supermask(nn.Sequential(nn.LazyLinear(3)))
 
 
+@pytest.mark.parametrize("sizes", [(0, 3), (3, 0)])
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+def test_a_layer_without_elements_is_named(sizes):
+    with pytest.raises(UserError, match=r"0\.weight"):
+        supermask(nn.Sequential(nn.Linear(*sizes)))
+
+
 def test_layers_that_keep_one_weight_are_named_in_one_warning():
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 100), nn.Linear(100, 2), nn.Linear(1, 1))
     with pytest.warns(UserWarning, match=r"0\.weight, 2\.weight") as caught:

@@ -149,8 +149,8 @@ def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
     """(owner, attribute, dotted name) of every weight that a mask can cover, in the order of the model.
 
     Raises `UserError` if there is none, if one is already parametrized or computed from another parameter
-    (as by `weight_norm`), if one belongs to a lazy layer and has no shape yet, or if one is shared with
-    another module (an embedding, say).
+    (as by `weight_norm`), if one belongs to a lazy layer and has no shape yet, if one has no elements, or if
+    one is shared with another module (an embedding, say).
     """
     found: list[tuple[nn.Module, str, str]] = []
     names: dict[int, list[str]] = {}  # all names of each parameter
@@ -166,6 +166,8 @@ def weight_layers(model: nn.Module) -> list[tuple[nn.Module, str, str]]:
                 raise UserError(f"model: {name!r} is no parameter, but computed from one; remove that first")
             if isinstance(weight, nn.parameter.UninitializedParameter):
                 raise UserError(f"model: {name!r} has no shape yet; call the model once before it is masked")
+            if not weight.numel():
+                raise UserError(f"model: {name!r} has no elements: its shape is {tuple(weight.shape)}")
             others = [other for other in names[id(weight)] if other != name]
             if others:
                 raise UserError(
