@@ -1,9 +1,9 @@
 """The verdicts of a table on the claims. `hiddenweights.claims` has the definitions and the tests.
 
-These are verdicts on the paper if the cells are like the paper's: its data, all images, its width and at
-least its number of epochs. For other cells a claim only *holds here*, *does not hold here* or is *open here*.
-It is out of scope if the runs have none of its cells. The reported effect of a claim is its worst
-comparison.
+These are verdicts on the paper if the cells are like the paper's: its data, all images, its width, its recipe
+and at least its number of epochs. For other cells a claim only *holds here*, *does not hold here* or is
+*open here*. It is out of scope if the runs have none of its cells. The reported effect of a claim is its
+worst comparison.
 
 `hiddenweights sweeps settle` looks at its results repeatedly while it trains. A claim that uses its cells
 gets the anytime-valid verdict and intervals, which allow for this. All other claims assume that the number

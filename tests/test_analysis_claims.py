@@ -162,6 +162,7 @@ def test_cells_unlike_the_papers_say_nothing_about_the_paper() -> None:
         (like | {"train__epochs": (99,)}, ("holds here", "does not hold here")),
         (like | {"model__width": (0.5,)}, ("holds here", "does not hold here")),
         (like | {"data__subset": (5000,)}, ("holds here", "does not hold here")),
+        (like | {"optim__lr": (0.3,)}, ("holds here", "does not hold here")),
     ):
         for above, word in zip((0.02, -0.02), words, strict=True):
             table = table_of(cells(**KS, **fields_), lambda m: 0.8 + above * (m.distribution == SIGNED))  # noqa: B023

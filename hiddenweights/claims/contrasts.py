@@ -12,6 +12,7 @@ from typing import Any
 from hiddenweights.config import CellConfig, OptimConfig, Scalar
 from hiddenweights.flat import field_of, flatten, unflatten
 from hiddenweights.identity import Resolved, id_of, resolve, short_name
+from hiddenweights.recipes import recipe
 
 # The fields that affect the result.
 IDENTITY = tuple(name for name in flatten(CellConfig()) if field_of(name).identity)
@@ -54,6 +55,13 @@ class Cell:
 
     def __getitem__(self, name: str) -> Any:
         return self.flat[name]
+
+    @functools.cached_property
+    def unlike_recipe(self) -> tuple[str, ...]:
+        """The fields of the optimiser that differ from the paper's for this method and network."""
+        optimizer, method, arch = (self[name] for name in ("optim.optimizer", "model.method", "model.arch"))
+        own = recipe(optimizer, method, arch, batch_size=None, epochs=self["train.epochs"])
+        return tuple(f"optim.{name}" for name, value in own.items() if self[f"optim.{name}"] != value)
 
     @functools.cached_property
     def condition(self) -> tuple[Scalar, ...]:
@@ -170,6 +178,9 @@ class Claim:
         if self.width is not None and widths - {self.width}:
             found = ", ".join(f"{width:g}" for width in sorted(widths - {self.width}))
             short.append(f"width {self.width:g} instead of {found}")
+        unlike = {name for cell in cells for name in cell.unlike_recipe}
+        if unlike and not short:  # cells that lack more are judged together, with any learning rate
+            short.append(f"the recipe's {', '.join(sorted(unlike))}")
         return short
 
 
