@@ -45,7 +45,7 @@ class Plan:
     damaged: Mapping[str, str]
     """Cells with damaged results, with reasons. They are in `todo` only if that was asked."""
     early: Collection[str]
-    """Cells that a search stopped early."""
+    """Cells that a search stopped early, if this is one."""
     measured: Measured
     """Measurements of finished cells of these kinds."""
 
@@ -55,12 +55,14 @@ def plan(
     cells: Mapping[str, Resolved],
     store: Store,
     *,
+    search: bool = False,
     rerun_failed: bool = False,
     rerun_damaged: bool = False,
 ) -> Plan:
     """Sort the cells by their state in the store. Writes nothing.
 
-    `rerun_failed` and `rerun_damaged` plan cells again that failed before, or have a damaged result.
+    A `search` leaves out the cells that a search has stopped early. `rerun_failed` and `rerun_damaged` plan
+    cells again that failed before, or have a damaged result.
 
     Raises `UserError` if a cell trains a subnetwork that neither the store nor the plan has.
     """
@@ -70,7 +72,7 @@ def plan(
     for cell, state in states.items():
         failure = store.failure(cell) if state == "failed" else None
         if failure and failure["error"] == STOPPED_EARLY:
-            early.add(cell)
+            early |= {cell} if search else set()
         elif failure and not failure["transient"] and not rerun_failed:
             failed[cell] = failure["message"]
     finished: dict[str, tuple[float, float]] = {}

@@ -71,12 +71,13 @@ def launch_(
         check_installed()
     declared = experiments.sweep(name)
     sweep, cells = chosen(name, set, axis, samples)
-    notes: list[str] = []
-    if tuned:
-        tuned = own.slug(tuned)
-        cells, notes = _tuned(sweep, results, tuned, parse_settings(set).keys() | parse_axes(axis).keys())
+    given = parse_settings(set).keys() | parse_axes(axis).keys()
+    cells, notes = _tuned(sweep, results, own.slug(tuned), given) if tuned else (cells, [])
     part = cells.where(parse_settings(where, "--where"))
-    planned = launch.plan(sweep.name, part, results, rerun_failed=rerun_failed, rerun_damaged=rerun_damaged)
+    planned = launch.plan(
+        sweep.name, part, results,
+        search=sweep.searched(), rerun_failed=rerun_failed, rerun_damaged=rerun_damaged,
+    )  # fmt: skip
     headline = _headline(planned, part, results) + _cost(planned, declared, options.gpus, price)
     console.print(headline)
     for line in [*notes, *(f"damaged: {cell}: {why}" for cell, why in planned.damaged.items())]:

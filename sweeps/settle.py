@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from hiddenweights.cells.cell import STOPPED_EARLY
 from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Store, StoreAway
 from hiddenweights.claims import plan
@@ -117,7 +118,7 @@ def look(asked: Question, store: Store) -> Look:
     lost = {cell for cell, state in states.items() if state == "finished" and cell not in seconds}
     for cell, state in states.items():
         failure = store.failure(cell) if state == "failed" else None
-        if failure and not failure["transient"]:
+        if failure and not failure["transient"] and failure["error"] != STOPPED_EARLY:
             lost.add(cell)
     left = [cell for cell in cells.values() if cell.id not in lost]
     plans = [

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from hiddenweights import cli
-from hiddenweights.cells.cell import run_cell
+from hiddenweights.cells.cell import STOPPED_EARLY, failure_record, run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
 from hiddenweights.sweeps import commands as main
@@ -210,6 +210,16 @@ def test_what_a_search_found_is_what_another_sweep_takes(
     assert winners() == plan["winners"]
     for _ in range(2):  # a sweep may take what it has found itself, and again
         assert launch("wide", "--tuned", "wide") == 0
+
+
+def test_a_cell_that_a_search_stopped_early_is_trained_where_it_is_asked_for() -> None:
+    cells, store = experiments.sweep("wide").cells(), Store("runs")
+    stopped = next(iter(cells))
+    store.prepare()
+    store.fail(stopped, failure_record(STOPPED_EARLY, "behind the others", epoch=1))
+    assert launch_module.plan("wide", cells, store, search=True).early == {stopped}
+    assert launch("wide") == 0
+    assert store.finished() == {*cells}
 
 
 def interrupt(*args: object) -> None:
