@@ -2,7 +2,7 @@
 
 import contextlib
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from shlex import quote
@@ -71,8 +71,7 @@ def launch_(
         check_installed()
     declared = experiments.sweep(name)
     sweep, cells = chosen(name, set, axis, samples)
-    given = parse_settings(set).keys() | parse_axes(axis).keys()
-    cells, notes = _tuned(sweep, results, own.slug(tuned), given) if tuned else (cells, [])
+    cells, notes = _tuned(sweep, results, own.slug(tuned), set, axis) if tuned else (cells, [])
     part = cells.where(parse_settings(where, "--where"))
     planned = launch.plan(
         sweep.name, part, results,
@@ -223,10 +222,12 @@ def settle_(
     return settle.settle(asked, results, options, allowed, console)
 
 
-def _tuned(sweep: Sweep, store: Store, name: str, given: Collection[str]) -> tuple[Cells, list[str]]:
+def _tuned(
+    sweep: Sweep, store: Store, name: str, set: tuple[str, ...], axes: tuple[str, ...]
+) -> tuple[Cells, list[str]]:
     """The cells with the best values of the search `name`, and a line per side for which it has none.
 
-    Raises `UserError` if it has none for any side, or if it chose a field that is `given`, too.
+    Raises `UserError` if it has none for any side, or if it chose a field that --set or --axis names, too.
     """
     searches = {plan: found for plan in store.plans() if (found := (store.plan(plan) or {}).get("winners"))}
     if not searches:
@@ -234,7 +235,8 @@ def _tuned(sweep: Sweep, store: Store, name: str, given: Collection[str]) -> tup
     if name not in searches:
         raise choices_error("--tuned", name, searches)
     winners: Mapping[str, Mapping[str, Scalar]] = searches[name]
-    if both := {field for best in winners.values() for field in best} & {*given}:
+    given = parse_settings(set).keys() | parse_axes(axes).keys()
+    if both := {field for best in winners.values() for field in best} & given:
         fields = ", ".join(sorted(both))
         raise UserError(
             f"--tuned: {name} chooses {fields}, and so does --set or --axis; leave out one of them"
