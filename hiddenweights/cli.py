@@ -227,8 +227,14 @@ def _group(commands: Mapping[str, Command]) -> Command:
 
 
 def _one_line(box: str) -> str:
-    """The first paragraph of the parser's boxed message, and the option that it proposes instead."""
+    """The first paragraph of the parser's boxed message, and the option that it proposes instead.
+
+    The lines of the box are dashes if the terminal has no Unicode.
+    """
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    lines = [line if line.strip("-") else "" for line in lines]
+    while lines and not lines[0]:
+        lines.pop(0)
     end = lines.index("") if "" in lines else len(lines)
     gist = re.sub(r"^Error parsing (__tyro\S+: )?", "", " ".join(lines[:end]))
     if gist.startswith("Unrecognized"):

@@ -1,5 +1,6 @@
 """``hiddenweights train`` as people use it: real processes, real signals."""
 
+import io
 import json
 import os
 import random
@@ -96,6 +97,21 @@ def test_bad_input_is_one_line_and_status_2(
     for name in names:
         assert name in printed.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["--patience", "x"], "--patience: could not convert string to float: 'x'"),
+        (["--model.widht=3"], "Unrecognized options: --model.widht=3 (did you mean --model.width?)"),
+    ],
+)
+def test_bad_input_is_one_line_on_a_terminal_without_unicode(
+    args: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    assert train(*args) == 2
+    assert capsys.readouterr().err == f"error: {says}\n"
 
 
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,6 +56,11 @@ class Flat(Mask):
         return torch.ones(self.scores.numel())
 
 
+class Constant(Mask):
+    def mask(self):
+        return torch.ones_like(self.scores)
+
+
 class Fails(Mask):
     def mask(self):
         return 1 / 0
@@ -164,6 +169,7 @@ def test_it_is_told_of_every_step_and_leaves_a_ticket_only_for_a_plain_mask(fold
         ("my_masks.py:function", "subclass of hiddenweights.Mask"),
         ("my_masks.py:Fewer", r"\(scores, k, layer\)"),
         ("my_masks.py:Flat", r"\(24,\)"),
+        ("my_masks.py:Constant", "no gradient in the scores"),
         ("my_masks.py:Fails", "ZeroDivisionError"),
         ("positive", "edge_popup.*FILE.py:CLASS"),
         ("my_masks.py", "FILE.py:CLASS"),

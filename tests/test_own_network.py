@@ -33,6 +33,10 @@ class Volume(nn.Module):
 
 def wrong(num_classes):
     return 3
+
+
+def fails(num_classes):
+    raise RuntimeError("two\\nlines")
 """
 
 
@@ -67,7 +71,12 @@ def test_the_code_is_checked_before_a_launch_on_a_cluster(
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nowhere.py:make", "nowhere.py"), ("my_nets.py:absent", "make"), ("my_nets.py:wrong", "a int, not a")],
+    [
+        ("nowhere.py:make", "nowhere.py"),
+        ("my_nets.py:absent", "make"),
+        ("my_nets.py:wrong", "a int, not a"),
+        ("my_nets.py:fails", "RuntimeError: two lines"),
+    ],
 )
 def test_a_wrong_name_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, says: str

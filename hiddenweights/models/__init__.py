@@ -90,10 +90,9 @@ def own_network(path: str, classes: int, width: float) -> nn.Module:
         raise UserError(f"model.width: {width!r}, but only our networks and torchvision's ResNets scale")
     try:
         network: Any = constructor(num_classes=classes)
-    except TypeError as error:
-        raise UserError(
-            f"model.arch: {path!r} cannot be called with num_classes={classes}: {error}"
-        ) from error
+    except Exception as error:  # user code may raise anything
+        line = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise UserError(f"model.arch: {path!r} fails with num_classes={classes}: {line}") from error
     if not isinstance(network, nn.Module):
         raise UserError(f"model.arch: {path!r} returns a {type(network).__name__}, not a torch.nn.Module")
     return network

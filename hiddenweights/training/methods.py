@@ -43,6 +43,8 @@ def _try(method: type[Mask], name: str) -> None:
                     raise TypeError(f"{call} gives {type(found).__name__}")
                 if (found.shape, found.dtype) != (weight.shape, weight.dtype):
                     raise ValueError(f"{call} gives {tuple(found.shape)} {found.dtype}")
+            if any(p.requires_grad for p in mask.parameters()) and not found.requires_grad:
+                raise ValueError("forward(weight) has no gradient in the scores")
         except Exception as error:  # user code may raise anything
             line = f"{type(error).__name__}: {' '.join(str(error).split())}"
             where = f"a layer of shape {_SHAPE} {weight.dtype}"
