@@ -191,6 +191,8 @@ def train(planned: Plan, store: Store, options: Options, progress: Progress, exe
         )
         if crowded := {cell: todo[cell] for cell in short}:
             progress.note(f"{len(crowded)} cells died or lacked memory beside others; now each alone")
+            for cell in crowded:  # it has not failed yet, and Ray may be lost before it has its turn
+                del progress.failures[cell]
             execute(crowded, planned.measured, progress, alone=True)
             progress.note("")
         store.insist(lambda: _strike_off(todo, store, progress), options.patience)

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hiddenweights import own
-from hiddenweights.cells.store import Store, StoreAway, default_store
+from hiddenweights.cells.store import Store, Unreachable, default_store
 from hiddenweights.flat import from_dict
 from hiddenweights.identity import Resolved, resolve
 from hiddenweights.sweeps.arguments import Axes, Name, Sets, chosen, console_for_people
@@ -130,7 +130,7 @@ def _watch(standing: Standing, console: Console) -> None:
             try:
                 standing.look()
                 note = ""
-            except StoreAway as error:
+            except Unreachable as error:
                 note = f"the store cannot be reached: {error}"
             if live:
                 live.update(standing.picture(console.height, note or "q ends"), refresh=True)

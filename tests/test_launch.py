@@ -1,5 +1,6 @@
 """Launching sweeps: what is missing is trained, once; what failed is said; the exit status tells."""
 
+import io
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hiddenweights import cli
 from hiddenweights.cells.cell import STOPPED_EARLY, failure_record, run_cell
@@ -21,7 +23,8 @@ from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments, tracking
 from hiddenweights.sweeps import launch as launch_module
 from hiddenweights.sweeps.grid import Arm, arm
-from hiddenweights.sweeps.progress import Curves, clock
+from hiddenweights.sweeps.options import Options
+from hiddenweights.sweeps.progress import Curves, Progress, clock, outcome
 from hiddenweights.training.train import Trainer
 
 TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2}
@@ -220,6 +223,25 @@ def test_a_cell_that_a_search_stopped_early_is_trained_where_it_is_asked_for() -
     assert launch_module.plan("wide", cells, store, search=True).early == {stopped}
     assert launch("wide") == 0
     assert store.finished() == {*cells}
+
+
+def test_a_cell_whose_turn_alone_is_lost_with_ray_has_not_failed() -> None:
+    cells, store = experiments.sweep("wide").override({"seed": 0}, {}).cells(), Store("runs")
+    store.prepare()
+    progress = Progress("wide", cells, Curves(cells), Console(file=io.StringIO()))
+    turns: list[bool] = []
+
+    def execute(group: Any, measured: Any, progress: Progress, alone: bool = False) -> None:
+        turns.append(alone)
+        for cell, config in group.items():
+            if len(turns) == 1:
+                progress.failed(cell, "its worker died, again and again")
+            elif len(turns) == 3:
+                progress.finished(cell, *outcome(run_cell(config, store)))
+
+    launch_module.train(launch_module.plan("wide", cells, store), store, Options(), progress, execute)
+    assert turns == [False, True, False]
+    assert not progress.failures
 
 
 def interrupt(*args: object) -> None:

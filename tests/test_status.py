@@ -10,6 +10,7 @@ import pytest
 from analysis_stores import grid, result, write_store
 
 from hiddenweights import cli
+from hiddenweights.cells.store import Unreachable
 from hiddenweights.sweeps import commands, status
 
 CELLS = [result(cell) for cell in grid(archs=("conv2",), ks=(0.5,), seeds=(0, 1, 2))[:3]]
@@ -25,6 +26,12 @@ def test_a_line_per_change_until_every_cell_is_finished(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     looks: list[float] = []
+    real = status.Standing.look
+
+    def look(self: status.Standing) -> None:
+        if len(looks) == 1:
+            raise Unreachable("503")
+        real(self)
 
     def sleep(seconds: float) -> None:
         looks.append(seconds)
@@ -32,11 +39,13 @@ def test_a_line_per_change_until_every_cell_is_finished(
             write_store(store, CELLS[2:])
 
     monkeypatch.setattr(status.time, "sleep", sleep)
+    monkeypatch.setattr(status.Standing, "look", look)
     assert cli.run(commands.COMMANDS, "sweeps", ("status", "depth", "--store", str(store), "--watch")) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 2
+    assert len(lines) == 4
     assert "2 finished" in lines[0]
-    assert "3 finished" in lines[1]
+    assert "503" in lines[1]
+    assert "3 finished" in lines[3]
     assert len(looks) == 3
 
 
