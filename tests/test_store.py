@@ -170,6 +170,14 @@ def test_a_lease_is_renewed_and_its_loss_is_noticed(store: Store, monkeypatch: p
     assert store._read(f"cells/{CELL}/lock") == after | {"owner": "another"}  # not ours to remove
 
 
+def test_a_process_that_ends_while_it_is_looked_at_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    with subprocess.Popen(["sleep", "60"]) as process, open(f"/proc/{process.pid}/stat") as stat:
+        process.kill()
+        process.wait()
+        monkeypatch.setattr(Path, "read_text", lambda path: stat.read())
+        assert lease_module._birth(process.pid) is None
+
+
 def test_the_cell_of_a_killed_process_is_free_at_once(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.prepare()

@@ -225,7 +225,7 @@ def _birth(pid: int) -> str | None:
     """The start time of process `pid`, so that a reused pid is not mistaken for the old process."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # the latter if it ends while its file is read
         if Path("/proc/self/stat").exists():
             return None
         try:  # systems without /proc
