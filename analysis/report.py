@@ -168,7 +168,7 @@ def duration(seconds: float) -> str:
 def collect(table: Table, source: str, *, mixed: bool = False, price: float | None = None) -> Report:
     """The report on the cells of `table`."""
     drawings, skipped = [], {}
-    finished = _finished_sweeps(table)
+    finished = table.finished_sweeps()
     for name in (*experiments.FIGURES, *sorted(finished - experiments.FIGURES.keys())):
         if name not in finished:
             skipped[name] = "no finished cell; train some with hiddenweights sweeps launch NAME"
@@ -203,12 +203,6 @@ def collect(table: Table, source: str, *, mixed: bool = False, price: float | No
         left_out=table.left_out,
         price=price,
     )
-
-
-def _finished_sweeps(table: Table) -> set[str]:
-    """The names of the sweeps with a finished cell."""
-    names = table.cells.loc[table.cells["state"] == FINISHED, "sweeps"]
-    return {name for cell in names for name in cell.split()}
 
 
 def facts(table: Table) -> pd.DataFrame:

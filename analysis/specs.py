@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
 from hiddenweights.analysis.aggregate import ALIKE
-from hiddenweights.analysis.table import FINISHED, METRIC, Table, processors
+from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
@@ -111,6 +111,11 @@ def over_k(name: str, title: str, y_label: str = "test accuracy (%)") -> Spec:
     )
 
 
+def over_kept(name: str, title: str) -> Spec:
+    """A figure over the measured fraction, for methods without a k."""
+    return replace(over_k(name, title), x="kept", x_label="weights kept (%), measured")
+
+
 def one_panel(cells: pd.DataFrame) -> "pd.Series[str]":
     """All cells in one panel without a title."""
     return pd.Series("", cells.index, dtype="str")
@@ -120,11 +125,10 @@ def finished_cells(table: Table, name: str) -> pd.DataFrame:
     """The finished cells of the sweep `name`. Raises `UserError` that names the sweep if there are none."""
     cells = table.sweep(name)
     if cells.empty:
-        finished = table.cells.loc[table.cells["state"] == FINISHED, "sweeps"]
-        known = sorted({name for names in finished for name in names.split()})
+        known = ", ".join(sorted(table.finished_sweeps())) or "none"
         raise UserError(
-            f"figure {name}: the source has no finished cell of sweep {name!r} (but of: "
-            f"{', '.join(known) or 'none'}); launch it: hiddenweights sweeps launch {name}"
+            f"figure {name}: the source has no finished cell of sweep {name!r} (but of: {known}); "
+            f"launch it: hiddenweights sweeps launch {name}"
         )
     return cells
 

@@ -103,6 +103,10 @@ class Table:
         member = self.cells["sweeps"].map(lambda sweeps: name in sweeps.split())
         return self.cells[member & (self.cells["state"] == FINISHED)]
 
+    def finished_sweeps(self) -> set[str]:
+        """The names of the sweeps with a finished cell."""
+        return {*" ".join(self.cells.loc[self.cells["state"] == FINISHED, "sweeps"]).split()}
+
     def unchanged(self) -> "pd.Series[bool]":
         """For each cell: whether the checksum of the weights is the initial one after every epoch."""
         last = self.cells["weights_checksum"] == self.cells["initial_weights_checksum"]

@@ -1,8 +1,10 @@
 """The figures of this project's own study, and its numbers (docs/results)."""
 
+from dataclasses import replace
+
 import pandas as pd
 
-from hiddenweights.analysis.specs import EDGE_POPUP, Spec, label, network_and_data, over_k
+from hiddenweights.analysis.specs import EDGE_POPUP, Spec, label, network_and_data, over_k, over_kept
 
 
 def _kept(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -37,22 +39,12 @@ FIGURES: tuple[Spec, ...] = (
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
     over_k("study_deep", "CIFAR-10 at half width, ten epochs: subnetworks of deeper random networks"),
-    Spec(
-        name="study_shallow",
-        title="Where it stops working: networks without depth, ten epochs",
-        x="model.k",
-        x_label="weights kept (%)",
-        scale=100,
-        reverse=True,
+    replace(
+        over_k("study_shallow", "Where it stops working: networks without depth, ten epochs"),
         panel=network_and_data,
     ),
-    Spec(
-        name="study_methods",
-        title="Ways to choose the mask: Conv4 at half width, CIFAR-10, ten epochs",
-        x="kept",
-        x_label="weights kept (%), measured",
-        scale=100,
-        reverse=True,
+    replace(
+        over_kept("study_methods", "Ways to choose the mask: Conv4 at half width, CIFAR-10, ten epochs"),
         curve=_method,
     ),
     Spec(

@@ -19,7 +19,8 @@ Values that are all equal have no spread to test with, so they decide nothing. W
 frequent: accuracies are multiples of 1 / (number of test images), and a few of them often coincide.
 
 `anytime` verdicts may be looked at after every seed, without limit. Look n (at the first n seeds) uses the
-share ``SPENT / (n (n - 1))`` of both levels, and a decision stays (alpha spending: Lan and DeMets 1983).
+share ``SPENT / (n (n - 1))`` of both levels, and a decision stays (alpha spending: Lan and DeMets 1983),
+unless it depends on the floor and later seeds of other comparisons raise that.
 The shares add up to 1.6. All looks share their first seeds, so together they err less often than the sum
 suggests; the benchmark measures how often.
 """

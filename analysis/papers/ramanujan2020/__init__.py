@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from hiddenweights.analysis.specs import Spec, label, network, one_panel, over_k
+from hiddenweights.analysis.specs import Spec, label, network, one_panel, over_k, over_kept
 
 
 def budget(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -29,14 +29,7 @@ FIGURES: tuple[Spec, ...] = (
         x_words="width {:g}",
         curve=budget,
     ),
-    Spec(
-        name="sampled",
-        title="Top-k supermasks (edge-popup) against sampled supermasks",
-        x="kept",
-        x_label="weights kept (%), measured",
-        scale=100,
-        reverse=True,
-    ),
+    over_kept("sampled", "Top-k supermasks (edge-popup) against sampled supermasks"),
     over_k("distributions", "The distribution of the random weights matters"),
     Spec(
         name="imagenet",
