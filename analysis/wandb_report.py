@@ -11,8 +11,11 @@ import pandas as pd
 from hiddenweights.analysis.report import CLAIM_COLUMNS, TITLE, Drawing, Report, markdown_table
 from hiddenweights.errors import UserError
 
-# Runs that agree in these differ in their seed: W&B shows their mean as one point or line.
-GROUPS = ("model.arch", "model.method", "model.distribution", "model.k")
+# W&B shows the mean of the runs that agree in these as one point or line: all seeds.
+GROUPS = (
+    "model.arch", "model.width", "model.method", "model.distribution", "model.k",
+    "data.name", "data.protocol", "train.epochs", "optim.optimizer", "optim.lr",
+)  # fmt: skip
 # Columns of the table of runs. W&B keeps the nested config's `model.k` as `model.value.k`.
 COLUMNS = (
     "summary:test_accuracy",
