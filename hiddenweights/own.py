@@ -300,6 +300,9 @@ def _from_file(place: str) -> ModuleType:
 def _check_imports(file: Path) -> None:
     """Raise ImportError unless the modules that `file` imports from its folder have the text of the files."""
     for helper, text in _with_imports(file).items():
-        place = getattr(sys.modules.get(helper.removesuffix(".py")), "__file__", None)
-        if place and helper != file.name and Path(place).read_text("utf-8") != text:
+        name = helper.removesuffix(".py")
+        place = getattr(sys.modules.get(name), "__file__", None)
+        if helper == file.name or name in sys.stdlib_module_names or not place:
+            continue
+        if Path(place).read_text("utf-8") != text:
             raise ImportError(f"{helper} beside it is not imported, because {place} has its name; rename it")

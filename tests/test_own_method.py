@@ -205,7 +205,8 @@ def test_a_helper_is_the_file_beside_or_an_error(tmp_path: Path, monkeypatch: py
     for value, folder in enumerate(("a", "b"), start=1):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "helper_of_mine.py").write_text(f"VALUE = {value}\n")
-        (tmp_path / folder / "code.py").write_text("from helper_of_mine import VALUE\n")
+        (tmp_path / folder / "types.py").write_text("")  # beside one that everything has imported
+        (tmp_path / folder / "code.py").write_text("import types\nfrom helper_of_mine import VALUE\n")
     first, second = (
         own.versioned(f"{tmp_path}/{folder}/code.py:VALUE", "data.name", "data") for folder in "ab"
     )
