@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -160,6 +161,26 @@ def test_a_killed_process_ends_the_attempt_and_the_cell_is_resumed(tmp_path: Pat
     assert [record["epoch"] for record in result["history"]] == [*range(1, 31)]
     assert result["summary"]["test_accuracy"] == pytest.approx(expected["summary"]["test_accuracy"], abs=0.02)
     assert store.ticket(result["cell"]) is not None
+
+
+def test_a_process_that_dies_at_its_start_is_named_and_ends_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = []
+
+    class Dead(subprocess.Popen[bytes]):
+        """It has ended before it is sent anything; the first one waits instead."""
+
+        def __init__(self, arguments: Any, **options: Any) -> None:
+            super().__init__(["false"] if started else ["sleep", "60"], **options)
+            started.append(self)
+            if len(started) > 1:
+                self.wait()
+
+    monkeypatch.setattr(subprocess, "Popen", Dead)
+    with pytest.raises(RankDied, match="process 2 of this cell died: exit status 1"):
+        run_cell(unflatten(FIELDS), Store(tmp_path), ranks=3)
+    assert [process.poll() for process in started] == [-signal.SIGKILL, 1]
 
 
 def test_processes_do_not_outlive_the_first(tmp_path: Path) -> None:

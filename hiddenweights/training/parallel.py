@@ -12,7 +12,6 @@ belong to one Ray actor, which has all GPUs of the cell.
 import contextlib
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 import sys
@@ -60,23 +59,22 @@ def trainer_of(
             yield trainer
         return
     cuda = on_cuda(config, ranks)
-    meeting = Path(tempfile.mkdtemp(prefix="hiddenweights-ranks-"))
-    others = _Others(config, folder, ticket, ranks, loaders, meeting)
-    try:
-        os.environ.update({name: os.environ.get(name, value) for name, value in LOOPBACK.items()})
-        together = Ranks(0, ranks, meeting / "store", cuda)
-        with contextlib.closing(Trainer(config, folder, ticket, together, loaders)) as trainer:
-            yield trainer
-        dist.destroy_process_group()
-        others.end(END)
-    except BaseException as error:
-        others.end(0.0)
-        _abandon()
-        if isinstance(error, RankDied) and others.failed():
-            raise others.failure() from error  # it says which process died, and why
-        raise
-    finally:
-        shutil.rmtree(meeting, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="hiddenweights-ranks-", ignore_cleanup_errors=True) as place:
+        meeting = Path(place)
+        others = _Others(config, folder, ticket, ranks, loaders, meeting)
+        try:
+            os.environ.update({name: os.environ.get(name, value) for name, value in LOOPBACK.items()})
+            together = Ranks(0, ranks, meeting / "store", cuda)
+            with contextlib.closing(Trainer(config, folder, ticket, together, loaders)) as trainer:
+                yield trainer
+            dist.destroy_process_group()
+            others.end(END)
+        except BaseException as error:
+            others.end(0.0)
+            _abandon()
+            if isinstance(error, RankDied) and others.failed():
+                raise others.failure() from error  # it says which process died, and why
+            raise
 
 
 def on_cuda(config: CellConfig, ranks: int) -> bool:
@@ -117,17 +115,24 @@ class _Others:
         self._failures: list[Exception] = []
         self._failed = threading.Event()
         environment = os.environ | LOOPBACK | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        self._processes = []
-        for rank in range(1, ranks):
-            process = subprocess.Popen(
-                [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=2, env=environment
-            )
-            self._processes.append(process)
-            assert process.stdin is not None
-            # It stays open: the other process sees it close if this one dies.
-            pickle.dump((own.carried(), rank, ranks, meeting, config, folder, ticket, loaders), process.stdin)
-            process.stdin.flush()
-            threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
+        self._processes: list[subprocess.Popen[bytes]] = []
+        try:
+            for rank in range(1, ranks):
+                process = subprocess.Popen(
+                    [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=2, env=environment
+                )
+                self._processes.append(process)
+                threading.Thread(target=self._watch, args=(rank, process), daemon=True).start()
+                assert process.stdin is not None
+                # It stays open: the other process sees it close if this one dies.
+                job = (own.carried(), rank, ranks, meeting, config, folder, ticket, loaders)
+                pickle.dump(job, process.stdin)
+                process.stdin.flush()
+        except BaseException as error:
+            self.end(0.0)
+            if isinstance(error, BrokenPipeError) and self.failed():
+                raise self.failure() from error
+            raise
 
     def _watch(self, rank: int, process: "subprocess.Popen[bytes]") -> None:
         code = process.wait()
