@@ -9,6 +9,7 @@ import pandas as pd
 from hiddenweights.analysis.cache import OnProgress, ignore, read_all, read_cached
 from hiddenweights.analysis.sources.offline import read_run, scalars
 from hiddenweights.analysis.table import RawRun, Source, Table, tidy
+from hiddenweights.cells.files import store_errors
 from hiddenweights.cells.format import Damaged, open_failure, open_result
 from hiddenweights.cells.store import Store
 from hiddenweights.errors import UserError
@@ -27,7 +28,9 @@ def open_source(text: str) -> Source:
         filesystem, root = fsspec.url_to_fs(text)
     except (ValueError, ImportError) as error:  # no such protocol, or its package is not installed
         raise UserError(f"--from: {text!r} cannot be opened: {error}") from error
-    if filesystem.exists(f"{root}/store.json"):
+    with store_errors():
+        is_store = filesystem.exists(f"{root}/store.json")
+    if is_store:
         return StoreSource(text)
     if "://" not in text and Path(text).is_dir() and any(Path(text).rglob("*.wandb")):
         return OfflineFolder(text)

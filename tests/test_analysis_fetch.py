@@ -151,6 +151,18 @@ def test_attempts_of_one_cell_become_one_row_and_say_so(tmp_path: Path) -> None:
     assert cell_id(config(seed=1)) in reasons
 
 
+def test_an_object_store_that_cannot_be_asked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    class NoCredentialsError(Exception):  # as that of an S3 client: no OSError
+        pass
+
+    def refuses(*_: Any, **__: Any) -> bool:
+        raise NoCredentialsError("none found")
+
+    monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.exists", refuses)
+    with pytest.raises(UserError, match="memory://runs.*NoCredentialsError: none found"):
+        fetch("memory://runs")
+
+
 def test_foreign_and_empty_sources_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         fetch(str(tmp_path / "nowhere"))
