@@ -159,7 +159,7 @@ def test_an_object_store_that_cannot_be_asked_is_one_line(monkeypatch: pytest.Mo
         raise NoCredentialsError("none found")
 
     monkeypatch.setattr("fsspec.implementations.memory.MemoryFileSystem.exists", refuses)
-    with pytest.raises(UserError, match="memory://runs.*NoCredentialsError: none found"):
+    with pytest.raises(UserError, match=r"memory://runs.*NoCredentialsError: none found"):
         fetch("memory://runs")
 
 
