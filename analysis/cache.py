@@ -66,7 +66,7 @@ def read_cached(source: Source, listing: Mapping[str, str], cache: Path, on_prog
     found = _join(fresh)
     if len(fresh) > PARTS or stale:
         old = [*folder.glob("*.parquet")]
-        if _write(folder, number, found, on_progress):
+        if found.runs.empty or _write(folder, number, found, on_progress):
             for path in old:
                 path.unlink(missing_ok=True)
     # A part has the name that the source had then; a relative path may have been another folder's.

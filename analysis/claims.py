@@ -193,4 +193,4 @@ def _row(one: Measured) -> dict[str, Any]:
 def setting(first: "pd.Series[Any]") -> str:
     """The setting of a cell as text."""
     subset = "" if pd.isna(first["data.subset"]) else f", {first['data.subset']:g} images"
-    return f"{first['data.name']}, {first['train.epochs']} epochs{subset}, {first['data.protocol']}"
+    return f"{first['data.name']}, {first['train.epochs']:g} epochs{subset}, {first['data.protocol']}"

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hiddenweights.analysis.cache import OnProgress, ignore, read_all, read_cached
 from hiddenweights.analysis.sources.offline import read_run, scalars
-from hiddenweights.analysis.table import RawRun, Source, Table, tidy
+from hiddenweights.analysis.table import SWEEP, RawRun, Source, Table, tidy
 from hiddenweights.cells.files import store_errors
 from hiddenweights.cells.format import Damaged, open_failure, open_result
 from hiddenweights.cells.store import Store
@@ -114,8 +114,9 @@ class StoreSource:
             yield parse(cell, content, path, wanted[cell])
 
     def plans(self) -> dict[str, tuple[str, ...]]:
-        """The cells of each sweep at its last launch."""
-        plans = ((name, self._store.plan(name)) for name in self._store.plans())
+        """The cells of each sweep at its last launch. Files that cannot be a plan's are ignored."""
+        names = filter(SWEEP.fullmatch, self._store.plans())
+        plans = ((name, self._store.plan(name)) for name in names)
         return {name: tuple(plan["cells"]) for name, plan in plans if plan}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 
 from hiddenweights.analysis.aggregate import FEW
 from hiddenweights.analysis.claims import OUT_OF_SCOPE
-from hiddenweights.analysis.specs import BASELINE, PUBLISHED, SUBNETWORK, TRAINED, Spec
+from hiddenweights.analysis.specs import BASELINE, EPOCH, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from hiddenweights.analysis.table import FROZEN, Table
 from hiddenweights.claims.registry import CLAIMS
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, OPEN, SUPPORTED
@@ -108,11 +108,16 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> Best | None:
     if ours.empty:
         return None
     subnetworks = points[points["kind"] == SUBNETWORK]
+    if spec.x == EPOCH:
+        last = subnetworks.groupby("curve")["x"].transform("max")
+        subnetworks = subnetworks[subnetworks["x"] == last]
     held_out = subnetworks["validation"].notna().all()
     means = subnetworks.groupby(["curve", "x"])["validation" if held_out else "y"].mean()
     curve, x = means.index[int(means.argmax())]
     row = ours[(ours["curve"] == curve) & (ours["x"] == x)].iloc[0]
-    dense = drawn[drawn["kind"] == BASELINE].groupby("curve", sort=False)["mean"].max()
+    dense = drawn[drawn["kind"] == BASELINE]
+    alike = dense[dense["x"].isna() | (dense["x"] == x)]
+    dense = (dense if alike.empty else alike).groupby("curve", sort=False)["mean"].max()
     trained = drawn[(drawn["kind"] == TRAINED) & (drawn["x"] == x)].set_index("curve")["mean"]
     return Best(
         panel=str(points["panel"].iloc[0] or spec.name),

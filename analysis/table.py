@@ -175,7 +175,7 @@ def tidy(raw: Raw) -> Table:
     """The table of these runs. Runs that cannot be used are listed in `left_out`.
 
     If a cell has several runs, the last finished one counts. If attempts overlap, the last row of an epoch
-    counts. Unfinished cells keep their row, and so do finished cells whose accuracy is not a number (as
+    counts. Unfinished cells keep their row, and so do finished cells whose accuracy is not a fraction (as
     ``failed``).
     """
     # Columns that some sources lack, and finished cells without an accuracy.
@@ -185,8 +185,8 @@ def tidy(raw: Raw) -> Table:
     for name in TEXTS:
         runs[name] = runs[name].astype("str") if name in runs else pd.Series(pd.NA, runs.index, "str")
     runs["weights_kept"] = (runs["kept"] * runs["weights"]).round()
-    broken = runs["usable"] & (runs["state"] == FINISHED) & ~np.isfinite(runs[METRIC])
-    runs.loc[broken, "reason"] = f"{METRIC} is missing or not a number"
+    broken = runs["usable"] & (runs["state"] == FINISHED) & ~runs[METRIC].between(0, 1)
+    runs.loc[broken, "reason"] = f"{METRIC} is missing or not a number in [0, 1]"
     runs.loc[broken, "state"] = "failed"
 
     # One run per cell: the last finished one, else the last one.

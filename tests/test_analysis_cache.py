@@ -13,6 +13,7 @@ from analysis_stores import config, made_store, result, write_store
 
 from hiddenweights.analysis import cache, fetch
 from hiddenweights.analysis.table import RawRun, Table
+from hiddenweights.errors import UserError
 from hiddenweights.identity import cell_id
 
 CELLS = [config(seed=seed) for seed in range(6)]
@@ -61,6 +62,18 @@ def test_what_vanished_from_the_source_vanishes_from_the_table(tmp_path: Path) -
     table = fetch.fetch(str(store), tmp_path / "cache")
     assert cell_id(CELLS[0]) not in {*table.cells["cell"], *table.epochs["cell"]}
     assert len(table.cells) == 5
+
+
+def test_a_store_can_become_empty(tmp_path: Path) -> None:
+    store = made_store(tmp_path / "store", "depth", CELLS[:2])
+    fetch.fetch(str(store), tmp_path / "cache")
+    for cell in CELLS[:2]:
+        (store / "cells" / cell_id(cell) / "result.json").unlink()
+    for _ in range(2):
+        with pytest.raises(UserError, match="no cell"):
+            fetch.fetch(str(store), tmp_path / "cache")
+    write_store(store, [result(CELLS[2])])
+    assert len(fetch.fetch(str(store), tmp_path / "cache").cells) == 1
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(

@@ -151,6 +151,18 @@ def test_attempts_of_one_cell_become_one_row_and_say_so(tmp_path: Path) -> None:
     assert cell_id(config(seed=1)) in reasons
 
 
+def test_files_and_numbers_that_cannot_be_meant_are_passed_over(tmp_path: Path) -> None:
+    cells = [config(seed=seed) for seed in range(3)]
+    results = [*map(result, cells)]
+    for found, accuracy in zip(results[1:], (93.0, math.nan), strict=True):
+        found["summary"]["test_accuracy"] = accuracy
+    store = write_store(tmp_path / "store", results, {"depth": map(cell_id, cells)})
+    (store / "sweeps" / "Copy of depth.json").write_text("{}")
+    table = fetch(str(store))
+    assert table.cells[table.cells["state"] == "finished"]["cell"].tolist() == [cell_id(cells[0])]
+    assert table.left_out["reason"].str.contains("test_accuracy").sum() == 2
+
+
 def test_an_object_store_that_cannot_be_asked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     class NoCredentialsError(Exception):  # as that of an S3 client: no OSError
         pass

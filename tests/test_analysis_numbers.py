@@ -14,6 +14,7 @@ from scipy import stats
 
 from hiddenweights.analysis import aggregate, experiments, specs, summary, training
 from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import Table
 from hiddenweights.config import CellConfig
@@ -217,3 +218,24 @@ def test_a_note_says_what_panels_and_published_numbers_do_not(tmp_path: Path) ->
     ):
         note = summary.note(points, aggregate.curves(points), experiments.find_spec(name))
         assert words in note
+
+
+def test_the_best_subnetwork_is_quoted_with_what_is_like_it(tmp_path: Path) -> None:
+    """Trained networks at the same place on the axis; training curves after their last epoch."""
+    sides = ({"model__k": 0.5}, {"model__method": "dense"})
+    cells = [config(model__width=width, **side) for width in (0.5, 1.0) for side in sides]
+    accuracies = {
+        (0.5, "edge_popup"): 0.8,
+        (1.0, "edge_popup"): 0.7,
+        (0.5, "dense"): 0.85,
+        (1.0, "dense"): 0.9,
+    }
+    found = [result(cell, accuracies[cell.model.width, cell.model.method_or_default]) for cell in cells]
+    table = fetch(str(write_store(tmp_path, found, {"width": map(cell_id, cells)})))
+    for x, where in ((None, []), ("epoch", ["model.width=0.5"])):
+        some = summary.where(table, where)
+        spec = layout("width", some, x)
+        points = specs.points(some, spec)
+        (best,) = summary.best(points, aggregate.curves(points), spec)
+        assert best.accuracy == pytest.approx(80)
+        assert best.trained == {"dense, SGD": pytest.approx(85)}
