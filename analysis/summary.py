@@ -117,7 +117,7 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> Best | None:
     row = ours[(ours["curve"] == curve) & (ours["x"] == x)].iloc[0]
     dense = drawn[drawn["kind"] == BASELINE]
     alike = dense[dense["x"].isna() | (dense["x"] == x)]
-    dense = (dense if alike.empty else alike).groupby("curve", sort=False)["mean"].max()
+    levels = (dense if alike.empty else alike).groupby("curve", sort=False)["mean"].max()
     trained = drawn[(drawn["kind"] == TRAINED) & (drawn["x"] == x)].set_index("curve")["mean"]
     return Best(
         panel=str(points["panel"].iloc[0] or spec.name),
@@ -126,7 +126,7 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> Best | None:
         accuracy=float(row["mean"]),
         interval=_interval(row),
         chosen_by="validation" if held_out else "test",
-        trained={str(name): float(mean) for name, mean in [*dense.items(), *trained.items()]},
+        trained={str(name): float(mean) for name, mean in [*levels.items(), *trained.items()]},
     )
 
 
