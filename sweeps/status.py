@@ -14,6 +14,7 @@ from rich.live import Live
 from rich.text import Text
 
 from hiddenweights import own
+from hiddenweights.cells.cell import STOPPED_EARLY
 from hiddenweights.cells.store import Store, Unreachable, default_store
 from hiddenweights.flat import from_dict
 from hiddenweights.identity import Resolved, resolve
@@ -48,19 +49,23 @@ class Standing:
         self.counts = Counter("damaged" if cell in damaged else state for cell, state in states.items())
         self._problems = []
         for cell, state in states.items():
-            if state == "failed" and (failure := self.store.failure(cell)):
+            failure = self.store.failure(cell) if state == "failed" else None
+            if failure and failure["error"] == STOPPED_EARLY:
+                self.counts.subtract(["failed"])
+                self.counts.update(["stopped early"])
+            elif failure:
                 self._problems.append(f"failed: {cell}: epoch {failure['epoch']}: {failure['message']}")
         self._problems += [f"damaged: {cell}: {why}" for cell, why in damaged.items()]
 
     @property
     def complete(self) -> bool:
-        """Whether every cell is finished."""
-        return self.counts["finished"] == len(self._cells)
+        """Whether every cell is finished, or was stopped early by a search."""
+        return self.counts["finished"] + self.counts["stopped early"] == len(self._cells)
 
     def headline(self) -> str:
         """``depth: 240 cells: 12 finished, 2 running, 0 failed, 0 stopped, 226 missing``."""
         kinds = ["finished", "running", "failed", "stopped", "missing"]
-        kinds += ["damaged"] if self.counts["damaged"] else []
+        kinds += [kind for kind in ("stopped early", "damaged") if self.counts[kind]]
         states = ", ".join(f"{self.counts[kind]} {kind}" for kind in kinds)
         return f"{self.name}: {len(self._cells)} cells: {states}"
 
@@ -97,6 +102,8 @@ class Standing:
 
 def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None, watch: bool = False) -> int:
     """Show the progress of a sweep, from its store. Exit status 0 if every cell is finished, else 1.
+
+    A cell that a search has stopped early counts as finished.
 
     Args:
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.

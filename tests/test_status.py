@@ -10,7 +10,8 @@ import pytest
 from analysis_stores import grid, result, write_store
 
 from hiddenweights import cli
-from hiddenweights.cells.store import Unreachable
+from hiddenweights.cells.cell import STOPPED_EARLY, failure_record
+from hiddenweights.cells.store import Store, Unreachable
 from hiddenweights.sweeps import commands, status
 
 CELLS = [result(cell) for cell in grid(archs=("conv2",), ks=(0.5,), seeds=(0, 1, 2))[:3]]
@@ -47,6 +48,14 @@ def test_a_line_per_change_until_every_cell_is_finished(
     assert "503" in lines[1]
     assert "3 finished" in lines[3]
     assert len(looks) == 3
+
+
+def test_a_cell_that_a_search_stopped_has_not_failed(store: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store(store).fail(CELLS[2]["cell"], failure_record(STOPPED_EARLY, "behind the others", epoch=1))
+    assert cli.run(commands.COMMANDS, "sweeps", ("status", "depth", "--store", str(store))) == 0
+    printed = capsys.readouterr().out
+    assert "2 finished, 0 running, 0 failed, 0 stopped, 0 missing, 1 stopped early" in printed
+    assert "behind" not in printed
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
