@@ -283,6 +283,11 @@ def test_a_remote_checkpoint_is_saved_and_found_again(monkeypatch: pytest.Monkey
     with store.checkpoint(CELL) as checkpoint:
         names = {path.name: path.read_text() for path in checkpoint.folder.iterdir()}
     assert names == {"epoch-2": "two", "epoch-3": "three"}
+    with contextlib.suppress(LeaseLost), store.checkpoint(CELL) as checkpoint:
+        (checkpoint.folder / "epoch-2").unlink()
+        raise LeaseLost  # another process has it now
+    with store.checkpoint(CELL) as checkpoint:
+        assert (checkpoint.folder / "epoch-2").exists()
 
 
 def test_a_newer_store_is_refused(store: Store) -> None:

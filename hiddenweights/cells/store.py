@@ -271,6 +271,8 @@ class Store(Leases):
 
             try:
                 yield Checkpoint(here, upload)
+            except LeaseLost:  # another process has the cell, and its checkpoint may be newer
+                raise
             except BaseException:  # after a stop or failure, keep the epochs since the last upload
                 with contextlib.suppress(OSError):
                     upload()
