@@ -200,6 +200,9 @@ class OptimConfig:
         for name in ("momentum", "label_smoothing"):
             value = getattr(self, name)
             check(value is None or 0 <= value < 1, f"optim.{name}", value, "must lie in [0, 1)")
+        for name in ("lr", "weight_decay", "momentum", "label_smoothing"):
+            if getattr(self, name) == 0:  # -0.0 is equal to it, but would have another id
+                object.__setattr__(self, name, 0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

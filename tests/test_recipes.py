@@ -166,6 +166,13 @@ def test_identities_never_change(flat, identity):
     assert cell_id(unflatten(flat)) == identity
 
 
+def test_minus_zero_is_zero():
+    """They are equal, so a cache takes one for the other; but they are written differently, as in an id."""
+    fields = ("lr", "weight_decay", "momentum", "label_smoothing")
+    found = unflatten({f"optim.{name}": -0.0 for name in fields}).optim
+    assert [str(getattr(found, name)) for name in fields] == ["0.0"] * 4
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [
