@@ -31,7 +31,10 @@ SETTLE = "settle-"  # the prefix of the plans of `sweeps settle`
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One comparison: mean, sd, n and interval of a difference or level, in points, against a margin."""
+    """One comparison: mean, sd, n and interval of a difference or level, in points, against a margin.
+
+    For a fact these are the percentage and the number of cells; sd, interval and margin are NaN.
+    """
 
     words: str
     mean: float
@@ -150,9 +153,9 @@ def _unchanged(claim: Claim, place: str, own: Collection[str], table: Table) -> 
     if len(frozen):
         same = frozen["steady"]
         shown = frozen["cell"] if same.all() else frozen.loc[~same, "cell"]
-        bound, share = (100.0 if same.all() else 0.0), 100 * float(same.mean())
+        share, none = 100 * float(same.mean()), float("nan")
         words = "% of cells with unchanged weights"
-        found = Effect(words, share, 0.0, len(frozen), bound, bound, 50.0, tuple(shown), not same.all())
+        found = Effect(words, share, none, len(frozen), none, none, none, tuple(shown), not same.all())
         yield Measured(claim, place, SUPPORTED if same.all() else CONTRADICTED, (found,))
 
 

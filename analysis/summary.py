@@ -188,6 +188,8 @@ def verdict_counts(verdicts: pd.DataFrame) -> str:
 
 def _comparison(row: Mapping[Hashable, Any]) -> str:
     which = f"worst of {row['comparisons']}: " if row["comparisons"] > 1 else ""
+    if pd.isna(row["margin"]):  # a fact
+        return f"{row['mean']:.1f}{row['effect']} (n = {row['n']})"
     interval = "no interval" if pd.isna(row["low"]) else f"{row['low']:+.1f} to {row['high']:+.1f}"
     numbers = f"{row['mean']:+.1f} ({interval}, n = {row['n']}; must be above {row['margin']:+g})"
     again = "; anytime-valid, since it was looked at again and again" if row["anytime"] else ""

@@ -269,7 +269,7 @@ def _claims(shown: pd.DataFrame) -> str:
             "lacks for the paper": shown["lacks"],
             "comparison": shown["effect"],
             "difference": [_difference(row) for row in shown.to_dict("records")],
-            "must be above": [f"{margin:+g}" if margin else "0" for margin in shown["margin"]],
+            "must be above": ["" if pd.isna(margin) else f"{margin:+g}" for margin in shown["margin"]],
             "n": shown["n"],
         }
     )
