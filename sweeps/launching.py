@@ -47,12 +47,12 @@ def launch_(
 ) -> int:
     """Train the cells of a sweep that the store does not have. Run it again to resume or to extend it.
 
-    Exit status: 0 if every cell is in the store, 1 if some failed, 130 if stopped.
+    Exit status: 0 if every cell is finished or stopped early by a search, 1 if some failed, 130 if stopped.
 
     Args:
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
         set: Set a field in all cells. It replaces an axis over this field.
-        axis: Replace the values of an axis, or add one. To search: loguniform(LOW,HIGH), uniform, choice.
+        axis: Replace or add an axis. To search: loguniform(LOW,HIGH), uniform(LOW,HIGH), choice(VALUE,VALUE).
         where: Train only cells with this value of a field now. The others still belong to the sweep.
         samples: For a search: number of points for each combination of the other axes. If not given: 16.
         tuned: Use the best values of this earlier search.
