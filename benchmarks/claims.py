@@ -1,6 +1,6 @@
 """How often a claim gets a wrong or a right verdict, and what that costs, by simulated differences.
 
-    python -m benchmarks.claims [wrong] [methods] [floor] [anytime] [cells] [futility]
+    python -m benchmarks.claims [steps] [wrong] [methods] [floor] [anytime] [cells] [futility]
 
 At the margin every verdict but "not enough data" is wrong. The cases differ in three things. The standard
 deviations of the m comparisons are equal, spread tenfold, or ten times as large in a quarter of them. The
@@ -433,7 +433,46 @@ def futility(rng: np.random.Generator) -> Any:
     return found
 
 
+STEPS, PLACES = (0.25, 0.5, 1.0, 2.0), (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+
+
+def steps(rng: np.random.Generator) -> Any:
+    """Wrong verdicts of one comparison if accuracies are multiples of a step and the margin lies between two.
+
+    Then the same for normal differences if some comparisons have fewer seeds than the others.
+    """
+    found: list[Any] = []
+    head("step (sd)", *(f"{n} seeds" for n in SEEDS))
+    for step in STEPS:
+        row = {n: max(_stepped(step, place, n, rng) for place in PLACES) for n in SEEDS}
+        line(step, *row.values())
+        found.append({"step": step, "wrong": row})
+    head("seeds", *(f"m = {m}" for m in COMPARISONS[1:]))
+    for few, many in itertools.product((3, 5), (10, 20)):
+        row = {m: worst(_fewer(few), "normal", m, many, rng, 10_000)[1] for m in COMPARISONS[1:]}
+        line(f"{few} and {many}", *row.values())
+        found.append({"seeds": [few, many], "wrong": row})
+    return found
+
+
+def _stepped(step: float, place: float, n: int, rng: np.random.Generator) -> Rate:
+    drawn = np.round(rng.normal(size=(20_000, 1, n)) / step + place) * step - place * step
+    above, below = fixed(drawn)
+    return rate(int((above | below).sum()), len(drawn))
+
+
+def _fewer(few: int) -> Rule:
+    """The fixed rule, with `few` seeds for every other comparison."""
+
+    def rule(distances: Array) -> tuple[Flags, Flags]:
+        distances[:, ::2, few:] = np.nan
+        return fixed(distances)
+
+    return rule
+
+
 PARTS = {
+    "steps": steps,
     "wrong": wrong,
     "methods": methods,
     "floor": floor,
