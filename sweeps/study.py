@@ -65,6 +65,8 @@ CHOSEN: Mapping[tuple[str, str, str], float] = {
     ("fashion_mnist", "linear", "sgd"): 0.03,
     ("fashion_mnist", "fc", "edge_popup"): 0.3,
     ("fashion_mnist", "fc", "sgd"): 0.03,
+    ("fashion_mnist", "conv2", "edge_popup"): 0.3,
+    ("fashion_mnist", "conv2", "sgd"): 0.01,
 }
 
 
