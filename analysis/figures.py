@@ -46,11 +46,11 @@ MARKERS = 20  # on a curve of more points, which would otherwise hide each other
 
 LOOKS = {
     "signed constant": Look("#0072B2", "o"),
-    "kaiming normal": Look("#E69F00", "s"),
+    "Kaiming normal": Look("#E69F00", "s"),
     "unsigned constant": Look("#009E73", "^"),
-    "kaiming uniform": Look("#CC79A7", "D"),
-    "xavier normal": Look("#D55E00", "v"),
-    "signed xavier constant": Look("#56B4E9", "P"),
+    "Kaiming uniform": Look("#CC79A7", "D"),
+    "Xavier normal": Look("#D55E00", "v"),
+    "signed Xavier constant": Look("#56B4E9", "P"),
     "default": Look("#999999", "X"),
     "dense, SGD": Look("#000000", "", (0, (5, 2))),
     "dense, Adam": Look("#666666", "", (0, (1, 1.5))),

@@ -23,11 +23,11 @@ _DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fash
 # Curves with a fixed place in every figure, in this order.
 CURVES = (
     "signed constant",
-    "kaiming normal",
+    "Kaiming normal",
     "unsigned constant",
-    "kaiming uniform",
-    "xavier normal",
-    "signed xavier constant",
+    "Kaiming uniform",
+    "Xavier normal",
+    "signed Xavier constant",
     "default",
     "dense, SGD",
     "dense, Adam",
@@ -81,9 +81,11 @@ def _curve(
 ) -> str:
     if method == "dense":
         return "dense, " + {"sgd": "SGD", "adam": "Adam"}[optimizer]
-    words = [] if method == "edge_popup" else [method]
+    words = [] if method == "edge_popup" else ["random mask" if method == "random" else method]
     if method == "finetune":
         words = [f"{init_mask} and trained"]
+    for name in ("kaiming", "xavier"):
+        distribution = distribution.replace(name, name.title())
     words += [distribution.replace("_", " ")] + ["scaled"] * scaled + ["global"] * (selection == "global")
     return ", ".join(words)
 

@@ -63,7 +63,7 @@ def test_axes_show_exactly_the_table(store: Path) -> None:
         assert low > 90 > 10 > high  # Figure 3's axis runs from 90 down to 10
         panel = drawn[drawn["panel"] == ax.get_title()]
         lines = {line.get_label(): line for line in ax.lines}
-        for curve in ("signed constant", "kaiming normal"):
+        for curve in ("signed constant", "Kaiming normal"):
             points = panel[panel["curve"] == curve].sort_values("x")
             assert lines[curve].get_xdata() == pytest.approx(points["x"])
             assert lines[curve].get_ydata() == pytest.approx(points["mean"])
@@ -74,7 +74,7 @@ def test_axes_show_exactly_the_table(store: Path) -> None:
 def test_curves_differ_without_colour() -> None:
     marks = [(look.marker, str(look.line)) for look in figures.LOOKS.values()]
     assert len(set(marks)) == len(marks)
-    signed, normal = (figures.LOOKS[name].color for name in ("signed constant", "kaiming normal"))
+    signed, normal = (figures.LOOKS[name].color for name in ("signed constant", "Kaiming normal"))
     grey = [
         sum(w * c for w, c in zip((0.3, 0.59, 0.11), to_rgb(color), strict=True))
         for color in (signed, normal)

@@ -59,7 +59,7 @@ def test_every_drawn_point_names_its_cells(tmp_path: Path) -> None:
     assert sorted(" ".join(drawn["cells"]).split()) == sorted(cell_id(cell) for cell in cells)
     assert set(drawn["n"]) == {3}
     assert drawn["full"].all()
-    row = drawn[(drawn["curve"] == "kaiming normal") & (drawn["x"] == 30)].iloc[0]
+    row = drawn[(drawn["curve"] == "Kaiming normal") & (drawn["x"] == 30)].iloc[0]
     expected = [result(cell)["summary"]["test_accuracy"] for cell in cells if cell_id(cell) in row["cells"]]
     assert row["mean"] == pytest.approx(100 * np.mean(expected))
     assert row["sd"] == pytest.approx(100 * np.std(expected, ddof=1))
