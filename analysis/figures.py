@@ -157,8 +157,8 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
 def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
     """The whole figure: one panel per network, one legend, and `note` in small print at the bottom."""
     panels = list(dict.fromkeys(drawn["panel"]))
-    columns = min(len(panels), 4)
-    rows = math.ceil(len(panels) / columns)
+    rows = math.ceil(len(panels) / 4)
+    columns = math.ceil(len(panels) / rows)
     beside = 0.055 * drawn["curve"].str.len().max()  # inches of the legend beside a single panel
     width = {1: 5.3 + beside, 2: 7.2, 3: 9.4}.get(columns, 11.5)
     with mpl.rc_context(RC):
