@@ -13,9 +13,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from hiddenweights.garbage import collect_rarely
 
+settings.register_profile("tests", deadline=None)  # of 200 ms, which a busy machine misses
+settings.load_profile("tests")
 gc.disable()  # while all tests are imported
 
 
