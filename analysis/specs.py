@@ -152,10 +152,8 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     dense = cells["model.method"] == "dense"
     curve, panel = (spec.curve or label)(cells), (spec.panel or network)(cells)
     x = pd.to_numeric(cells[spec.x]) * spec.scale
-    if spec.x in (
-        "kept",
-        "weights_kept",
-    ):  # for `sampled` a result that varies with the seed: one place per curve
+    if spec.x in ("kept", "weights_kept"):
+        # What `sampled` keeps is a result and varies with the seed: one place per curve.
         sampled = cells["model.method"] == "sampled"
         x = x.mask(sampled, x.groupby([panel, curve]).transform("mean"))
     if spec.level_baselines:

@@ -115,9 +115,7 @@ def _train(
     store.prepare()
     for cell in planned.damaged.keys() & planned.todo.keys():
         store.discard_damaged(cell)
-    with contextlib.suppress(
-        Damaged
-    ):  # what an earlier search of this name has found holds until another ends
+    with contextlib.suppress(Damaged):  # an earlier search of this name holds until another has ended
         record |= {"winners": (store.plan(planned.name) or {}).get("winners", {})}
     store.write_plan(planned.name, record)
 

@@ -344,9 +344,8 @@ def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
 def test_a_check_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "any.py").write_text("")
     cells = experiments.sweep("tiny").override({"data.name": "any.py:any"}, {}).cells()
-    monkeypatch.setattr(
-        launch_module, "check_inputs", os.kill
-    )  # it ends with an error that is not the user's
+    # It ends with an error that is not the user's.
+    monkeypatch.setattr(launch_module, "check_inputs", os.kill)
     with pytest.raises(UserError, match="ended with status 1"):
         launch_module.preflight(cells.values(), None)
 

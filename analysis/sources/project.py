@@ -129,9 +129,8 @@ class Project:
 
 
 def _version(run: Any) -> str:
-    names = zlib.crc32(
-        repr((run.name, run.group, sorted(run.tags))).encode()
-    )  # can change in W&B at any time
+    # The names can change in W&B at any time.
+    names = zlib.crc32(repr((run.name, run.group, sorted(run.tags))).encode())
     return f"{run.state} {run.heartbeatAt} {run.historyLineCount} {names}"
 
 
