@@ -38,7 +38,7 @@ def _over_rates(name: str, title: str) -> Spec:
 FIGURES: tuple[Spec, ...] = (
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
-    over_k("study_recipe_rate", "The same at the recipe's learning rate, 0.1"),
+    over_k("study_recipe_rate", "CIFAR-10 at half width, ten epochs, at the recipe's learning rate"),
     over_k("study_deep", "CIFAR-10 at half width, ten epochs: subnetworks of deeper random networks"),
     replace(
         over_k("study_shallow", "Where it stops working: networks without depth, ten epochs"),
