@@ -15,7 +15,7 @@ from hiddenweights import own
 from hiddenweights.cells.cell import STOPPED_EARLY, installed_trackers, run_cell
 from hiddenweights.cells.inputs import check_code, check_inputs
 from hiddenweights.cells.store import Busy, Json, LeaseLost, Store, StoreAway
-from hiddenweights.config import METHODS, NETWORKS, Scalar, own_code
+from hiddenweights.config import METHODS, Scalar, own_code
 from hiddenweights.errors import UserError
 from hiddenweights.flat import flatten, from_dict
 from hiddenweights.garbage import collect_rarely
@@ -27,6 +27,7 @@ from hiddenweights.sweeps.progress import Progress, outcome
 from hiddenweights.sweeps.ray_work import Work, failed_since
 from hiddenweights.sweeps.supervise import Supervisor
 
+NARROWEST = 1 / 64  # the width at which the small networks have one channel in their first layer
 POLL = 2.0  # seconds between checks of cells that another launch trains
 Execute = Callable[..., None]  # (cells, measured, progress, alone=False); see `Supervisor`
 
@@ -113,12 +114,9 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     the workers.
     """
     needs = {
-        (config.data, config.model.arch, config.model.method): config
+        (config.data, config.model.arch, config.model.width, config.model.method): config
         for config in configs
-        if config.data.name != "digits"
-        or config.data.subset
-        or config.model.arch not in NETWORKS
-        or config.model.method not in METHODS
+        if not _fits_digits(config)
     }
     if address:
         needs = {
@@ -145,6 +143,18 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     if isinstance(answer, UserError):
         raise answer
     return answer
+
+
+def _fits_digits(config: Resolved) -> bool:
+    """Whether this is a small network on the digits, which needs no trial: that would take a launch seconds."""
+    model = config.model
+    small = model.arch in ("fc", "conv2", "conv4", "conv6") and model.width >= NARROWEST
+    return (
+        config.data.name == "digits"
+        and not config.data.subset
+        and (small or (model.arch == "linear" and model.width == 1))
+        and model.method in METHODS
+    )
 
 
 def _check_all(

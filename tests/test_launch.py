@@ -17,8 +17,11 @@ from rich.console import Console
 
 from hiddenweights import cli
 from hiddenweights.cells.cell import STOPPED_EARLY, failure_record, run_cell
+from hiddenweights.cells.inputs import check_inputs
 from hiddenweights.cells.store import Store
+from hiddenweights.config import NETWORKS, Scalar
 from hiddenweights.errors import UserError
+from hiddenweights.identity import Resolved
 from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments, tracking
 from hiddenweights.sweeps import launch as launch_module
@@ -339,6 +342,30 @@ def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGUSR1, real)
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("model.arch", "conv8"), ("model.width", 1 / 65), ("model.arch", "linear"), ("data.subset", 1_000_000)],
+)
+def test_what_the_digits_do_not_fit_stops_the_launch(field: str, value: Scalar) -> None:
+    """Before a cell is trained, although most launches with the digits are not tried."""
+    whole = experiments.sweep("quickstart").override({field: value}, {})
+    with pytest.raises(UserError, match=field if field != "model.arch" else "conv8|linear"):
+        launch_module.preflight(whole.cells().values(), None)
+
+
+def test_small_networks_on_the_digits_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`_fits_digits` is right about each network that it lets through, at the narrowest width."""
+    tried: list[Resolved] = []
+    base = experiments.sweep("quickstart")
+    for arch in NETWORKS:
+        for width in (launch_module.NARROWEST, 1.0):
+            one = base.override({"model.arch": arch, "model.width": width, "seed": 0, "model.k": 0.5}, {})
+            tried += [config for config in one.cells().values() if launch_module._fits_digits(config)]
+    assert {config.model.arch for config in tried} == {"linear", "fc", "conv2", "conv4", "conv6"}
+    for config in tried:
+        check_inputs(config)
 
 
 def test_a_check_that_dies_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
