@@ -105,8 +105,7 @@ def _dress(ax: Axes, rows: Sequence[tuple[int, Measured]]) -> None:
     ax.grid(False, axis="y")
     ax.set_xlabel("worst comparison: points above (right) or below (left) the claim's margin", fontsize=8)
     ax.set_ylim(rows[-1][0] + 0.7, -0.7)
-    labels = [f"{one.claim.name}  ({one.setting})" for _, one in rows]
-    ax.set_yticks([place for place, _ in rows], labels, fontsize=7)
+    ax.set_yticks([place for place, _ in rows], _labels([one for _, one in rows]), fontsize=7)
     ax.tick_params(axis="y", length=0)
     before, beside = "", blended_transform_factory(ax.transAxes, ax.transData)
     for tick, (place, one) in zip(ax.get_yticklabels(), rows, strict=True):
@@ -119,6 +118,17 @@ def _dress(ax: Axes, rows: Sequence[tuple[int, Measured]]) -> None:
             if before:
                 ax.axhline(place - 1.5, color="0.85", linewidth=0.8)
         before = one.verdict
+
+
+def _labels(shown: Sequence[Measured]) -> list[str]:
+    """Claim and setting of each, with what only it lacks if another claim has the same name and setting."""
+    labels = []
+    for one in shown:
+        alike = [other for other in shown if (other.claim, other.setting) == (one.claim, one.setting)]
+        shared = set.intersection(*(set(other.lacks) for other in alike))
+        apart = [lack for lack in one.lacks if lack not in shared]
+        labels.append(f"{one.claim.name}  ({one.setting}{''.join(f'; not {lack}' for lack in apart)})")
+    return labels
 
 
 def _extent(effect: Effect) -> list[float]:

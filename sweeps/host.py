@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import fcntl
 import platform
 import re
 import shutil
@@ -56,6 +57,7 @@ def store_trouble(store: Store) -> str | None:
         if store.local:
             with tempfile.TemporaryFile(dir=store.local) as probe:
                 probe.write(bytes(2**16))
+                fcntl.flock(probe, fcntl.LOCK_EX)  # some network file systems have no locks; leases need them
         else:
             store.prepare()  # writes the header again, because read access does not imply write access
     except (OSError, UserError) as error:

@@ -1,5 +1,7 @@
 """What a host says of itself, to `doctor` and to a cell that was promised a GPU."""
 
+import errno
+import fcntl
 import json
 import os
 import time
@@ -53,6 +55,18 @@ def test_a_store_that_the_host_does_not_share(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
     store.prepare()
     assert host.store_trouble(store) is None
+
+
+def test_a_folder_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some network file systems have none, and then two launches could train one cell."""
+    store = Store(tmp_path / "runs")
+    store.prepare()
+
+    def no_locks(*args: Any) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    assert os.strerror(errno.ENOLCK) in str(host.store_trouble(store))
 
 
 def test_a_bucket_that_may_be_read_and_not_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,6 +35,18 @@ def test_every_measured_claim_has_its_row_by_verdict(table: Table) -> None:
         assert one.verdict in written
 
 
+def test_rows_of_one_claim_and_setting_say_how_they_differ(tmp_path: Path) -> None:
+    """FC at full width and Conv2 at half width are two settings of one data set and one budget."""
+    full = grid(archs=("fc",), seeds=range(3), data__name="cifar10")
+    half = grid(archs=("conv2",), seeds=range(3), data__name="cifar10", model__width=0.5)
+    shown = forest.drawable(claims.measure(fetch(str(made_store(tmp_path, "depth", full + half)))))
+    twice = [one for one in shown if one.claim.name == "plateau"]
+    assert len(twice) == len({one.lacks for one in twice}) == 2
+    (ax,) = forest.forest(shown).axes
+    labels = [text.get_text() for text in ax.get_yticklabels()]
+    assert len({*labels}) == len(labels)
+
+
 def test_fewer_than_three_values_are_drawn_themselves(table: Table) -> None:
     measured = [one for one in claims.measure(table) if one.claim.name == "signed_below"]
     paper, here = sorted(measured, key=lambda one: one.worst.n, reverse=True)
