@@ -2,7 +2,7 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import NamedTuple
@@ -100,7 +100,8 @@ class Curves:
 def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: str) -> None:
     """Add the fields that differ, as ``lr=0.1``, to curves that would have two values at one x.
 
-    `words` has the words of each curve's (or cell's) name, `rows` its config as flat fields. Changes `words`.
+    A field that follows from another one, as the augmentation from the data set, is left out. `words` has the
+    words of each curve's (or cell's) name, `rows` its config as flat fields. Changes `words`.
     """
     curves: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(words):
@@ -109,14 +110,26 @@ def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: 
         points: dict[Scalar, list[int]] = defaultdict(list)
         for i in members:
             points[rows[i][x]].append(i)
-        differ = sorted(
+        differ = [
             field
             for field in rows[members[0]]
             if field not in (x, "seed")
             and any(len({rows[i][field] for i in point}) > 1 for point in points.values())
-        )
+        ]
+        kept: list[str] = []
+        for field in sorted(differ, key=lambda field: (field != "data.name", field)):
+            if not any(_follows(field, other, [rows[i] for i in members]) for other in kept):
+                kept.append(field)
         for i in members:
-            words[i] += [f"{field.rpartition('.')[2]}={rows[i][field]}" for field in differ]
+            words[i] += [
+                str(rows[i][field]) if field == "data.name" else f"{field.rpartition('.')[2]}={rows[i][field]}"
+                for field in kept
+            ]
+
+
+def _follows(field: str, other: str, rows: Sequence[Mapping[str, Scalar]]) -> bool:
+    """Whether rows with the same value of `other` have the same value of `field`."""
+    return len({(row[other], row[field]) for row in rows}) == len({row[other] for row in rows})
 
 
 def outcome(result: Json) -> tuple[float, float]:

@@ -27,7 +27,7 @@ from hiddenweights.sweeps import experiments, tracking
 from hiddenweights.sweeps import launch as launch_module
 from hiddenweights.sweeps.grid import Arm, arm
 from hiddenweights.sweeps.options import Options
-from hiddenweights.sweeps.progress import Curves, Progress, clock, outcome
+from hiddenweights.sweeps.progress import Curves, Progress, clock, name_what_differs, outcome
 from hiddenweights.training.train import Trainer
 
 TINY = {"model.arch": "fc", "model.width": 0.1, "train.epochs": 2}
@@ -327,6 +327,18 @@ def test_the_listed_cells_differ(capsys: pytest.CaptureFixture[str]) -> None:
     lines = [line.split()[1:] for line in capsys.readouterr().out.splitlines() if " missing " in line]
     assert len({*map(tuple, lines)}) == len(lines) == 6
     assert {line[-1] for line in lines} == {"lr=0.1", "lr=0.3"}
+
+
+def test_names_leave_out_what_follows_from_another_field() -> None:
+    rows = [
+        {"model.k": 0.5, "data.name": data, "data.augment": augment, "optim.lr": lr, "train.epochs": 2}
+        for data, augment in (("cifar10", "crop_flip"), ("mnist", "none"), ("fashion_mnist", "none"))
+        for lr in (0.1, 0.3)
+    ]
+    words = [["fc"] for _ in rows]
+    name_what_differs(words, rows, "model.k")
+    assert len({*map(tuple, words)}) == len(rows)
+    assert words[0] == ["fc", "cifar10", "lr=0.1"]
 
 
 def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
