@@ -146,7 +146,7 @@ def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
 
 
 def _fits_digits(config: Resolved) -> bool:
-    """Whether this is a small network on the digits, which needs no trial: that would take a launch seconds."""
+    """Whether this is a small network on the digits, which needs no trial: a trial takes seconds."""
     model = config.model
     small = model.arch in ("fc", "conv2", "conv4", "conv6") and model.width >= NARROWEST
     return (

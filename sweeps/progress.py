@@ -121,10 +121,9 @@ def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: 
             if not any(_follows(field, other, [rows[i] for i in members]) for other in kept):
                 kept.append(field)
         for i in members:
-            words[i] += [
-                str(rows[i][field]) if field == "data.name" else f"{field.rpartition('.')[2]}={rows[i][field]}"
-                for field in kept
-            ]
+            for field in kept:
+                label = "" if field == "data.name" else f"{field.rpartition('.')[2]}="
+                words[i].append(f"{label}{rows[i][field]}")
 
 
 def _follows(field: str, other: str, rows: Sequence[Mapping[str, Scalar]]) -> bool:

@@ -357,7 +357,7 @@ def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "field, value",
+    ("field", "value"),
     [("model.arch", "conv8"), ("model.width", 1 / 65), ("model.arch", "linear"), ("data.subset", 1_000_000)],
 )
 def test_what_the_digits_do_not_fit_stops_the_launch(field: str, value: Scalar) -> None:
