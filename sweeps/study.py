@@ -36,11 +36,11 @@ SIDES: Mapping[str, Mapping[str, Scalar]] = {
     "sgd": {"model.method": "dense", "optim.optimizer": "sgd"},
     "adam": {"model.method": "dense", "optim.optimizer": "adam"},
 }
-# Candidate learning rates, a factor of three apart: that of the recipe, and its neighbours. SGD and
-# edge-popup have one more, because the best of their first three was the lowest, or the highest.
+# Candidate learning rates, a factor of three apart: that of the recipe, and its neighbours. SGD, edge-popup
+# and IteRand have one more, because the best of their first three was the lowest, or the highest.
 RATES: Mapping[str, Sequence[float]] = {
     "edge_popup": (0.03, 0.1, 0.3, 1.0),
-    "iterand": (0.03, 0.1, 0.3),
+    "iterand": (0.03, 0.1, 0.3, 1.0),
     "biprop": (0.03, 0.1, 0.3),
     "sampled": (60.0, 200.0, 600.0),
     "sgd": (0.003, 0.01, 0.03, 0.1),
