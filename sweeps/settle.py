@@ -92,8 +92,9 @@ class Look:
     seconds: Mapping[str, float]
     """The seconds of each finished cell."""
     kinds: Mapping[Kind, tuple[float, str]]
-    lost: int
-    """Cells that failed or have a damaged result. Further seeds replace them."""
+    lost: Mapping[str, float]
+    """Cells that failed or have a damaged result, with the seconds that they are known to have cost. Further
+    seeds replace them."""
 
     @property
     def open(self) -> list[plan.Plan]:
@@ -115,11 +116,12 @@ def look(asked: Question, store: Store) -> Look:
         cells[cell] = replace(cells[cell], accuracy=final["test_accuracy"], kept=final.get("kept"))
         measured.add(cells[cell].config, result)
         seconds[cell] = float(result["seconds"])
-    lost = {cell for cell, state in states.items() if state == "finished" and cell not in seconds}
+    lost = {cell: 0.0 for cell, state in states.items() if state == "finished" and cell not in seconds}
     for cell, state in states.items():
         failure = store.failure(cell) if state == "failed" else None
         if failure and not failure["transient"] and failure["error"] != STOPPED_EARLY:
-            lost.add(cell)
+            # The record is that of the last epoch, which stands for the others.
+            lost[cell] = failure["epoch"] * float((failure["record"] or {}).get("seconds", 0.0))
     left = [cell for cell in cells.values() if cell.id not in lost]
     plans = [
         one
@@ -129,7 +131,7 @@ def look(asked: Question, store: Store) -> Look:
     ]
     wanted = [cell.config for one in plans for cell in one.cells]
     measured.add_others(store, wanted, asked.cells)
-    return Look(plans=tuple(plans), seconds=seconds, kinds=measured.seconds(), lost=len(lost))
+    return Look(plans=tuple(plans), seconds=seconds, kinds=measured.seconds(), lost=lost)
 
 
 def affordable(now: Look, budget: float) -> list[Cell]:
@@ -210,8 +212,9 @@ def _step(
 
 
 def remaining(asked: Question, store: Store, now: Look, budget: float) -> float:
-    """The seconds of `budget` that the cells of this question have not used up."""
-    return budget - sum(now.seconds.get(cell, 0.0) for cell in _trained(asked, store))
+    """The seconds of `budget` that the cells of this question have not used up, failed ones included."""
+    spent = {**now.lost, **now.seconds}
+    return budget - sum(spent.get(cell, 0.0) for cell in _trained(asked, store))
 
 
 def say(now: Look, console: Console, left: float, *, cells: bool = False) -> None:
@@ -230,7 +233,7 @@ def say(now: Look, console: Console, left: float, *, cells: bool = False) -> Non
             count = f"{len(seeds)} comparisons" if len(seeds) > 1 else "1 comparison"
             console.print(f"{one.claim.name}: {one.verdict} ({count}, up to {max(seeds)} seeds)")
     if now.lost:
-        console.print(f"{now.lost} cells failed or are damaged; further seeds take their places")
+        console.print(f"{len(now.lost)} cells failed or are damaged; further seeds take their places")
 
 
 def _why_not(now: Look, left: float) -> str:

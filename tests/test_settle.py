@@ -220,9 +220,18 @@ def test_the_next_seed_takes_the_place_of_a_failed_cell() -> None:
     assert {cell["seed"] for cell in first} == {2}
     store.fail(first[0].id, failure_record("ArithmeticError", "not a number"))
     now = settle.look(asked(), store)
-    assert now.lost == 1
+    assert [*now.lost] == [first[0].id]
     assert sorted({cell["seed"] for cell in now.plans[0].cells}) == [2, 3]
     assert first[0].id not in {cell.id for cell in now.plans[0].cells}
+
+
+def test_a_failed_cell_is_paid_for() -> None:
+    """Or a budget would not bound the time of a question whose cells diverge."""
+    store, question = made(seconds=10.0, seeds=2), asked()
+    cell = settle.look(question, store).plans[0].cells[0].id
+    store.fail(cell, failure_record("ArithmeticError", "not a number", epoch=7, record={"seconds": 20.0}))
+    store.write_plan(question.name, {"cells": [], "trained": [cell]})
+    assert settle.remaining(question, store, settle.look(question, store), 1000.0) == 860.0
 
 
 def test_a_look_is_a_function_of_the_finished_cells() -> None:
