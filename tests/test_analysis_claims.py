@@ -144,6 +144,16 @@ CASES: list[tuple[str, list[CellConfig], Accuracy, Accuracy]] = [
 ]  # fmt: skip
 
 
+def test_a_random_mask_is_compared_at_any_learning_rate() -> None:
+    """It is not trained. But its batches must be the same, because BatchNorm sees them."""
+    trained = cells(model__method=("edge_popup",), optim__lr=(0.1, 0.3), train__epochs=(10,))
+    random = cells(model__method=("random",), optim__batch_size=(128, 64), train__epochs=(10,))
+    table = table_of(trained + random, lambda m: 0.8 if m.method == "edge_popup" else 0.2)
+    (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "above_random"])
+    assert len(found.effects) == 2
+    assert {found.n for found in found.effects} == {len(trained) // 2}
+
+
 @pytest.mark.parametrize(("claim", "made", "yes", "no"), CASES, ids=[case[0] for case in CASES])
 def test_every_outcome(claim: str, made: list[CellConfig], yes: Accuracy, no: Accuracy) -> None:
     assert verdict(claim, table_of(made, yes)) == SUPPORTED

@@ -22,6 +22,8 @@ SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 _RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
 # A dense network has none of the fields of a subnetwork, and its own recipe.
 TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *_RECIPE)
+# A random mask is not trained, so the optimiser does not affect it. The batches do, through BatchNorm.
+TO_RANDOM = ("model.method", *(name for name in _RECIPE if name != "optim.batch_size"))
 TO_SAMPLED = ("model.method", "model.k", "model.selection", *_RECIPE)
 
 

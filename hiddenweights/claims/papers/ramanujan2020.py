@@ -10,6 +10,7 @@ from typing import Any
 
 from hiddenweights.claims.contrasts import (
     TO_DENSE,
+    TO_RANDOM,
     TO_SAMPLED,
     Cell,
     Claim,
@@ -147,7 +148,7 @@ def _scaled(cells: Cells) -> Contrasts:
 
 
 def _random(cells: Cells) -> Contrasts:
-    yield from compare(pick(cells), pick(cells, method="random"), ["model.method"], "minus a random mask")
+    yield from compare(pick(cells), pick(cells, method="random"), TO_RANDOM, "minus a random mask")
 
 
 def _level(cells: Cells, above: float, below: float | None = None) -> Contrasts:
