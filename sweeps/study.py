@@ -36,13 +36,13 @@ SIDES: Mapping[str, Mapping[str, Scalar]] = {
     "sgd": {"model.method": "dense", "optim.optimizer": "sgd"},
     "adam": {"model.method": "dense", "optim.optimizer": "adam"},
 }
-# Candidate learning rates, a factor of three apart: that of the recipe, and its neighbours. SGD, edge-popup,
-# IteRand and biprop have one more, because the best of their first three was the lowest, or the highest.
+# Candidate learning rates, a factor of three apart: that of the recipe, and its neighbours. All but Adam have
+# one more, because the best of their first three was the lowest (SGD) or the highest.
 RATES: Mapping[str, Sequence[float]] = {
     "edge_popup": (0.03, 0.1, 0.3, 1.0),
     "iterand": (0.03, 0.1, 0.3, 1.0),
     "biprop": (0.03, 0.1, 0.3, 1.0),
-    "sampled": (60.0, 200.0, 600.0),
+    "sampled": (60.0, 200.0, 600.0, 2000.0),
     "sgd": (0.003, 0.01, 0.03, 0.1),
     "adam": (3e-4, 1e-3, 3e-3),
 }
@@ -54,6 +54,8 @@ CHOSEN: Mapping[tuple[str, str, str], float] = {
     ("cifar10", "conv2", "edge_popup"): 0.3,
     ("cifar10", "conv4", "edge_popup"): 0.3,
     ("cifar10", "conv4", "iterand"): 0.3,
+    ("cifar10", "conv4", "biprop"): 0.3,
+    ("cifar10", "conv4", "sampled"): 600.0,
     ("cifar10", "conv2", "sgd"): 0.01,
     ("cifar10", "conv4", "sgd"): 0.01,
     ("cifar10", "conv2", "adam"): 0.001,
