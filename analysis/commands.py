@@ -41,8 +41,10 @@ class Source:
     ] = ()
     """A store, a folder of offline W&B runs, or wandb:entity/project. Repeat it to combine sources.
     If not given: $HIDDENWEIGHTS_STORE, else runs."""
-    where: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE")] = ()
-    """Use only cells with this value of a config field."""
+    where: Annotated[
+        tuple[str, ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="FIELD=VALUE,VALUE")
+    ] = ()
+    """Use only cells with this value (or one of these) of a config field."""
     no_cache: bool = False
     """Read every run again, instead of only those that are new or changed since the last call."""
     out: Path = Path("figures")

@@ -13,24 +13,25 @@ from hiddenweights.analysis.table import FROZEN, Table
 from hiddenweights.claims.registry import CLAIMS
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, OPEN, SUPPORTED
 from hiddenweights.errors import UserError
-from hiddenweights.flat import parse_value
+from hiddenweights.flat import parse_conditions
 
 
 def where(table: Table, conditions: Sequence[str]) -> Table:
-    """The table with the cells that match every ``field=value``. Raises `UserError` for bad conditions."""
+    """The table with the cells that match every ``field=value,value`` (a value that a field may have).
+
+    Raises `UserError` for bad conditions, and for a value that no cell has.
+    """
     cells = table.cells
-    for condition in conditions:
-        name, equals, text = condition.partition("=")
-        if not equals:
-            raise UserError(f"--where: {condition!r} is not of the form FIELD=VALUE")
-        name = name.replace("-", "_")
-        value = parse_value(name, text)
+    for name, values in parse_conditions(conditions).items():
         column = cells[name]
-        chosen = cells[column.isna() if value is None else column == value]
-        if chosen.empty:
-            has = ", ".join(sorted({str(value) for value in column}))
-            raise UserError(f"--where: no cell has {condition}; {name} is one of: {has}")
-        cells = chosen
+        chosen = pd.Series(False, cells.index)
+        for value in values:
+            alike = column.isna() if value is None else column == value
+            if not alike.any():
+                has = ", ".join(sorted({str(value) for value in column}))
+                raise UserError(f"--where: no cell has {name}={value}; {name} is one of: {has}")
+            chosen |= alike
+        cells = cells[chosen]
     return Table(cells, table.epochs, table.left_out)
 
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, NamedTuple, get_type_hints
 
@@ -96,6 +96,22 @@ def parse_value(name: str, text: str) -> Scalar:
     if str in kinds:
         return text
     raise UserError(f"{name}: {text!r} is not a number")
+
+
+def parse_conditions(texts: Sequence[str]) -> dict[str, tuple[Scalar, ...]]:
+    """``["model.k=0.3,0.5"]`` of ``--where`` as ``{"model.k": (0.3, 0.5)}``: what a field may be.
+
+    A repeated field may have any of its values. Raises `UserError` as `parse_value` does, and without values.
+    """
+    conditions: dict[str, tuple[Scalar, ...]] = {}
+    for text in texts:
+        name, _, listed = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not listed.strip():
+            raise UserError(f"--where {text!r}: must be FIELD=VALUE or FIELD=VALUE,VALUE")
+        values = tuple(parse_value(name, value.strip()) for value in listed.split(","))
+        conditions[name] = conditions.get(name, ()) + values
+    return conditions
 
 
 def field_of(name: str) -> Field:

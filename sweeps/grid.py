@@ -170,16 +170,18 @@ class Cells(dict[str, Resolved]):
         super().__init__(cells)
         self.repeated = repeated
 
-    def where(self, values: Mapping[str, Scalar]) -> "Cells":
-        """The cells whose fields have these values. Raises `UserError` if there are none."""
+    def where(self, conditions: Mapping[str, Sequence[Scalar]]) -> "Cells":
+        """The cells whose fields have one of these values. Raises `UserError` for a value that none has."""
         cells: Mapping[str, Resolved] = self
-        for name, value in values.items():
+        for name, values in conditions.items():
             field_of = {cell: flatten(config)[name] for cell, config in cells.items()}
             if name in GROUPS:  # the user names own code without its version
                 field_of = {cell: own.plain(str(found)) for cell, found in field_of.items()}
-            cells = {cell: config for cell, config in cells.items() if field_of[cell] == value}
-            if not cells:
-                raise choices_error(f"--where {name}", value, sorted({str(has) for has in field_of.values()}))
+            for value in values:
+                if value not in field_of.values():
+                    has = sorted({str(has) for has in field_of.values()})
+                    raise choices_error(f"--where {name}", value, has)
+            cells = {cell: config for cell, config in cells.items() if field_of[cell] in values}
         return Cells(cells, self.repeated)
 
 
@@ -240,13 +242,13 @@ def arm(
     return Arm(base=unflatten(base), axes=fixed, found_by=found_by)
 
 
-def parse_settings(texts: Sequence[str], option: str = "--set") -> dict[str, Scalar]:
-    """``["train.epochs=5"]`` as ``{"train.epochs": 5}``. Errors name the `option` that the texts are from."""
+def parse_settings(texts: Sequence[str]) -> dict[str, Scalar]:
+    """``["train.epochs=5"]`` as ``{"train.epochs": 5}``."""
     settings: dict[str, Scalar] = {}
-    for name, text in _pairs(option, texts):
+    for name, text in _pairs("--set", texts):
         value = parse_value(name, text)
         if name in settings and settings[name] != value:
-            raise UserError(f"{option} contradicts itself: {name} is {settings[name]!r} and {value!r}")
+            raise UserError(f"--set contradicts itself: {name} is {settings[name]!r} and {value!r}")
         settings[name] = value
     return settings
 

@@ -16,7 +16,7 @@ from hiddenweights.cells.format import Damaged
 from hiddenweights.cells.store import Json, Store, StoreAway, default_store
 from hiddenweights.config import Scalar
 from hiddenweights.errors import UserError, choices_error
-from hiddenweights.flat import flatten
+from hiddenweights.flat import flatten, parse_conditions
 from hiddenweights.identity import short_name
 from hiddenweights.sweeps import cost, experiments, launch
 from hiddenweights.sweeps.arguments import Axes, Name, Names, Sets, chosen, console_for_people, repeated
@@ -34,7 +34,7 @@ def launch_(
     name: Name,
     set: Sets = (),
     axis: Axes = (),
-    where: Sets = (),
+    where: Axes = (),
     samples: int | None = None,
     tuned: str | None = None,
     store: str | None = None,
@@ -53,7 +53,7 @@ def launch_(
         name: The sweep. For your own sweep: FILE.py:FUNCTION or module:FUNCTION.
         set: Set a field in all cells. It replaces an axis over this field.
         axis: Replace or add an axis. To search: loguniform(LOW,HIGH), uniform(LOW,HIGH), choice(VALUE,VALUE).
-        where: Train only cells with this value of a field now. The others still belong to the sweep.
+        where: Train only cells with this value (or one of these) now. The others still belong to the sweep.
         samples: For a search: number of points for each combination of the other axes. If not given: 16.
         tuned: Use the best values of this earlier search.
         store: Folder or URL (s3://bucket/runs) of the results. If not given: $HIDDENWEIGHTS_STORE, else runs.
@@ -72,7 +72,7 @@ def launch_(
     declared = experiments.sweep(name)
     sweep, cells = chosen(name, set, axis, samples)
     cells, notes = _tuned(sweep, results, own.slug(tuned), set, axis) if tuned else (cells, [])
-    part = cells.where(parse_settings(where, "--where"))
+    part = cells.where(parse_conditions(where))
     planned = launch.plan(
         sweep.name, part, results,
         search=sweep.searched(), rerun_failed=rerun_failed, rerun_damaged=rerun_damaged,

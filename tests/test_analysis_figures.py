@@ -99,7 +99,7 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
     [
         (["figure", "quikstart"], ["quikstart", "quickstart"]),
         (["figure", "depth"], ["depth", "hiddenweights sweeps launch depth"]),
-        (["figure", "quickstart", "--where", "model.k=0.2"], ["model.k=0.2", "0.9"]),
+        (["figure", "quickstart", "--where", "model.k=0.5,0.2"], ["model.k=0.2", "0.9"]),
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
         (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),
         (["figure", "quickstart", "--y", "loss"], ["--y", "'loss'", "train_loss", "churn"]),
@@ -129,6 +129,9 @@ def test_where_picks_cells(tmp_path: Path) -> None:
     assert main(base) == 2
     assert main([*base, "--where", "train.epochs=5"]) == 0
     assert pd.read_csv(tmp_path / "out" / "depth.csv")["n"].tolist() == [2]
+    assert main([*base, "--where", "train.epochs=5", "--where", "seed=1,7"]) == 2
+    assert main([*base, "--where", "train.epochs=5", "--where", "seed=1"]) == 0
+    assert pd.read_csv(tmp_path / "out" / "depth.csv")["n"].tolist() == [1]
 
 
 def test_training_curves_have_a_point_per_epoch(tmp_path: Path) -> None:

@@ -108,6 +108,15 @@ def test_a_part_of_a_sweep_is_trained_and_the_sweep_stays_whole(monkeypatch: pyt
     assert len(plan["cells"]) == 6
 
 
+def test_a_part_may_have_several_values_of_a_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = trained(monkeypatch)
+    assert launch("tiny", "--where", "model.k=0.3,1.0", "--where", "seed=1") == 0
+    assert sorted((config.model.method, config.model.k, config.seed) for config in configs) == [
+        ("dense", 1.0, 1),
+        ("edge_popup", 0.3, 1),
+    ]
+
+
 def test_a_cell_of_two_sweeps_is_trained_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert launch("tiny") == 0
     configs = trained(monkeypatch)
@@ -297,6 +306,8 @@ def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]
         (["none", "--set", "seed=1"], ["none", "no cells"]),
         (["tiny", "--samples", "4"], ["--samples", "--axis"]),
         (["tiny", "--where", "seed=5"], ["--where", "seed", "5", "0, 1"]),
+        (["tiny", "--where", "seed=0,5"], ["--where", "seed", "5", "0, 1"]),
+        (["tiny", "--where", "seed="], ["--where", "seed"]),
         (["tiny", "--where", "model.kind=dense"], ["model.kind"]),
         (["tiny", "--set", "data.name=cifar10", "--set", "data.root=nowhere"], ["data.root", "nowhere"]),
         (["tiny", "--store", "file/below"], ["store", "below"]),
