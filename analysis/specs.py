@@ -19,6 +19,7 @@ EDGE_POPUP = "edge-popup, "  # before the distribution, if other methods are dra
 KINDS = {"dense": BASELINE, "finetune": TRAINED}  # by method; others have random weights
 
 _DATA = {"cifar10": "CIFAR-10", "cifar100": "CIFAR-100", "mnist": "MNIST", "fashion_mnist": "Fashion-MNIST"}
+_METHODS = {"random": "random mask", "iterand": "IteRand"}
 
 # Curves with a fixed place in every figure, in this order.
 CURVES = (
@@ -81,7 +82,7 @@ def _curve(
 ) -> str:
     if method == "dense":
         return "dense, " + {"sgd": "SGD", "adam": "Adam"}[optimizer]
-    words = [] if method == "edge_popup" else ["random mask" if method == "random" else method]
+    words = [] if method == "edge_popup" else [_METHODS.get(method, method)]
     if method == "finetune":
         words = [f"{init_mask} and trained"]
     for name in ("kaiming", "xavier"):

@@ -183,14 +183,14 @@ def study_shallow(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     expect="edge-popup and biprop close together; sampled behind, because it learns slowly.",
 )
 def study_methods(seeds: Sequence[int] = SEEDS) -> list[Arm]:
-    """The study, stage c: every mask method with its own best rate, Conv4."""
+    """The study, stage c: every mask method with its own best rate, and SGD, Conv4."""
     over: Axes = {"seed": seeds, "model.k": (0.1, 0.3, 0.5)}
     random = arm({**CIFAR, "model.arch": "conv4", "model.method": "random"}, over)
     kept = ("edge_popup", "iterand", "biprop")
     return [
         random,
         *(arm for side in kept for arm in _chosen(CIFAR, ("conv4",), side, over)),
-        *_chosen(CIFAR, ("conv4",), "sampled", {"seed": seeds}),
+        *(arm for side in ("sampled", "sgd") for arm in _chosen(CIFAR, ("conv4",), side, {"seed": seeds})),
     ]
 
 
