@@ -90,7 +90,7 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
         ax.set_xscale("log")
     ticks = spread(drawn["x"], spec)
     if len(ticks) <= 8 and not drawn["tag"].fillna("").any():
-        ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        ax.set_xticks(ticks, [f"{tick:g}" if tick == int(tick) else f"{tick:.3g}" for tick in ticks])
         ax.minorticks_off()
     if spec.reverse and not ax.xaxis_inverted():
         ax.invert_xaxis()
