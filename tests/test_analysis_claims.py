@@ -144,6 +144,18 @@ CASES: list[tuple[str, list[CellConfig], Accuracy, Accuracy]] = [
 ]  # fmt: skip
 
 
+def test_only_equal_numbers_of_weights_are_compared() -> None:
+    """A quarter of the width at k = 0.5 keeps 25% more weights than half of it at k = 0.1."""
+    pairs = ((0.25, 0.5), (0.5, 0.1), (0.5, 0.3993), (1.0, 0.1), (2.0, 0.025))
+    made = [
+        config(model__arch="conv4", model__width=w, model__k=k, seed=s) for w, k in pairs for s in range(4)
+    ]
+    table = table_of(made, lambda m: 0.8 + 0.05 * m.width)
+    (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "fixed_weights"])
+    assert [effect.n for effect in found.effects] == [4]
+    assert found.effects[0].mean == pytest.approx(7.5, abs=0.5)  # of width 2, minus width 0.5
+
+
 def test_a_random_mask_is_compared_at_any_learning_rate() -> None:
     """It is not trained. But its batches must be the same, because BatchNorm sees them."""
     trained = cells(model__method=("edge_popup",), optim__lr=(0.1, 0.3), train__epochs=(10,))

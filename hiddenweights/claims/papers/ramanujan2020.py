@@ -27,6 +27,7 @@ from hiddenweights.claims.contrasts import (
 CONVS = ("conv2", "conv4", "conv6", "conv8")
 FLAT = 3.0  # points; the paper's Conv8 moves by 1.6 (signed constant) and 2.8 (Kaiming normal) in [0.3, 0.7]
 NEAR = 1.0  # points that count as equal to a trained network; the paper's figures are read to +-0.5
+ALIKE = 1.05  # factor between numbers of weights that count as equal
 
 Cells = Sequence[Cell]
 Contrasts = Iterator[Contrast]
@@ -106,10 +107,16 @@ def _grouped(pairs: Sequence[Pair], name: str) -> dict[Any, list[Pair]]:
 
 
 def _budget(cells: Cells) -> Contrasts:
-    budgets: dict[float, list[Cell]] = {}
-    for cell in pick(cells, arch="conv4", distribution="signed_constant"):
-        budgets.setdefault(round(cell["model.k"] * cell["model.width"] ** 2, 2), []).append(cell)
-    for _, one in sorted(budgets.items()):
+    def kept(cell: Cell) -> float:
+        """The number of weights that are kept, as a share of those of width 1, within 1%."""
+        return float(cell["model.k"] * cell["model.width"] ** 2)
+
+    budgets: list[list[Cell]] = []
+    for cell in sorted(pick(cells, arch="conv4", distribution="signed_constant"), key=kept):
+        if not budgets or kept(cell) > ALIKE * kept(budgets[-1][0]):
+            budgets.append([])
+        budgets[-1].append(cell)
+    for one in budgets:
         narrow, wide = (end(cell["model.width"] for cell in one) for end in (min, max))
         if narrow < wide:
             words = f"minus width {narrow:g} with as many weights"
