@@ -2,8 +2,8 @@
 
 Half-width networks, ten epochs instead of a hundred, all 50,000 training images. Each stage is a complete
 sweep. `study` contains all of them, with one seed of every stage before the next seed. The precision is set
-explicitly, because it is part of the id of a cell and machines differ. `study_rates` and `study_rates_more`
-find the learning rates on 5,000 held-out images under the same budget.
+explicitly, because it is part of the id of a cell and machines differ. `study_rates`, `study_rates_more` and
+`study_rates_wide` find the learning rates on held-out images under the same budget.
 
 Results: docs/results/.
 """
@@ -95,6 +95,15 @@ def study_rates_more() -> list[Arm]:
         for side in ("edge_popup", "sgd")
     ]
     return [*flat, *(_rates(FASHION, ("conv2",), side) for side in ("edge_popup", "sgd")), *methods]
+
+
+@declare(
+    claim="none; whether the rates of half width are fair at full width, see `study_width`.",
+    expect="the rates of half width.",
+)
+def study_rates_wide() -> list[Arm]:
+    """The learning rates of Conv4 at full width. A cell takes half an hour on one core."""
+    return [_rates({**CIFAR, "model.width": 1.0}, ("conv4",), side) for side in ("sgd", "adam", "edge_popup")]
 
 
 def _rates(base: Mapping[str, Scalar], archs: Sequence[str], side: str) -> Arm:
@@ -245,6 +254,7 @@ def study() -> list[Arm]:
 SWEEPS: Mapping[str, Callable[..., list[Arm]]] = {
     "study_rates": study_rates,
     "study_rates_more": study_rates_more,
+    "study_rates_wide": study_rates_wide,
     "study_small": study_small,
     "study_depth": study_depth,
     "study_recipe_rate": study_recipe_rate,

@@ -62,4 +62,7 @@ FIGURES: tuple[Spec, ...] = (
     _over_rates(
         "study_rates_more", "Learning rates for the later stages, judged on held-out images, ten epochs"
     ),
+    _over_rates(
+        "study_rates_wide", "Learning rates for Conv4 at full width, judged on held-out images, ten epochs"
+    ),
 )
