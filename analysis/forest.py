@@ -126,8 +126,8 @@ def _labels(shown: Sequence[Measured]) -> list[str]:
     for one in shown:
         alike = [other for other in shown if (other.claim, other.setting) == (one.claim, one.setting)]
         shared = set.intersection(*(set(other.lacks) for other in alike))
-        apart = [lack for lack in one.lacks if lack not in shared]
-        labels.append(f"{one.claim.name}  ({one.setting}{''.join(f'; not {lack}' for lack in apart)})")
+        apart = [lack.replace(" instead of ", ", has ") for lack in one.lacks if lack not in shared]
+        labels.append(f"{one.claim.name}  ({one.setting}{''.join(f'; lacks {lack}' for lack in apart)})")
     return labels
 
 
