@@ -378,7 +378,7 @@ def test_what_the_digits_do_not_fit_stops_the_launch(field: str, value: Scalar) 
         launch_module.preflight(whole.cells().values(), None)
 
 
-def test_small_networks_on_the_digits_need_no_trial(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_networks_on_the_digits_need_no_trial() -> None:
     """`_fits_digits` is right about each network that it lets through, at the narrowest width."""
     tried: list[Resolved] = []
     base = experiments.sweep("quickstart")
