@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from hiddenweights.analysis.specs import EDGE_POPUP, PREFIX, PUBLISHED, SUBNETWORK, Spec
+from hiddenweights.analysis.specs import EDGE_POPUP, ORDER, PREFIX, PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
     "font.size": 9,
@@ -183,11 +183,16 @@ def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
 
 
 def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
-    """One legend with every curve once: beside a single panel, else above. Names n if curves differ."""
-    handles: dict[str, Any] = {}
+    """One legend with every curve once: beside a single panel, else above. Names n if curves differ.
+
+    Subnetworks come first, then trained networks, then what is published.
+    """
+    found: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(name, handle)
+            found.setdefault(name, handle)
+    kinds = drawn.groupby("curve")["kind"].first()
+    handles = {name: found[name] for name in sorted(found, key=lambda name: ORDER.index(kinds[name]))}
     names = list(handles)
     if not drawn["full"].all():
         n = drawn.groupby("curve")["n"].agg(["min", "max"])

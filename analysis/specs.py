@@ -13,6 +13,7 @@ from hiddenweights.config import NETWORKS
 from hiddenweights.errors import UserError, choices_error
 
 SUBNETWORK, TRAINED, BASELINE, PUBLISHED = "subnetwork", "trained subnetwork", "baseline", "published"
+ORDER = (SUBNETWORK, TRAINED, BASELINE, PUBLISHED)  # of the curves in a legend
 EPOCH = "epoch"  # as x: training curves, with a point per cell and epoch
 PREFIX = "published: "  # of the name of a published curve
 EDGE_POPUP = "edge-popup, "  # before the distribution, if other methods are drawn beside it

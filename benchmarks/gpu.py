@@ -2,12 +2,13 @@
 
 The most important part comes first: correctness (against the CPU, against a sort, graph against eager), then
 costs (selection, step, share of the card's matrix rate, whole trials, input pipeline, trials together), then
-cells of Figure 3 in the remaining time. `python -m benchmarks.gpu correct selection` runs only these
-parts. Each part writes results/*_gpu.json, with the card's name.
+cells of Figure 3 and of ResNet-18 in the remaining time. `python -m benchmarks.gpu correct selection` runs
+only these parts. Each part writes results/*_gpu.json, with the card's name.
 
 It only needs torch, torchvision, Triton and safetensors; the images are random and have CIFAR-10's shape.
-Figure 3 also needs orjson, and CIFAR-10 in the folder that HIDDENWEIGHTS_DATA names. Its cells go into the
-store $HIDDENWEIGHTS_STORE (by default runs/), and a second run continues with the next ones.
+The parts `figure_3` and `resnet18` train cells of the paper. They also need orjson, and CIFAR-10 in the
+folder that HIDDENWEIGHTS_DATA names. The cells go into the store $HIDDENWEIGHTS_STORE (by default runs/), and
+a second run continues with the next ones.
 tests/test_fast_gpu.py runs the parts on a CPU.
 """
 
@@ -172,33 +173,35 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-# --- Figure 3 ----------------------------------------------------------------------------------------------
+# --- cells of the paper ------------------------------------------------------------------------------------
 
 
-def figure_3_cells(root: str) -> list[CellConfig]:
-    """The cells of the sweep `depth`, in an order that completes curves early.
+def paper_cells(sweep: str, root: str) -> list[CellConfig]:
+    """The cells of `depth` (Figure 3) or `resnet18`, in an order that completes curves early.
 
     One seed of everything comes first: signed constant weights and the trained networks (the smallest network
     first, the middle of a curve before its ends), then Kaiming normal weights.
     """
-    from hiddenweights.sweeps.papers.ramanujan2020 import CONVS, depth
+    from hiddenweights.sweeps.papers import ramanujan2020
+
+    archs = [*ramanujan2020.CONVS, "resnet18"]
 
     def place(cell: CellConfig) -> tuple[object, ...]:
         model = cell.model
         kaiming, dense = model.distribution == "kaiming_normal", model.method == "dense"
-        return cell.seed, kaiming, CONVS.index(model.arch), dense, abs((model.k or 0.5) - 0.5)
+        return cell.seed, kaiming, archs.index(model.arch), dense, abs((model.k or 0.5) - 0.5)
 
-    cells = sorted((cell for arm in depth() for cell in arm.cells()), key=place)
+    cells = sorted((cell for arm in getattr(ramanujan2020, sweep)() for cell in arm.cells()), key=place)
     return [replace(cell, data=replace(cell.data, root=root)) for cell in cells]
 
 
-def figure_3(
-    seconds: float, device: str, cells: Sequence[CellConfig] | None = None, at_once: int = 4
+def train_sweep(
+    sweep: str, seconds: float, device: str, cells: Sequence[CellConfig] | None = None, at_once: int = 4
 ) -> list[str]:
-    """Train Figure 3's cells for `seconds`, `at_once` at a time, under MPS if it starts. See `train_cells`.
+    """Train the cells of `sweep` for `seconds`, `at_once` at a time, under MPS if it starts.
 
-    Returns the ids of the finished cells of the figure. The store gets the plan of the sweep, so that
-    ``hiddenweights analysis figure depth`` draws it. Raises `LookupError` if no folder with CIFAR-10 is
+    See `train_cells`. Returns the ids of the finished cells of the sweep. The store gets its plan, so that
+    ``hiddenweights analysis figure SWEEP`` draws it. Raises `LookupError` if no folder with CIFAR-10 is
     named.
     """
     from hiddenweights.cells.store import Store, default_store
@@ -208,10 +211,10 @@ def figure_3(
         root = os.environ.get("HIDDENWEIGHTS_DATA")
         if root is None:
             raise LookupError("HIDDENWEIGHTS_DATA names no folder with CIFAR-10")
-        cells = figure_3_cells(root)
+        cells = paper_cells(sweep, root)
     ids = [cell_id(config) for config in cells]
     store.prepare()
-    store.write_plan("depth", {"name": "depth", "cells": ids})
+    store.write_plan(sweep, {"name": sweep, "cells": ids})
     context = mp.get_context("spawn")
     todo: mp.Queue[CellConfig | None] = context.Queue()
     for config in [*cells, *[None] * at_once]:
@@ -301,8 +304,13 @@ def main(names: Sequence[str] = (), device: str = "cuda") -> int:
         print("no GPU here; nothing was measured", file=sys.stderr)
         return 1
     started = time.perf_counter()
+
+    def left() -> float:
+        return LIMIT - (time.perf_counter() - started)
+
     known = parts(device) | {
-        "figure_3": lambda: figure_3(LIMIT - (time.perf_counter() - started), device),
+        "figure_3": lambda: train_sweep("depth", left(), device),
+        "resnet18": lambda: train_sweep("resnet18", left(), device),
     }
     if unknown := set(names) - set(known):
         print(f"{', '.join(sorted(unknown))}: no part; choices: {', '.join(known)}", file=sys.stderr)
@@ -310,7 +318,7 @@ def main(names: Sequence[str] = (), device: str = "cuda") -> int:
     failed = []
     for name in names or known:
         begun = time.perf_counter()
-        if begun - started > LIMIT:
+        if left() < 0:
             failed.append(name)
             print(f"\n{name}: left out, since {LIMIT:.0f} s are over")
             continue

@@ -65,23 +65,24 @@ def test_a_selection_that_is_wrong_is_counted(monkeypatch):
 
 
 @pytest.mark.slow(seconds=5)
-def test_figure_3_goes_on_where_it_was(tmp_path, monkeypatch):
+def test_a_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setenv("HIDDENWEIGHTS_STORE", str(tmp_path / "runs"))
     quick = {"model.arch": "fc", "model.width": 0.05, "train.epochs": 1, "train.device": "cpu"}
     cells = [unflatten(quick | {"seed": seed}) for seed in (0, 1)]
     assert gpu.train_cells(0.0, cells) == []
     assert len(gpu.train_cells(60.0, cells[:1])) == 1
-    assert gpu.figure_3(60.0, "cpu", cells, at_once=1) == [cell_id(cell) for cell in cells]
+    assert gpu.train_sweep("depth", 60.0, "cpu", cells, at_once=1) == [cell_id(cell) for cell in cells]
     assert all(Store(tmp_path / "runs").result(cell_id(cell)) for cell in cells)
     assert gpu.train_cells(60.0, cells) == []
 
 
 def test_figure_3_begins_with_whole_curves_of_one_seed():
-    whole = gpu.figure_3_cells("somewhere")
+    whole = gpu.paper_cells("depth", "somewhere")
     assert len(whole) == 240
     assert all(cell.seed == 0 and cell.data.root == "somewhere" for cell in whole[:48])
     assert {cell.model.arch for cell in whole[:7]} == {"conv2"}
     assert {cell.model.k for cell in whole[:5]} == {0.1, 0.3, 0.5, 0.7, 0.9}
+    assert {cell.model.arch for cell in gpu.paper_cells("resnet18", "somewhere")} == {"resnet18"}
 
 
 def test_parts_are_run_by_name_and_a_failed_one_stops_no_other(monkeypatch, capsys):
@@ -91,7 +92,7 @@ def test_parts_are_run_by_name_and_a_failed_one_stops_no_other(monkeypatch, caps
     assert done == [1]
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert gpu.main(["other"], "cpu") == 2
-    assert "other: no part; choices: bad, good, figure_3" in capsys.readouterr().err
+    assert "other: no part; choices: bad, good, figure_3, resnet18" in capsys.readouterr().err
 
 
 @pytest.mark.slow(seconds=5)
