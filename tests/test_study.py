@@ -66,12 +66,13 @@ def test_a_published_result_holds_all_of_its_epochs_and_weights_that_never_chang
 
 def test_figure_3_is_published_with_the_results_behind_it(tmp_path: Path) -> None:
     published = ROOT / "docs" / "results" / "figure_3"
-    with tarfile.open(published / "store.tar.gz") as files:
+    with tarfile.open(published / "store.tar.xz") as files:
         files.extractall(tmp_path, filter="data")
     store = Store(tmp_path / "figure_3")
     finished = store.finished()
     assert finished
-    assert finished <= experiments.sweep("depth").cells().keys()
+    sweeps = ("depth", "resnet18")
+    assert finished <= {cell for sweep in sweeps for cell in experiments.sweep(sweep).cells()}
     accuracies = {}
     for cell, result in store.results(finished):  # each with its checksum
         assert [record["epoch"] for record in result["history"]] == [*range(1, 101)]
@@ -79,6 +80,8 @@ def test_figure_3_is_published_with_the_results_behind_it(tmp_path: Path) -> Non
         if result["config"]["model"]["method"] != "dense":
             checksums = {record["weights_checksum"] for record in result["history"]}
             assert checksums == {result["initial_weights_checksum"]}
-    with open(published / "depth.csv") as lines:
-        drawn = {row["cells"]: float(row["mean"]) for row in csv.DictReader(lines) if row["cells"]}
+    drawn = {}
+    for sweep in sweeps:
+        with open(published / f"{sweep}.csv") as lines:
+            drawn |= {row["cells"]: float(row["mean"]) for row in csv.DictReader(lines) if row["cells"]}
     assert drawn == pytest.approx(accuracies)
