@@ -5,6 +5,7 @@ import math
 import pickle
 import socket
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -110,6 +111,31 @@ def test_every_image_comes_once_but_for_a_last_one_alone(n, size):
         assert torch.equal(images, normalise(source.images.pixels[numbers], source.mean, source.std))
     in_order = [labels for _, labels in source.in_order(size)]
     assert torch.cat(in_order).tolist() == [*range(n)]
+
+
+@pytest.mark.parametrize(("rank", "ranks"), [(0, 1), (0, 3), (2, 3)])
+@pytest.mark.parametrize("augment", [False, True])
+def test_batches_made_together_equal_those_made_one_by_one(monkeypatch, augment, rank, ranks):
+    """A GPU makes several at once. 7 batches of 8 and one of 3, in blocks of 3."""
+    source = replace(batches(numbered(59)), rank=rank, ranks=ranks)
+    alone = [*source.shuffled(8, seed=1, epoch=2, augment=augment)]
+    monkeypatch.setattr(data, "batches_at_once", lambda numbers, device: 3)
+    together = [*source.shuffled(8, seed=1, epoch=2, augment=augment)]
+    assert len(together) == len(alone) == 8
+    for (images, labels), (others, other_labels) in zip(alone, together, strict=True):
+        assert torch.equal(images, others)
+        assert torch.equal(labels, other_labels)
+        assert images.stride() == others.stride()
+
+
+def test_a_gpu_makes_as_many_batches_at_once_as_fit_and_at_least_one():
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [data.batches_at_once(n, gpu) for n in (1, data.GPU_BLOCK // 2, 2 * data.GPU_BLOCK)] == [
+        data.GPU_BLOCK,
+        2,
+        1,
+    ]
+    assert data.batches_at_once(1, cpu) == 1
 
 
 def test_the_order_is_a_function_of_seed_and_epoch():

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from hiddenweights.images.sources import hugging_face_parts, own_parts, torchvis
 from hiddenweights.masking.rng import halves, permutation, signs, stream
 
 PADDING = 4
+GPU_BLOCK = 2**23  # numbers, 32 MB in float32: 21 batches of 128 images of CIFAR-10
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,8 @@ def crop_flip(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: 
     w).
     """
     n, c, h, w = pixels.shape
+    if not n:  # the empty share of a process in a small last batch has no window to view
+        return pixels
     columns, rows = w + 2 * padding, h + 2 * padding
     images = pixels.permute(0, 2, 3, 1)
     both = torch.cat((images, images.flip(2))).reshape(2 * n, h, w * c)
@@ -343,13 +347,26 @@ class Batches:
         """
         n, device = len(self.images), self.images.pixels.device
         crop = crop_offsets(n, seed, epoch, device) if augment else None
-        for index in shares(epoch_order(n, seed, epoch).to(device), size, self.rank, self.ranks):
-            batch = self.images.take(index)
-            pixels = batch.pixels
+        parts = shares(epoch_order(n, seed, epoch).to(device), size, self.rank, self.ranks)
+        at_once = batches_at_once(size * self.images.pixels[0].numel(), device)
+        while block := [*islice(parts, at_once)]:
+            index = torch.cat(block)
+            images = self.images.take(index)
+            pixels = images.pixels
             if crop is not None:
                 top, left, flip = crop
                 pixels = crop_flip(pixels, top[index], left[index], flip[index])
-            yield normalise(pixels, self.mean, self.std), batch.labels
+            lengths = [len(part) for part in block]
+            scaled = normalise(pixels, self.mean, self.std).split(lengths)
+            yield from zip(scaled, images.labels.split(lengths), strict=True)
+
+
+def batches_at_once(numbers: int, device: torch.device) -> int:
+    """How many batches of this many numbers are made at once.
+
+    On a GPU several, because it takes longer to start the kernels than to run them on one batch.
+    """
+    return max(1, GPU_BLOCK // numbers) if device.type == "cuda" else 1
 
 
 def crop_offsets(n: int, seed: int, epoch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
