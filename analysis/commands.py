@@ -23,6 +23,7 @@ from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
+from hiddenweights.atomic import replacing
 from hiddenweights.cells.store import default_store
 from hiddenweights.claims import registry
 from hiddenweights.errors import UserError, choices_error
@@ -223,7 +224,8 @@ def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
         found.verdicts.to_csv(out / "claims.csv", index=False)
         table.cells.to_csv(out / "cells.csv", index=False)
         (out / "report.md").write_text(report.as_markdown(found))
-        (out / "report.html").write_text(write.as_html(found))
+        with replacing(out / "report.html") as page:  # a browser may be reading it
+            page.write_text(write.as_html(found))
     return found
 
 

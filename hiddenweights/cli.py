@@ -60,10 +60,10 @@ Commands = Mapping[str, Command | Lazy]
 def run(commands: Commands, prog: str, args: Sequence[str] | None = None) -> int:
     """Call the command that `args` (default: the process's own) name and return its exit status.
 
-    A command returns its status, or None for 0. SIGINT and SIGTERM raise KeyboardInterrupt in it, which ends
-    with status 130; a command may raise it again with a line for people. A `UserError` of the parser or of
-    the command becomes one line on stderr and status 2, and so does a missing package of an extra; a store
-    that cannot be reached becomes one and status 1.
+    A command returns its status, or None for 0. SIGINT, SIGTERM and SIGHUP (the terminal is gone) raise
+    KeyboardInterrupt in it, which ends with status 130; a command may raise it again with a line for people.
+    A `UserError` of the parser or of the command becomes one line on stderr and status 2, and so does a
+    missing package of an extra; a store that cannot be reached becomes one and status 1.
     """
     collect_rarely()
     try:
@@ -80,11 +80,13 @@ def _run(commands: Commands, prog: str, args: Sequence[str]) -> int:
             sys.stdout.flush()
         return status
     except KeyboardInterrupt as stop:
-        if str(stop):  # not through rich, which prints nothing more if it was interrupted while it printed
-            sys.stdout.write(f"{stop}\n")
-            sys.stdout.flush()
-        else:
-            sys.stderr.write("stopped\n")
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            if str(stop):
+                # Not through rich, which prints nothing more if it was interrupted while it printed.
+                sys.stdout.write(f"{stop}\n")
+                sys.stdout.flush()
+            else:
+                sys.stderr.write("stopped\n")
         return 130
     except UserError as error:
         sys.stderr.write(f"error: {escaped(str(error))}\n")
@@ -103,16 +105,20 @@ def _run(commands: Commands, prog: str, args: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Inside the block SIGTERM raises KeyboardInterrupt, like SIGINT."""
+    """Inside the block SIGTERM, and SIGHUP unless nohup ignores it, raise KeyboardInterrupt."""
 
     def interrupt(signum: int, frame: FrameType | None) -> NoReturn:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+    for number, handler in before.items():
+        if number == signal.SIGTERM or handler is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         # If the signal came while a string was executed (as dataclasses do), Python has made a note of it and
         # would end by SIGINT, whatever the exit status. The next string makes it forget.
         exec("")

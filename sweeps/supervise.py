@@ -174,7 +174,8 @@ class _RayProcess:
             with contextlib.suppress(ProcessLookupError, KeyboardInterrupt):
                 os.kill(self._process.pid or 0, signal.SIGINT)  # which ends it whatever it does
                 self._process.join(STOP)
-        before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {number: signal.signal(number, signal.SIG_IGN) for number in stops}
         try:
             self._process.kill()
             self._process.join()

@@ -169,7 +169,7 @@ def test_killed_and_stopped_the_masks_are_those_of_an_undisturbed_run(
     assert {path.name for path in killed.glob("cells/*/*")} == {"result.json", "ticket.ticket"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_before_anything_has_started_is_a_stop(
     number: signal.Signals, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -191,6 +191,20 @@ def test_a_stop_before_anything_has_started_is_a_stop(
     assert cli.run({"say": says}, "test", ["say"]) == 130
     assert capsys.readouterr() == ("the same command goes on\n", "")
     assert signal.getsignal(number) == before
+
+
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+
+        def begins() -> None:
+            """Begin."""
+            signal.raise_signal(signal.SIGHUP)
+
+        assert cli.run({"begin": begins}, "test", ["begin"]) == 0
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_stop_within_an_executed_string_has_its_status_too(tmp_path: Path) -> None:

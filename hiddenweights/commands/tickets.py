@@ -7,7 +7,6 @@ import io
 import math
 import os
 import sys
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from hiddenweights.atomic import replacing
 from hiddenweights.config import CellConfig, TrainConfig
 from hiddenweights.errors import UserError
 from hiddenweights.identity import id_of, pinned, short_name
@@ -149,16 +149,12 @@ def export(
     ticket = read_ticket(file)
     # In torch's default memory format, like a network that is built to load the file.
     network = ticket.network(arch).to(memory_format=torch.contiguous_format)
-    partial = path.with_name(f".{uuid.uuid4().hex}{SUFFIXES[to]}")
-    try:
-        partial.touch()
-    except OSError as error:
-        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
-    try:
+    with replacing(path) as partial:
+        try:
+            partial.touch()  # before the export, which takes a while
+        except OSError as error:
+            raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
         partial.write_bytes(_EXPORTS[to](network, ticket.inputs))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     inputs = ticket.inputs
     _print(
         f"{path}: {path.stat().st_size} bytes",

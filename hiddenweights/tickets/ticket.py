@@ -7,9 +7,7 @@ memory in proportion to the network that it names. Any fault of a file raises `U
 
 import hashlib
 import json
-import os
 import platform
-import uuid
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,6 +22,7 @@ from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 
 from hiddenweights import own as user_code
+from hiddenweights.atomic import replacing
 from hiddenweights.config import Arithmetic, DataConfig
 from hiddenweights.errors import UserError, shown
 from hiddenweights.flat import to_dict
@@ -131,14 +130,9 @@ class Ticket:
 
     def save(self, path: str | Path) -> None:
         """Write the ticket to `path` atomically."""
-        path = Path(path)
         content = self.to_bytes()
-        partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-        try:
+        with replacing(Path(path)) as partial:
             partial.write_bytes(content)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def from_bytes(cls, content: bytes, source: str = "ticket") -> "Ticket":
