@@ -185,14 +185,16 @@ def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:
 def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
     """One legend with every curve once: beside a single panel, else above. Names n if curves differ.
 
-    Subnetworks come first, then trained networks, then what is published.
+    Subnetworks come first, then trained networks, then what is published. A published curve that has the
+    name and the colour of one of ours is left out: the note says how such curves are drawn.
     """
     found: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
             found.setdefault(name, handle)
     kinds = drawn.groupby("curve")["kind"].first()
-    handles = {name: found[name] for name in sorted(found, key=lambda name: ORDER.index(kinds[name]))}
+    ordered = sorted(found, key=lambda name: ORDER.index(kinds[name]))
+    handles = {name: found[name] for name in ordered if name.removeprefix(PREFIX) not in {*found} - {name}}
     names = list(handles)
     if not drawn["full"].all():
         n = drawn.groupby("curve")["n"].agg(["min", "max"])

@@ -71,6 +71,20 @@ def test_axes_show_exactly_the_table(store: Path) -> None:
             assert lines[curve].get_ydata()[0] == pytest.approx(panel[panel["curve"] == curve]["mean"].item())
 
 
+def test_the_legend_names_each_look_once_ours_first(store: Path) -> None:
+    spec = experiments.find_spec("quickstart")
+    drawn = aggregate.curves(specs.points(fetch(str(store)), spec))
+    published = drawn[drawn["curve"].isin(["signed constant", "dense, SGD"]) & (drawn["panel"] == "Conv2")]
+    of_paper = published.assign(kind=specs.PUBLISHED, n=float("nan"), cells="")
+    alike = of_paper.assign(curve=specs.PREFIX + of_paper["curve"])
+    other = of_paper.assign(curve=specs.PREFIX + "best over k")
+    (legend,) = figures.render(pd.concat([other, drawn, alike]), spec).legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names[:2] == ["signed constant", "Kaiming normal"]
+    assert sorted(names[2:-1]) == ["dense, Adam", "dense, SGD"]
+    assert names[-1] == "published: best over k"
+
+
 def test_curves_differ_without_colour() -> None:
     marks = [(look.marker, str(look.line)) for look in figures.LOOKS.values()]
     assert len(set(marks)) == len(marks)
