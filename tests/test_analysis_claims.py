@@ -166,6 +166,21 @@ def test_a_random_mask_is_compared_at_any_learning_rate() -> None:
     assert {found.n for found in found.effects} == {len(trained) // 2}
 
 
+def test_gaps_of_other_networks_are_compared_at_any_width_and_rate() -> None:
+    """Logistic regression has no width, and each side of each network its own learning rate."""
+    rates = {"linear": (0.3, 0.003), "conv2": (0.1, 0.01)}
+    made = [
+        config(model__arch=arch, model__width=0.5 if arch == "conv2" else 1.0, optim__lr=lr, seed=seed, **arm)
+        for arch, (mask, trained) in rates.items()
+        for arm, lr in (({}, mask), ({"model__method": "dense"}, trained))
+        for seed in range(4)
+    ]
+    table = table_of(made, lambda m: 0.5 + 0.3 * (m.arch == "conv2") - 0.1 * (m.method != "dense"))
+    (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "shallow"])
+    assert [effect.n for effect in found.effects] == [4]
+    assert found.effects[0].mean == pytest.approx(0, abs=0.3)
+
+
 @pytest.mark.parametrize(("claim", "made", "yes", "no"), CASES, ids=[case[0] for case in CASES])
 def test_every_outcome(claim: str, made: list[CellConfig], yes: Accuracy, no: Accuracy) -> None:
     assert verdict(claim, table_of(made, yes)) == SUPPORTED

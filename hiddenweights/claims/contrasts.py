@@ -25,6 +25,8 @@ TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "mo
 # A random mask is not trained, so the optimiser does not affect it. The batches do, through BatchNorm.
 TO_RANDOM = ("model.method", *(name for name in _RECIPE if name != "optim.batch_size"))
 TO_SAMPLED = ("model.method", "model.k", "model.selection", *_RECIPE)
+# Another kind of network has its own recipe, and its width means something else (of "linear", nothing).
+TO_ANOTHER_KIND = ("model.arch", "model.width", *_RECIPE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,15 +215,15 @@ def paired(a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str]) -> list[
     return [Pair(cell, (cell,), (other,)) for cell in a for other in partners.get(cell.key(differ), ())]
 
 
-def changes(a: Iterable[Pair], b: Iterable[Pair], differ: str) -> list[Pair]:
+def changes(a: Iterable[Pair], b: Iterable[Pair], differ: Sequence[str]) -> list[Pair]:
     """Difference in a minus difference in b, for conditions that are equal in all fields except `differ`."""
     partners: dict[tuple[Scalar, ...], list[Pair]] = {}
     for pair in b:
-        partners.setdefault(pair.head.key((differ,)), []).append(pair)
+        partners.setdefault(pair.head.key(differ), []).append(pair)
     return [
         Pair(pair.head, pair.plus + other.minus, pair.minus + other.plus)
         for pair in a
-        for other in partners.get(pair.head.key((differ,)), ())
+        for other in partners.get(pair.head.key(differ), ())
     ]
 
 

@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from hiddenweights.claims.contrasts import (
+    TO_ANOTHER_KIND,
     TO_DENSE,
     TO_RANDOM,
     TO_SAMPLED,
@@ -87,7 +88,7 @@ def _wider(cells: Cells) -> Contrasts:
         if len(widths) > 1:
             narrow, wide = min(widths), max(widths)
             words = f"gap to dense against width {narrow:g}; {_meets_dense(widths)}"
-            yield from per_condition(changes(widths[wide], widths[narrow], "model.width"), words)
+            yield from per_condition(changes(widths[wide], widths[narrow], ["model.width"]), words)
 
 
 def _meets_dense(widths: Mapping[float, Sequence[Pair]]) -> str:
@@ -177,7 +178,7 @@ def _resnet18_dense(cells: Cells) -> Contrasts:
 
 
 def _shallow(cells: Cells) -> Contrasts:
-    pairs = changes(_gap(cells, arch="conv2"), _gap(cells, arch="linear"), "model.arch")
+    pairs = changes(_gap(cells, arch="conv2"), _gap(cells, arch="linear"), TO_ANOTHER_KIND)
     yield from per_condition(pairs, "gap to dense against linear's")
 
 
