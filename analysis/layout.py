@@ -73,7 +73,7 @@ def layout(
         title=name.replace("_", " ").replace("-", ": "),
         x=x,
         x_label="weights kept (%)" if kept else x,
-        x_words="{:g}% of the weights kept" if kept else f"{x} = {{:g}}",
+        x_words="{:g}% of the weights kept" if kept else _words(x),
         scale=100 if kept else 1,
         log=not kept and x != EPOCH and _is_wide(cells[x]),
         reverse=kept,
@@ -84,6 +84,11 @@ def layout(
         y_label=y_label,
         y_scale=y_scale,
     )
+
+
+def _words(x: str) -> str:
+    """A place on the x axis in words, with {:g} for its number."""
+    return "after epoch {:g}" if x == EPOCH else f"{x} = {{:g}}"
 
 
 def _x(name: str, cells: pd.DataFrame, varying: list[str]) -> str:

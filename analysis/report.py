@@ -120,7 +120,7 @@ class Report:
                 "network": one.panel,
                 "figure": drawing.spec.title,
                 "best subnetwork (%)": f"{one.accuracy:.1f}",
-                "of": f"{one.curve}, {one.place} (by {one.chosen_by} accuracy); {one.interval}",
+                "of": f"{one.curve}, {one.place}{one.chosen}; {one.interval}",
                 "trained (%)": "; ".join(f"{name}: {mean:.1f}" for name, mean in one.trained.items()),
             }
             for drawing in self.drawings

@@ -85,14 +85,20 @@ class Best:
     accuracy: float
     interval: str
     chosen_by: str
+    """"validation" or "test" accuracy; "" if it is the only one."""
     trained: dict[str, float]
     """The accuracy of each trained network, by the name of its curve."""
+
+    @property
+    def chosen(self) -> str:
+        """How it was chosen, in parentheses."""
+        return f" (chosen by {self.chosen_by} accuracy)" if self.chosen_by else ""
 
     def __str__(self) -> str:
         others = "; ".join(f"{name}: {mean:.1f}%" for name, mean in self.trained.items())
         return (
             f"{self.panel}: {self.accuracy:.1f}% ({self.interval}) with random weights, {self.curve}, "
-            f"{self.place} (chosen by {self.chosen_by} accuracy)" + (f"; {others}" if others else "")
+            f"{self.place}{self.chosen}" + (f"; {others}" if others else "")
         )
 
 
@@ -126,7 +132,7 @@ def _best(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> Best | None:
         place=spec.x_words.format(x),
         accuracy=float(row["mean"]),
         interval=_interval(row),
-        chosen_by="validation" if held_out else "test",
+        chosen_by="" if len(means) == 1 else "validation" if held_out else "test",
         trained={str(name): float(mean) for name, mean in [*levels.items(), *trained.items()]},
     )
 
@@ -169,12 +175,18 @@ def claim_lines(verdicts: pd.DataFrame) -> list[str]:
 
 
 def verdict_counts(verdicts: pd.DataFrame) -> str:
-    """How many verdicts of each kind: on the paper, on other settings, and on claims that are no paper's."""
-    of_paper = verdicts["claim"].isin([claim.name for claim in CLAIMS])
-    on_paper, others = verdicts.loc[of_paper, "verdict"], verdicts.loc[~of_paper, "verdict"]
+    """How many verdicts of each kind: on the paper, on other settings, and on claims that are no paper's.
+
+    A claim about any data, such as `unchanged`, is one about the method.
+    """
+    facts = [claim.name for claim in CLAIMS if claim.data is None]
+    of_method = verdicts["claim"].isin(facts)
+    of_paper = verdicts["claim"].isin([claim.name for claim in CLAIMS]) & ~of_method
+    on_paper, others = verdicts.loc[of_paper, "verdict"], verdicts.loc[~of_paper & ~of_method, "verdict"]
     decided = (SUPPORTED, CONTRADICTED, OPEN)
     groups = (
         ("on the paper", on_paper, decided),
+        ("on the method", verdicts.loc[of_method, "verdict"], decided),
         ("on other settings", on_paper, tuple(HERE.values())),
         ("on claims of your own", others, (*decided, *HERE.values())),
     )

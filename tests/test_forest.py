@@ -79,10 +79,13 @@ def test_a_curve_of_two_seeds_has_points_and_no_band(table: Table) -> None:
 def test_verdicts_on_other_settings_are_counted_apart(table: Table) -> None:
     found = claims.verdicts(table)
     words = summary.verdict_counts(found)
-    paper, here = words.split("; ")[:2]
+    paper, method, here = words.split("; ")[:3]
     assert paper.startswith("on the paper: ")
+    assert method == "on the method: 2 supported"  # no weight is trained, on two data sets
     assert "here" not in paper
     assert here.startswith("on other settings: ")
+    of_digits = summary.verdict_counts(claims.verdicts(summary.where(table, ["data.name=digits"])))
+    assert "on the paper" not in of_digits
     lines = summary.claim_lines(claims.verdicts(summary.where(table, ["data.name=digits"])))
     lacking = [
         line for line in lines if "it lacks: cifar10 instead of digits; 100 epochs instead of 3" in line

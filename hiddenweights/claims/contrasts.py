@@ -245,7 +245,9 @@ def compare(
 
 
 def network(arch: str) -> str:
-    """The readable name of the network."""
+    """The readable name of the network. One of the user's own keeps its name: FILE.py:FUNCTION."""
+    if ":" in arch:
+        return arch
     names = {"linear": "Logistic regression", "fc": "FC", "wide resnet50 2": "Wide ResNet-50"}
     plain = arch.removeprefix("torchvision/").replace("_", " ")
     for stem, pretty in (("conv", "Conv"), ("resnet", "ResNet-")):
