@@ -217,8 +217,8 @@ def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
     with _writing(out):
         for drawing in found.drawings:
             drawn, spec = drawing.drawn, drawing.spec
-            figures.save(figures.render(drawn, spec, drawing.note), out, spec.name)
-            drawn.to_csv(out / f"{spec.name}.csv", index=False)
+            figures.save(figures.render(drawn, spec, drawing.note), out, spec.file)
+            drawn.to_csv(out / f"{spec.file}.csv", index=False)
         if forest.drawable(found.measured):
             figures.save(forest.forest(found.measured), out, "claims")
         found.verdicts.to_csv(out / "claims.csv", index=False)

@@ -110,7 +110,9 @@ def spread(places: "pd.Series[float]", spec: Spec) -> list[float]:
 
 def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> None:
     width = 0.8 if point["kind"] == PUBLISHED else 1.4
-    ax.axhline(point["mean"], color=look.color, linestyle=look.line, linewidth=width, label=curve, zorder=2)
+    ax.axhline(
+        point["mean"], color=look.color, linestyle=look.line, linewidth=width, label=_shown(curve), zorder=2,
+    )  # fmt: skip
     if not math.isnan(point["low"]):
         ax.axhspan(point["low"], point["high"], color=look.color, alpha=0.08, linewidth=0, zorder=1)
     for value in _single(point["values"]):
@@ -131,7 +133,7 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
     ax.plot(
         points["x"], points["mean"], color=look.color, linestyle=line, linewidth=1 if paper else 1.6,
         marker=look.marker or "o", markersize=4.5, markerfacecolor="white" if paper else look.color,
-        markevery=every, label=curve, zorder=2.5 if paper else 3,
+        markevery=every, label=_shown(curve), zorder=2.5 if paper else 3,
     )  # fmt: skip
     lacking = points[~points["full"]] if not paper else points.iloc[:0]
     ax.plot(  # hollow: fewer seeds than the rest
@@ -190,20 +192,26 @@ def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
     """
     found: dict[str, Any] = {}
     for ax in figure.axes:
-        for handle, name in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(name, handle)
+        for handle, shown in zip(*ax.get_legend_handles_labels(), strict=True):
+            found.setdefault(shown.removeprefix(" "), handle)
     kinds = drawn.groupby("curve")["kind"].first()
     ordered = sorted(found, key=lambda name: ORDER.index(kinds[name]))
     handles = {name: found[name] for name in ordered if name.removeprefix(PREFIX) not in {*found} - {name}}
-    names = list(handles)
+    names = [*map(_shown, handles)]
     if not drawn["full"].all():
         n = drawn.groupby("curve")["n"].agg(["min", "max"])
-        names = [f"{name} ({_count(*n.loc[name])})" for name in handles]
+        names = [f"{_shown(name)} ({_count(*n.loc[name])})" for name in handles]
     if panels == 1:
         figure.legend(handles.values(), names, loc="outside right upper")
         return
     room = {2: 92, 3: 110}.get(panels, 130) // (max(map(len, names)) + 8)  # in characters, roughly
-    figure.legend(handles.values(), names, loc="outside upper center", ncols=min(len(names), room))
+    columns = max(1, min(len(names), room))
+    figure.legend(handles.values(), names, loc="outside upper center", ncols=columns)
+
+
+def _shown(curve: str) -> str:
+    """The name of a curve as matplotlib shows it; it leaves out names that begin with an underscore."""
+    return f" {curve}" if curve.startswith("_") else curve
 
 
 def _count(low: float, high: float) -> str:

@@ -252,9 +252,9 @@ def as_markdown(report: Report) -> str:
     for drawing in report.drawings:
         parts += [
             f"### {drawing.spec.title}",
-            f"![{drawing.spec.title}]({drawing.spec.name}.png)",
+            f"![{drawing.spec.title}]({drawing.spec.file}.png)",
             "\n".join(f"- {line}" for line in drawing.lines),
-            f"{drawing.note}. Data: [{drawing.spec.name}.csv]({drawing.spec.name}.csv)",
+            f"{drawing.note}. Data: [{drawing.spec.file}.csv]({drawing.spec.file}.csv)",
         ]
     shown = report.verdicts[CLAIM_COLUMNS]
     parts += ["## Claims", markdown_table(shown), "## How it was run", markdown_table(report.facts)]

@@ -67,6 +67,11 @@ class Spec:
     y_scale: float = 100.0
     """Factor from the logged number to the axis."""
 
+    @property
+    def file(self) -> str:
+        """The name of its files in a report, which has files of its own."""
+        return f"{self.name}_figure" if self.name in ("claims", "cells", "report") else self.name
+
 
 def label(cells: pd.DataFrame) -> "pd.Series[str]":
     """The curve of a cell: its distribution, and everything that differs from edge-popup's default.

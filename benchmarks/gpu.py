@@ -214,26 +214,35 @@ def train_sweep(
         cells = paper_cells(sweep, root)
     ids = [cell_id(config) for config in cells]
     store.prepare()
-    store.write_plan(sweep, {"name": sweep, "cells": ids})
+    if not store.plan(sweep):
+        store.write_plan(sweep, {"name": sweep, "cells": ids})
     context = mp.get_context("spawn")
-    todo: mp.Queue[CellConfig | None] = context.Queue()
-    for config in [*cells, *[None] * at_once]:
-        todo.put(config)
-    workers = [context.Process(target=_train_from, args=(todo, ends)) for _ in range(at_once)]
+    todo: mp.Queue[int | None] = context.Queue()  # numbers: so many cells would not fit into its pipe
+    for place in [*range(len(cells)), *[None] * at_once]:
+        todo.put(place)
+    workers = [context.Process(target=_train_from, args=(cells, todo, ends)) for _ in range(at_once)]
     with _mps(device):
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
+    if any(worker.exitcode for worker in workers):
+        raise RuntimeError(f"cells of {sweep} failed; the reasons are above")
     finished = store.finished()
     return [cell for cell in ids if cell in finished]
 
 
-def _train_from(todo: "mp.Queue[CellConfig | None]", ends: float) -> None:
-    todo.cancel_join_thread()
+def _train_from(cells: Sequence[CellConfig], todo: "mp.Queue[int | None]", ends: float) -> None:
+    """Train cells until `ends`. A cell that fails does not stop the others, but is the exit status."""
     torch.set_num_threads(1)
-    while (config := todo.get()) is not None and time.time() < ends:
-        train_cells(ends - time.time(), [config])
+    failed = False
+    while (place := todo.get()) is not None and time.time() < ends:
+        try:
+            train_cells(ends - time.time(), [cells[place]])
+        except Exception:
+            traceback.print_exc()
+            failed = True
+    sys.exit(failed)
 
 
 def train_cells(seconds: float, cells: Iterable[CellConfig]) -> list[str]:

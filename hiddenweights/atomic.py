@@ -9,10 +9,18 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside `path` to write to. It replaces `path` after the block, unless the block raises."""
+    """A file beside `path` to write to. It replaces `path` after the block, unless the block raises.
+
+    A symbolic link stays one. A `path` that is no file, such as /dev/null, is itself what is written to.
+    """
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        yield path
+        return
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         yield partial
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what happened in the block is the error to report
+            partial.unlink()

@@ -211,11 +211,10 @@ def settle_(
     sweeps = {name: sweep or claim(name).sweep for name in claims}
     asked = settle.ask({name: [*chosen(of, set, axis)[1].values()] for name, of in sweeps.items()})
     now = settle.look(asked, results)
-    warnings = settle.preflight(asked, now, options.address)
     if dry_run or not now.open:
         settle.say(now, console, settle.remaining(asked, results, now, allowed), cells=True)
         return 1 if now.open else 0
-    for line in [*warnings, f"W&B: {announce(options.address)}"]:
+    for line in [*settle.preflight(asked, now, options.address), f"W&B: {announce(options.address)}"]:
         console.print(line, markup=False)
     return settle.settle(asked, results, options, allowed, console)
 

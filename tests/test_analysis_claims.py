@@ -181,6 +181,19 @@ def test_gaps_of_other_networks_are_compared_at_any_width_and_rate() -> None:
     assert found.effects[0].mean == pytest.approx(0, abs=0.3)
 
 
+def test_gaps_of_other_networks_have_the_same_rate_if_they_can() -> None:
+    made = [
+        config(model__arch=arch, optim__lr=lr, seed=seed, **arm)
+        for arch, rates in {"linear": (0.1,), "conv2": (0.1, 0.3)}.items()
+        for arm, of_arm in (({}, rates), ({"model__method": "dense"}, (0.01,)))
+        for lr in of_arm
+        for seed in range(4)
+    ]
+    table = table_of(made, lambda m: 0.5)
+    (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "shallow"])
+    assert [effect.n for effect in found.effects] == [4]
+
+
 @pytest.mark.parametrize(("claim", "made", "yes", "no"), CASES, ids=[case[0] for case in CASES])
 def test_every_outcome(claim: str, made: list[CellConfig], yes: Accuracy, no: Accuracy) -> None:
     assert verdict(claim, table_of(made, yes)) == SUPPORTED

@@ -85,6 +85,15 @@ def test_the_legend_names_each_look_once_ours_first(store: Path) -> None:
     assert names[-1] == "published: best over k"
 
 
+def test_the_legend_takes_any_name(store: Path) -> None:
+    """Names of 130 characters, as several fields that differ make them, and names that begin with _."""
+    spec = experiments.find_spec("quickstart")
+    drawn = aggregate.curves(specs.points(fetch(str(store)), spec))
+    names = {"signed constant": "x" * 130, "Kaiming normal": "_mine.py:data"}
+    (legend,) = figures.render(drawn.replace({"curve": names}), spec).legends
+    assert [text.get_text().strip() for text in legend.get_texts()][:2] == [*names.values()]
+
+
 def test_curves_differ_without_colour() -> None:
     marks = [(look.marker, str(look.line)) for look in figures.LOOKS.values()]
     assert len(set(marks)) == len(marks)

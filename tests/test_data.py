@@ -91,6 +91,12 @@ def test_a_subset_of_more_than_there_are_is_refused():
         split(numbered(100), DataConfig(subset=101), 0)
 
 
+def test_one_image_cannot_be_split():
+    with pytest.raises(UserError, match=r"data\.protocol"):
+        split(numbered(1), DataConfig(), 0)
+    assert len(split(numbered(1), DataConfig(protocol="paper"), 0).train) == 1
+
+
 # --- batches -----------------------------------------------------------------------------------------------
 
 

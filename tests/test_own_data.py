@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -298,6 +299,40 @@ def test_a_large_map_dataset_must_list_its_labels(monkeypatch: pytest.MonkeyPatc
     items.targets = [0] * 12  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="not the labels of the items"):
         content((items, items), None, "x")
+
+
+@pytest.mark.parametrize("in_memory", [10, 2**30])
+def test_a_grey_image_among_coloured_ones_has_three_equal_channels(
+    monkeypatch: pytest.MonkeyPatch, in_memory: int
+) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", in_memory)
+    colours, labels = tensors(shape=(3, 4, 4))
+    images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in colours]
+    images[3] = images[3].convert("L")
+    items = Items([*zip(images, labels.tolist(), strict=True)])
+    items.targets = labels.tolist()  # type: ignore[attr-defined]
+    found = content((items, items), None, "x").images[0]
+    third = found.read((0, 3)) if in_memory == 10 else found[3]
+    assert torch.equal(third, torch.from_numpy(np.array(images[3])).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [(torch.zeros(2, 4, 4, dtype=torch.uint8), "2 channels"), (torch.zeros(3, 4, 4), "float32")],
+)
+def test_an_image_unlike_the_first_is_named_also_while_training(
+    monkeypatch: pytest.MonkeyPatch, odd: torch.Tensor, words: str
+) -> None:
+    pixels, labels = tensors(shape=(3, 4, 4))
+    pairs = [*zip(pixels, labels.tolist(), strict=True)]
+    alike, unlike = Items(pairs), Items([*pairs[:5], (odd, pairs[5][1]), *pairs[6:]])
+    alike.targets = labels.tolist()  # type: ignore[attr-defined]
+    with pytest.raises(UserError, match=f"number 5: .*{words}"):
+        content((unlike, alike), None, "x")
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    streamed = content((alike, alike), None, "x").images[0]
+    with pytest.raises(UserError, match=f"number 5: .*{words}"):
+        replace(streamed, sources=(unlike, unlike)).read((0, 5))
 
 
 # --- libraries ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import torch
 from hiddenweights import cli
 from hiddenweights.__main__ import COMMANDS
 from hiddenweights.flat import unflatten
+from hiddenweights.identity import pinned
 from hiddenweights.images.dataset import load_dataset, normalise
 from hiddenweights.models import build_network
 from hiddenweights.tickets.ticket import load_ticket, read_ticket
@@ -185,3 +186,44 @@ def test_a_data_set_of_another_shape_is_refused(run, data_root):
     status, _, error = run("evaluate", "a.ticket", "--data", "cifar10", "--root", str(data_root))
     assert status == 2
     assert "channels" in error
+
+
+FLOW = """
+from torch import nn
+
+
+class Flow(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.one = nn.Linear(64, classes, bias=False)
+
+    def forward(self, images):
+        logits = self.one(images.flatten(1))
+        return 2 * logits if logits.mean() > 0 else logits
+
+
+def make(num_classes):
+    return Flow(num_classes)
+"""
+
+
+def test_a_network_that_torch_cannot_export_is_an_error_of_one_line(run, folder, tmp_path):
+    (tmp_path / "flow.py").write_text(FLOW)
+    arch = f"{tmp_path / 'flow.py'}:make"
+    trainer = Trainer(pinned(unflatten({"model.arch": arch, "data.subset": 300, "train.epochs": 1})))
+    trainer.ticket(list(trainer.epochs())[-1]).save(folder / "flow.ticket")
+    output = str(tmp_path / "flow.pt2")
+    words = ("export", "flow.ticket", "--to", "exported_program", "--output", output, "--arch", arch)
+    status, _, error = run(*words)
+    last = error.splitlines()[-1]  # torch prints its own diagnosis before it
+    assert status == 2
+    assert last.startswith("error: ")
+    assert "state_dict" in last
+    assert not Path(output).exists()
+
+
+def test_an_output_that_cannot_be_written_is_one_line(run, tmp_path):
+    (tmp_path / "file").touch()
+    for output in (tmp_path / "file" / "x.pt", tmp_path / ("x" * 300)):
+        status, _, error = run("export", "a.ticket", "--to", "state_dict", "--output", str(output))
+        assert (status, len(error.splitlines())) == (2, 1)

@@ -16,7 +16,7 @@ from tyro.conf import Positional
 
 from hiddenweights.atomic import replacing
 from hiddenweights.config import CellConfig, TrainConfig
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, shown
 from hiddenweights.identity import id_of, pinned, short_name
 
 if TYPE_CHECKING:
@@ -142,19 +142,19 @@ def export(
     from hiddenweights.tickets.ticket import read_ticket
 
     path = output or file.with_suffix(SUFFIXES[to])
-    if path.is_dir():
-        raise UserError(f"output: {str(path)!r} is a folder; name a file in it")
-    if path.exists() and file.exists() and path.samefile(file):
-        raise UserError(f"output: {str(path)!r} is the ticket itself")
     ticket = read_ticket(file)
     # In torch's default memory format, like a network that is built to load the file.
     network = ticket.network(arch).to(memory_format=torch.contiguous_format)
-    with replacing(path) as partial:
-        try:
+    try:
+        if path.is_dir():
+            raise UserError(f"output: {str(path)!r} is a folder; name a file in it")
+        if path.exists() and path.samefile(file):
+            raise UserError(f"output: {str(path)!r} is the ticket itself")
+        with replacing(path) as partial:
             partial.touch()  # before the export, which takes a while
-        except OSError as error:
-            raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
-        partial.write_bytes(_EXPORTS[to](network, ticket.inputs))
+            partial.write_bytes(_EXPORTS[to](network, ticket.inputs))
+    except OSError as error:
+        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
     inputs = ticket.inputs
     _print(
         f"{path}: {path.stat().st_size} bytes",
@@ -247,11 +247,21 @@ def _onnx(network: "nn.Module", inputs: "Inputs") -> bytes:
 
 
 def _program(network: "nn.Module", inputs: "Inputs") -> "torch.export.ExportedProgram":
-    """The network for any batch size, without paths of this machine."""
+    """The network for any batch size, without paths of this machine.
+
+    Raises `UserError` for a network of the user whose operations torch cannot list.
+    """
     import torch
 
     images = torch.zeros(2, inputs.channels, inputs.image_size, inputs.image_size)
-    program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    try:
+        program = torch.export.export(network, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    except Exception as error:  # torch raises many kinds
+        line = str(error).strip().partition("\n")[0]
+        raise UserError(
+            f"to: torch cannot export this network ({type(error).__name__}: {shown(line)});"
+            " state_dict needs no export"
+        ) from error
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)
     return program

@@ -237,7 +237,8 @@ def split(dataset: Dataset, config: DataConfig, seed: int) -> Splits:
     """Disjoint training, validation and test images. The images held out are a function of `seed`.
 
     Under the paper's protocol all training images are used for training, and there is no validation split.
-    Raises `UserError` if `data.subset` is larger than the number of training images.
+    Raises `UserError` if `data.subset` is larger than the number of training images, or if there are too few
+    to hold one out.
     """
     n = len(dataset.train)
     if config.subset is not None and config.subset > n:
@@ -245,6 +246,8 @@ def split(dataset: Dataset, config: DataConfig, seed: int) -> Splits:
     order = torch.from_numpy(permutation(stream(seed, "split"), n))[: config.subset]
     if config.protocol == "paper":
         return Splits(dataset.train.take(order.sort().values), None, dataset.test)
+    if len(order) < 2:
+        raise UserError("data.protocol: 'validation' needs 2 training images, of which it holds out one")
     held_out = min(max(1, round(config.validation * len(order))), len(order) - 1)
     return Splits(
         dataset.train.take(order[held_out:].sort().values),

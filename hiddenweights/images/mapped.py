@@ -37,6 +37,7 @@ class MapImages:
     labels: Tensor
     channels: int
     image_size: int
+    dtype: torch.dtype = torch.uint8
 
     random_crop = False
 
@@ -58,7 +59,10 @@ class MapImages:
     def read(self, item: tuple[int, int]) -> Tensor:
         """The image that `item` (part, index) names, (channels, height, width)."""
         part, place = item
-        return _pixels(self.sources[part][place][0])
+        try:
+            return _alike(_pixels(self.sources[part][place][0]), self.channels, self.dtype)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"data.name: the {PARTS[part]} images: number {place}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def content(parts: Any, side: int | None, name: str) -> Content:
         labels = tuple(part.listed_labels() for part in read)
         sample = tuple(part.sampled(own)[0] for part, own in zip(read, labels, strict=True))
         pixels = tuple(  # type: ignore[assignment]
-            MapImages(sources, i, torch.arange(len(own)), own, *train.shape[:2])
+            MapImages(sources, i, torch.arange(len(own)), own, train.shape[0], train.shape[1], read[i].dtype)
             for i, own in enumerate(labels)
         )
     else:
@@ -171,6 +175,8 @@ class _Part:
     def _cut(self, image: Any, place: int) -> Tensor:
         try:
             pixels = _pixels(image)
+            if self.mapped and place:  # like number 0
+                pixels = _alike(pixels, self.shape[0], self.dtype)
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.words}: number {place}: {error}") from error
         return cut(pixels, self.side, "square") if self.side and pixels.ndim == 3 else pixels
@@ -195,7 +201,7 @@ class _Part:
         for row, place in zip(pixels, places, strict=True):
             image, label = self._item(place)
             found = self._cut(image, place)
-            if tuple(found.shape) != self.shape or found.dtype != self.dtype:
+            if tuple(found.shape) != self.shape:
                 raise UserError(
                     f"{self.words}: number {place} is {_by(found.shape)}, number 0 {_by(self.shape)};"
                     " data.image_size=SIDE cuts them to one size"
@@ -238,6 +244,20 @@ def _pixels(image: Any) -> Tensor:
     if pixels.ndim != 3:
         raise ValueError(f"{_by(pixels.shape)} is no (channels, height, width)")
     return _scaled(pixels, "it")
+
+
+def _alike(pixels: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+    """`pixels` with as many channels: a grey image among coloured ones gets three equal ones.
+
+    Raises ValueError if they cannot be like the others.
+    """
+    if pixels.shape[0] == 1 and channels == 3:
+        pixels = pixels.expand(3, -1, -1)
+    if pixels.shape[0] != channels:
+        raise ValueError(f"it has {pixels.shape[0]} channels, number 0 has {channels}")
+    if pixels.dtype != dtype:
+        raise ValueError(f"it is {pixels.dtype}, number 0 is {dtype}")
+    return pixels
 
 
 def _scaled(pixels: Tensor, words: str) -> Tensor:

@@ -178,7 +178,9 @@ def _resnet18_dense(cells: Cells) -> Contrasts:
 
 
 def _shallow(cells: Cells) -> Contrasts:
-    pairs = changes(_gap(cells, arch="conv2"), _gap(cells, arch="linear"), TO_ANOTHER_KIND)
+    deep, flat = _gap(cells, arch="conv2"), _gap(cells, arch="linear")
+    # With the same recipe if there is such a pair, else each with its own.
+    pairs = changes(deep, flat, ["model.arch", "model.width"]) or changes(deep, flat, TO_ANOTHER_KIND)
     yield from per_condition(pairs, "gap to dense against linear's")
 
 
