@@ -190,13 +190,14 @@ def _legend(figure: Figure, drawn: pd.DataFrame, panels: int) -> None:
     Subnetworks come first, then trained networks, then what is published. A published curve that has the
     name and the colour of one of ours is left out: the note says how such curves are drawn.
     """
+    curves = {_shown(curve): curve for curve in drawn["curve"]}
     found: dict[str, Any] = {}
     for ax in figure.axes:
         for handle, shown in zip(*ax.get_legend_handles_labels(), strict=True):
-            found.setdefault(shown.removeprefix(" "), handle)
+            found.setdefault(curves[shown], handle)
     kinds = drawn.groupby("curve")["kind"].first()
-    ordered = sorted(found, key=lambda name: ORDER.index(kinds[name]))
-    handles = {name: found[name] for name in ordered if name.removeprefix(PREFIX) not in {*found} - {name}}
+    named = [name for name in found if not (name.startswith(PREFIX) and name.removeprefix(PREFIX) in found)]
+    handles = {name: found[name] for name in sorted(named, key=lambda name: ORDER.index(kinds[name]))}
     names = [*map(_shown, handles)]
     if not drawn["full"].all():
         n = drawn.groupby("curve")["n"].agg(["min", "max"])

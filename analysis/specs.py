@@ -70,7 +70,7 @@ class Spec:
     @property
     def file(self) -> str:
         """The name of its files in a report, which has files of its own."""
-        return f"{self.name}_figure" if self.name in ("claims", "cells", "report") else self.name
+        return f"{self.name}_figure" if self.name in ("claims", "cells") else self.name
 
 
 def label(cells: pd.DataFrame) -> "pd.Series[str]":

@@ -12,6 +12,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A file beside `path` to write to. It replaces `path` after the block, unless the block raises.
 
     A symbolic link stays one. A `path` that is no file, such as /dev/null, is itself what is written to.
+    Raises OSError if `path` cannot be replaced.
     """
     path = path.resolve()
     if path.exists() and not path.is_file():

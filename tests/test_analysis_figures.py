@@ -45,6 +45,15 @@ def test_the_figure_command_writes_what_it_draws(
     assert "10.0 to 90.0%" in out
 
 
+def test_a_sweep_called_like_a_file_of_the_report_leaves_that_file_alone(tmp_path: Path) -> None:
+    cells = [config(model__k=k) for k in (0.3, 0.5)]
+    store = made_store(tmp_path / "store", "cells", cells)
+    assert main(["report", "--from", str(store), "--out", str(tmp_path)]) == 0
+    assert sorted(pd.read_csv(tmp_path / "cells.csv")["model.k"]) == [0.3, 0.5]
+    assert "mean" in pd.read_csv(tmp_path / "cells_figure.csv")
+    assert "(cells_figure.png)" in (tmp_path / "report.md").read_text()
+
+
 def test_the_same_source_gives_the_same_files(store: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         main(["figure", "quickstart", "--from", str(store), "--out", str(tmp_path / folder)])

@@ -1,8 +1,10 @@
 """benchmarks/gpu.py on a CPU, in miniature: its parts run through, so that no time of a GPU is lost."""
 
 import json
+import queue
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -74,6 +76,24 @@ def test_a_sweep_goes_on_where_it_was(tmp_path, monkeypatch):
     assert gpu.train_sweep("depth", 60.0, "cpu", cells, at_once=1) == [cell_id(cell) for cell in cells]
     assert all(Store(tmp_path / "runs").result(cell_id(cell)) for cell in cells)
     assert gpu.train_cells(60.0, cells) == []
+
+
+def test_a_cell_that_fails_does_not_stop_the_next_but_is_the_exit_status(monkeypatch, capsys):
+    todo, done = queue.Queue(), []
+    for place in (0, 1, None):
+        todo.put(place)
+
+    def train(seconds, cells):
+        if cells == ["bad"]:
+            raise ValueError("no such image")
+        done.extend(cells)
+
+    monkeypatch.setattr(gpu, "train_cells", train)
+    with pytest.raises(SystemExit) as ended:
+        gpu._train_from(["bad", "good"], todo, time.time() + 60)
+    assert ended.value.code
+    assert done == ["good"]
+    assert "no such image" in capsys.readouterr().err
 
 
 def test_figure_3_begins_with_whole_curves_of_one_seed():

@@ -3,11 +3,12 @@
 torch is imported inside the commands, so that help appears without waiting for it.
 """
 
+import contextlib
 import io
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -142,25 +143,32 @@ def export(
     from hiddenweights.tickets.ticket import read_ticket
 
     path = output or file.with_suffix(SUFFIXES[to])
+    with _writing(path):
+        if path.is_dir():
+            raise UserError(f"output: {str(path)!r} is a folder; name a file in it")
+        if path.exists() and file.exists() and path.samefile(file):
+            raise UserError(f"output: {str(path)!r} is the ticket itself")
     ticket = read_ticket(file)
     # In torch's default memory format, like a network that is built to load the file.
     network = ticket.network(arch).to(memory_format=torch.contiguous_format)
-    try:
-        if path.is_dir():
-            raise UserError(f"output: {str(path)!r} is a folder; name a file in it")
-        if path.exists() and path.samefile(file):
-            raise UserError(f"output: {str(path)!r} is the ticket itself")
-        with replacing(path) as partial:
-            partial.touch()  # before the export, which takes a while
-            partial.write_bytes(_EXPORTS[to](network, ticket.inputs))
-    except OSError as error:
-        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
+    with _writing(path), replacing(path) as partial:
+        partial.touch()  # before the export, which takes a while
+        partial.write_bytes(_EXPORTS[to](network, ticket.inputs))
     inputs = ticket.inputs
     _print(
         f"{path}: {path.stat().st_size} bytes",
         f"takes float32 (batch, {inputs.channels}, {inputs.image_size}, {inputs.image_size}),"
         f" (pixel / 255 - mean) / std with mean {inputs.mean}, std {inputs.std}",
     )
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn an OSError in the block into a `UserError` about `path`, the file that is written."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"output: {str(path)!r} cannot be written: {error.strerror}") from None
 
 
 def diff(a: Positional[Path], b: Positional[Path]) -> None:

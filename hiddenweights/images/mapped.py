@@ -37,7 +37,8 @@ class MapImages:
     labels: Tensor
     channels: int
     image_size: int
-    dtype: torch.dtype = torch.uint8
+    dtype: torch.dtype
+    """uint8, or float32 for pixels that came as floats."""
 
     random_crop = False
 
