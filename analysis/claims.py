@@ -89,11 +89,15 @@ def settings(table: Table) -> list[tuple[str, list[Cell]]]:
 def as_cells(rows: pd.DataFrame) -> list[Cell]:
     """The rows of a table in the form used by claims."""
     flat = pd.DataFrame({name: _scalars(name, rows[name]) for name in IDENTITY}, rows.index, dtype=object)
-    columns = (rows[name] for name in ("cell", METRIC, "kept"))
+    columns = (rows[name] for name in ("cell", METRIC, "kept", "validation_accuracy"))
     return [
-        Cell(name, own, float(accuracy), None if np.isnan(kept) else float(kept))
-        for own, name, accuracy, kept in zip(flat.to_dict("records"), *columns, strict=True)
+        Cell(name, own, float(accuracy), _measured_or_none(kept), _measured_or_none(validation))
+        for own, name, accuracy, kept, validation in zip(flat.to_dict("records"), *columns, strict=True)
     ]
+
+
+def _measured_or_none(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _scalars(name: str, column: "pd.Series[Any]") -> "pd.Series[Any]":

@@ -1,6 +1,7 @@
 """Each claim's rule on made-up tables of each outcome."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,54 @@ def test_pairs_are_equal_in_all_but_what_is_compared() -> None:
     found = [*contrasts.compare(a, b, ["model.k", "optim.lr"], "")]
     assert [len(one.values) for one in found] == [4, 4]
     assert [pair.head["seed"] for pair in found[0].pairs] == [0, 1, 2, 3]
+
+
+def tuned(lr: float, seed: int, accuracy: float, validation: float | None, **fields: Any) -> contrasts.Cell:
+    cell = contrasts.Cell.of(config(optim__lr=lr, seed=seed, **fields), accuracy)
+    return replace(cell, validation=validation)
+
+
+def difference(a: list[contrasts.Cell], b: list[contrasts.Cell]) -> list[tuple[float, float, int]]:
+    """The learning rate of each side, and the number of seeds, per comparison with a dense network."""
+    return [
+        (one.pairs[0].plus[0]["optim.lr"], one.pairs[0].minus[0]["optim.lr"], len(one.values))
+        for one in contrasts.compare(a, b, contrasts.TO_DENSE, "")
+    ]
+
+
+def test_each_side_is_compared_at_its_best_rate_on_validation_images() -> None:
+    """Also if it is not the best on test images. The mean is over seeds that all rates have."""
+    ours = [
+        tuned(lr, seed, 0.9 - validation, validation + 0.01 * seed)
+        for lr, validation in {0.1: 0.6, 0.3: 0.8, 1.0: 0.7}.items()
+        for seed in range(3)
+    ]
+    dense = {"model__method": "dense"}
+    theirs = [
+        tuned(0.01, 0, 0.5, 0.7, **dense),
+        tuned(0.01, 1, 0.5, 0.7, **dense),
+        tuned(0.03, 0, 0.6, 0.6, **dense),
+        tuned(0.03, 1, 0.6, 0.6, **dense),
+        tuned(0.03, 2, 0.6, 0.9, **dense),  # an easy seed, which the other rate does not have
+    ]
+    assert difference(ours, theirs) == [(0.3, 0.01, 2)]
+    # Adam is another side, not a setting of SGD.
+    adam = [tuned(0.001, seed, 0.6, 0.65, **dense, optim__optimizer="adam") for seed in range(2)]
+    assert difference(ours, theirs + adam) == [(0.3, 0.01, 2), (0.3, 0.001, 2)]
+
+
+def test_without_validation_images_no_rate_is_chosen() -> None:
+    ours = [tuned(lr, 0, lr, None) for lr in (0.1, 0.3)]
+    theirs = [tuned(lr, 0, lr, 0.5, model__method="dense") for lr in (0.01, 0.03)]
+    assert {rates[0] for rates in difference(ours, theirs)} == {0.1, 0.3}
+    unfinished = [replace(theirs[0], accuracy=None, validation=None), theirs[1]]
+    assert {rates[1] for rates in difference(ours, unfinished)} == {0.01, 0.03}
+
+
+def test_comparisons_at_other_rates_have_other_names() -> None:
+    table = table_of(cells(model__k=(0.3, 0.5), optim__lr=(0.1, 0.3)), lambda m: 0.8)
+    (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "plateau"])
+    assert len({effect.words for effect in found.effects}) == len(found.effects) == 4
 
 
 def test_settings_are_judged_apart() -> None:

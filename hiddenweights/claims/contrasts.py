@@ -7,6 +7,7 @@ that a contrast needs before any of them is trained.
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from statistics import fmean
 from typing import Any
 
 from hiddenweights.config import CellConfig, OptimConfig, Scalar
@@ -39,6 +40,8 @@ class Cell:
     """Test accuracy of the last epoch as a fraction; None if the cell is not finished."""
     kept: float | None = None
     """Measured fraction of the weights that is kept."""
+    validation: float | None = None
+    """Validation accuracy of the last epoch as a fraction; None without held-out images."""
 
     @classmethod
     def of(cls, config: CellConfig, accuracy: float | None = None, kept: float | None = None) -> "Cell":
@@ -208,11 +211,39 @@ def dense(cells: Iterable[Cell], **fields_: Any) -> list[Cell]:
 
 
 def paired(a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str]) -> list[Pair]:
-    """Pairs a minus b of cells that are equal in all fields except `differ`. The condition is that of a."""
+    """Pairs a minus b of cells that are equal in all fields except `differ`. The condition is that of a.
+
+    If each side has its own recipe, each is taken at its best one (see `at_best_recipe`).
+    """
+    if {*_RECIPE} <= {*differ}:
+        a, b = at_best_recipe(a), at_best_recipe(b)
     partners: dict[tuple[Scalar, ...], list[Cell]] = {}
     for cell in b:
         partners.setdefault(cell.key(differ), []).append(cell)
     return [Pair(cell, (cell,), (other,)) for cell in a for other in partners.get(cell.key(differ), ())]
+
+
+def at_best_recipe(cells: Iterable[Cell]) -> list[Cell]:
+    """Of cells that differ in the settings of one optimiser, those with the best mean validation accuracy.
+
+    The mean is over the seeds that all settings have finished. All cells are kept where there is no such seed
+    or no validation accuracy: a recipe is never chosen on test images.
+    """
+    sides: dict[tuple[Scalar, ...], dict[tuple[Scalar, ...], list[Cell]]] = {}
+    tuned = [name for name in _RECIPE if name != "optim.optimizer"]
+    for cell in cells:
+        sides.setdefault(cell.key((*SEEDS, *tuned)), {}).setdefault(cell.condition, []).append(cell)
+    kept = []
+    for recipes in sides.values():
+        rivals = [*recipes.values()]
+        measured = [
+            {cell.seed: cell.validation for cell in own if cell.validation is not None} for own in rivals
+        ]
+        if shared := set.intersection(*map(set, measured)):
+            means = [fmean(found[seed] for seed in shared) for found in measured]
+            rivals = [rivals[means.index(max(means))]]
+        kept += [cell for own in rivals for cell in own]
+    return kept
 
 
 def changes(a: Iterable[Pair], b: Iterable[Pair], differ: Sequence[str]) -> list[Pair]:
@@ -264,4 +295,6 @@ def _place(cell: Cell) -> str:
         if cell["model.k"] is not None:
             words.append(f"k = {cell['model.k']:g}")
         words.append(str(cell["model.distribution"]).replace("_", " "))
+    if "optim.lr" in cell.unlike_recipe:
+        words.append(f"lr {cell['optim.lr']:g}")
     return " ".join(words)
