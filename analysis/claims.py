@@ -91,12 +91,12 @@ def as_cells(rows: pd.DataFrame) -> list[Cell]:
     flat = pd.DataFrame({name: _scalars(name, rows[name]) for name in IDENTITY}, rows.index, dtype=object)
     columns = (rows[name] for name in ("cell", METRIC, "kept", "validation_accuracy"))
     return [
-        Cell(name, own, float(accuracy), _measured_or_none(kept), _measured_or_none(validation))
+        Cell(name, own, float(accuracy), _or_none(kept), _or_none(validation))
         for own, name, accuracy, kept, validation in zip(flat.to_dict("records"), *columns, strict=True)
     ]
 
 
-def _measured_or_none(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
