@@ -180,6 +180,7 @@ def test_gaps_of_other_networks_are_compared_at_any_width_and_rate() -> None:
     (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "shallow"])
     assert [effect.n for effect in found.effects] == [4]
     assert found.effects[0].mean == pytest.approx(0, abs=0.3)
+    assert found.effects[0].margin == 0
 
 
 def test_gaps_of_other_networks_have_the_same_rate_if_they_can() -> None:
@@ -315,10 +316,27 @@ def test_without_validation_images_no_rate_is_chosen() -> None:
     assert {rates[1] for rates in difference(ours, unfinished)} == {0.01, 0.03}
 
 
-def test_comparisons_at_other_rates_have_other_names() -> None:
-    table = table_of(cells(model__k=(0.3, 0.5), optim__lr=(0.1, 0.3)), lambda m: 0.8)
-    (found,) = claims.measure(table, [one for one in claims.CLAIMS if one.name == "plateau"])
-    assert len({effect.words for effect in found.effects}) == len(found.effects) == 4
+def test_comparisons_at_other_rates_and_widths_have_other_names() -> None:
+    made = cells(model__k=(0.3, 0.5, 0.7), optim__lr=(0.1, 0.3), **WIDTHS)
+    table = table_of(made, lambda m: 0.8)
+    found = claims.measure(table, [one for one in claims.CLAIMS if one.name == "plateau"])
+    words = [effect.words for one in found for effect in one.effects]
+    assert len(set(words)) == len(words) == 16
+    named = contrasts.Cell.of(config(seed=0)).name
+    assert named == contrasts.Cell.of(config(seed=1)).name != contrasts.Cell.of(config(model__k=0.3)).name
+
+
+def test_cells_with_one_threshold_for_all_layers_are_no_cells_of_the_paper() -> None:
+    layer, whole = (contrasts.Cell.of(config(model__selection=how)) for how in ("layer", "global"))
+    assert contrasts.pick([layer, whole]) == [layer]
+    assert contrasts.pick([layer, whole], selection="global") == [whole]
+    biprop = contrasts.Cell.of(config(model__method="biprop", model__selection="global"))
+    assert contrasts.pick([layer, whole, biprop], method="biprop") == [biprop]
+
+
+def test_a_fact_has_no_comparisons() -> None:
+    (fact,) = (claim for claim in claims.CLAIMS if claim.name == "unchanged")
+    assert fact.groups([contrasts.Cell.of(config())]) == []
 
 
 def test_settings_are_judged_apart() -> None:

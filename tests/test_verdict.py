@@ -19,6 +19,7 @@ from hiddenweights.claims.verdict import (
     outcomes,
     padded,
     power,
+    share,
 )
 
 RNG = np.random.default_rng(3)
@@ -48,6 +49,13 @@ def test_each_test_is_what_it_says(m: int) -> None:
         assert ([*above], [*below]) == by_hand(values, 1.0)
         decided += above.sum() + below.sum()
     assert decided > 20
+
+
+def test_the_levels_are_those_that_the_documentation_states() -> None:
+    """docs/analysis.md states them, and benchmarks/claims.py measured their error rates."""
+    assert power(np.array([3.0, 5.0, 10.0, 20.0])) == pytest.approx([0.42, 0.76, 1, 1])
+    assert (CONTRADICT, ERROR) == (0.012, 0.047)
+    assert sum(map(share, range(3, 10**5))) == pytest.approx(1.6, abs=1e-3)
 
 
 def test_a_look_again_and_again_is_one_look_after_the_other() -> None:
