@@ -25,8 +25,8 @@ from hiddenweights.claims.verdict import (
 RNG = np.random.default_rng(3)
 
 
-def by_hand(values: list[list[float]], share: float) -> tuple[list[bool], list[bool]]:
-    """Each comparison's two tests, one at a time."""
+def by_hand(values: list[list[float]], part: float) -> tuple[list[bool], list[bool]]:
+    """Each comparison's two tests, one at a time, at `part` of their levels."""
     m = len(values)
     spreads = [np.var(own, ddof=1) for own in values if len(own) > 1]  # a single value has none
     rms = np.sqrt(np.mean(spreads)) if spreads else 0.0
@@ -39,9 +39,9 @@ def by_hand(values: list[list[float]], share: float) -> tuple[list[bool], list[b
         n, mean, sd = len(own), np.mean(own), np.std(own, ddof=1)
         level = CONTRADICT / m ** float(power(np.array(float(n))))
         p = stats.ttest_1samp(own, 0, alternative="greater").pvalue
-        above.append(bool(p < (ERROR - level) * share))
+        above.append(bool(p < (ERROR - level) * part))
         t = mean / (max(sd, FLOOR * rms) / np.sqrt(n))
-        below.append(bool(stats.t.cdf(t, n - 1) < level * share))
+        below.append(bool(stats.t.cdf(t, n - 1) < level * part))
     return above, below
 
 

@@ -21,6 +21,8 @@ SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
 # Cells of one setting may be compared; a claim is judged in each setting separately.
 SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 _RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
+# Cells of one side of a comparison differ in these.
+_TUNED = (*SEEDS, *(name for name in _RECIPE if name != "optim.optimizer"))
 # A dense network has none of the fields of a subnetwork, and its own recipe.
 TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *_RECIPE)
 # A random mask is not trained, so the optimiser does not affect it. The batches do, through BatchNorm.
@@ -230,9 +232,8 @@ def at_best_recipe(cells: Iterable[Cell]) -> list[Cell]:
     or no validation accuracy: a recipe is never chosen on test images.
     """
     sides: dict[tuple[Scalar, ...], dict[tuple[Scalar, ...], list[Cell]]] = {}
-    tuned = [name for name in _RECIPE if name != "optim.optimizer"]
     for cell in cells:
-        sides.setdefault(cell.key((*SEEDS, *tuned)), {}).setdefault(cell.condition, []).append(cell)
+        sides.setdefault(cell.key(_TUNED), {}).setdefault(cell.condition, []).append(cell)
     kept = []
     for recipes in sides.values():
         rivals = [*recipes.values()]
