@@ -90,6 +90,19 @@ def curves(points: pd.DataFrame, *, mixed: bool = False) -> pd.DataFrame:
     return drawn.assign(full=drawn["n"] == drawn["n"].max())
 
 
+def in_band(drawn: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether the interval of each point of `curves` joins one beside it on its curve, as part of a band.
+
+    An interval of a curve without x always does: it goes across the panel. An interval between two points
+    without intervals is to be drawn by itself.
+    """
+    ordered = drawn.sort_values("x")
+    has = ordered["low"].notna()
+    curve = has.groupby([ordered[name] for name in ("panel", "curve", "kind")], sort=False)
+    beside = curve.shift(1, fill_value=False) | curve.shift(-1, fill_value=False) | ordered["x"].isna()
+    return (has & beside).reindex(drawn.index)
+
+
 def _refuse_mixtures(points: pd.DataFrame, by: list[str], fields: Sequence[str]) -> None:
     """Raise `UserError` if cells of one group differ in one of `fields`."""
     group = points.groupby(by, sort=False, dropna=False).ngroup()

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from hiddenweights.analysis.aggregate import in_band
 from hiddenweights.analysis.specs import EDGE_POPUP, ORDER, PREFIX, PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
@@ -149,11 +150,16 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
         alone = _single(text)
         places = [x] * len(alone)
         ax.plot(places, alone, color=look.color, linestyle="", marker="_", markersize=5, alpha=0.7, zorder=3)
-    band = points.dropna(subset=["low", "high"])
-    ax.fill_between(band["x"], band["low"], band["high"], color=look.color, alpha=0.18, linewidth=0, zorder=1)
-    if len(band) == 1:  # a band of one point is invisible
-        height = [band["mean"] - band["low"], band["high"] - band["mean"]]
-        ax.errorbar(band["x"], band["mean"], height, color=look.color, capsize=2, linewidth=1, zorder=3)
+    band = in_band(points)
+    ax.fill_between(
+        points["x"], points["low"], points["high"], band, color=look.color, alpha=0.18, linewidth=0, zorder=1
+    )
+    bars = points[points["low"].notna() & ~band]
+    height = [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]
+    if len(bars):
+        ax.errorbar(
+            bars["x"], bars["mean"], height, color=look.color, linestyle="", capsize=2, linewidth=1, zorder=3
+        )
 
 
 def render(drawn: pd.DataFrame, spec: Spec, note: str = "") -> Figure:

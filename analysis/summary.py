@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.aggregate import FEW
+from hiddenweights.analysis.aggregate import FEW, in_band
 from hiddenweights.analysis.claims import OUT_OF_SCOPE
 from hiddenweights.analysis.specs import BASELINE, EPOCH, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from hiddenweights.analysis.table import FROZEN, Table
@@ -210,7 +210,7 @@ def _comparison(row: Mapping[Hashable, Any]) -> str:
 
 
 def note(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
-    """The note under a figure: data, width, epochs, protocol, n, and the meaning of the band."""
+    """The note under a figure: data, width, epochs, protocol, n, and the meaning of bands and bars."""
 
     def values(column: str) -> str:
         found = dict.fromkeys("all" if pd.isna(value) else value for value in points[column])
@@ -218,18 +218,20 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
 
     protocol = {"validation": "validation split held out", "paper": "all training images (paper's protocol)"}
     protocols = ", ".join(protocol[name] for name in dict.fromkeys(points["data.protocol"]))
-    most = drawn["n"].max()
+    most, joined = drawn["n"].max(), in_band(drawn)
     seeds = "one seed" if most == 1 else f"mean of {most:g} seeds"
     seeds += "" if drawn["full"].all() else " (hollow: fewer)"
-    band = ", band: 95% t interval" if most >= FEW else ""
-    band += ", bars: single values (n < 3: no interval)" if drawn["n"].between(2, FEW - 1).any() else ""
+    shapes = {"band": joined, "bar": drawn["low"].notna() & ~joined}
+    shown = " or ".join(shape for shape, where in shapes.items() if where.any())
+    spread = f", {shown}: 95% t interval" if shown else ""
+    spread += ", ticks: single values (n < 3: no interval)" if drawn["n"].between(2, FEW - 1).any() else ""
     paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
     data = "; ".join(["", *mixed_data(points)])
     subset = f", {values('data.subset')} images" if points["data.subset"].notna().any() else ""
     own_width = spec.x != "model.width" and (points["model.width"] != 1).any()
     width = f", width {values('model.width')}" if own_width else ""
     run = f"{values('data.name')}{subset}{width}, {values('train.epochs')} epochs, {protocols}"
-    return f"{run}; {seeds}{band}{paper}{data}"
+    return f"{run}; {seeds}{spread}{paper}{data}"
 
 
 def left_out(table: Table, sweep: str) -> str:

@@ -1,13 +1,16 @@
 """The forest plot of the claims, and what is drawn for fewer than three values."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from analysis_stores import grid, made_store
 
 from hiddenweights.analysis import aggregate, claims, experiments, figures, forest, specs, summary
 from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.page import charts
 from hiddenweights.analysis.table import Table
 
 
@@ -74,6 +77,36 @@ def test_a_curve_of_two_seeds_has_points_and_no_band(table: Table) -> None:
     three = specs.points(summary.where(table, ["data.name=cifar10"]), spec)
     assert aggregate.curves(three)["low"].notna().all()
     assert "95% t interval" in summary.note(three, aggregate.curves(three), spec)
+
+
+def test_an_interval_without_one_beside_it_is_a_bar_and_bands_do_not_cross_a_gap(table: Table) -> None:
+    spec = experiments.find_spec("depth")
+    points = specs.points(summary.where(table, ["data.name=cifar10"]), spec)
+    drawn = aggregate.curves(points)
+    one = dict(drawn[drawn["x"].notna()].iloc[0])
+    ends = [
+        (1.0, 3.0),
+        (1.0, 3.0),
+        (math.nan, math.nan),
+        (1.0, 3.0),
+        (math.nan, math.nan),
+        (4.0, 6.0),
+        (4.0, 6.0),
+    ]
+    gaps = pd.DataFrame(
+        [one | {"x": x / 10, "low": low, "high": high, "mean": 2.0} for x, (low, high) in enumerate(ends)]
+    ).sample(frac=1, random_state=0)
+    banded = [True, True, False, False, False, True, True]
+    assert [*aggregate.in_band(gaps).loc[gaps.sort_values("x").index]] == banded
+    (ax,) = figures.render(gaps, spec).axes
+    shaded = [path.get_extents().intervalx for path in ax.collections[0].get_paths()]
+    assert shaded == [pytest.approx([0, 0.1]), pytest.approx([0.5, 0.6])]
+    (bars,) = ax.containers
+    assert [*bars.lines[0].get_xdata()] == pytest.approx([0.3])
+    assert "band or bar" in summary.note(points, gaps, spec)
+    chart = charts.accuracy_chart(gaps, spec, [one["curve"]], (0, 100))
+    values = sorted(chart["data"]["values"], key=lambda value: value["x"])
+    assert [value["band"] for value in values] == banded
 
 
 def test_verdicts_on_other_settings_are_counted_apart(table: Table) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from hiddenweights.analysis.aggregate import in_band
 from hiddenweights.analysis.figures import Look, looks, spread
 from hiddenweights.analysis.specs import PREFIX, PUBLISHED, Spec
 from hiddenweights.analysis.training import METRICS
@@ -34,7 +35,9 @@ def accuracy_chart(
     rows: pd.DataFrame, spec: Spec, curves: Sequence[str], y_domain: tuple[float, float]
 ) -> Chart:
     """One panel of a figure: `rows` are those of `aggregate.curves`, `curves` all curves of the figure."""
-    below = rows.sort_values("kind", key=lambda kind: kind != PUBLISHED, kind="stable")  # ours are drawn last
+    below = rows.assign(band=in_band(rows)).sort_values(  # ours are drawn last
+        "kind", key=lambda kind: kind != PUBLISHED, kind="stable"
+    )
     values = [_point(row, spec) for _, row in below.iterrows()]
     x = _x(rows, spec)
     scale = {"domain": [*map(_number, y_domain)], "nice": True, "zero": False}
@@ -76,12 +79,17 @@ def _levels(y: Chart, curves: Sequence[str]) -> list[Chart]:
 
 
 def _lines(x: Chart, y: Chart, curves: Sequence[str]) -> list[Chart]:
-    """Curves over x: intervals as a band, a line, single values as ticks, and the means as points."""
+    """Curves over x: intervals as bands or bars, a line, single values as ticks, and the means as points."""
     curve, colour = {"filter": "isValid(datum.x)"}, _colour(curves)
     return [
         {
-            "transform": [curve, _HAS_INTERVAL],
+            "transform": [curve],  # a point without an interval interrupts the band
             "mark": {"type": "area", "opacity": 0.18},
+            "encoding": {"x": x, **_ends(y), "color": colour},
+        },
+        {
+            "transform": [curve, _HAS_INTERVAL, {"filter": "!datum.band"}],
+            "mark": {"type": "rule", "strokeWidth": 1.5},
             "encoding": {"x": x, **_ends(y), "color": colour},
         },
         {
@@ -235,7 +243,8 @@ def _x(rows: pd.DataFrame, spec: Spec) -> Chart:
     }
     places = spread(rows["x"], spec)
     if len(places) <= 8:
-        x["axis"] = {"values": places, "format": ".4~g"}
+        words = "datum.value === floor(datum.value) ? datum.value : format(datum.value, '.3~r')"
+        x["axis"] = {"values": places, "labelExpr": words}
     return x
 
 
@@ -262,6 +271,7 @@ def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
         "mean": _number(row["mean"]),
         "low": low,
         "high": high,
+        "band": bool(row["band"]),
         "interval": "none: fewer than three seeds" if low is None else f"{low:.2f} to {high:.2f}",
         "n": "published" if published else int(row["n"]),
         "cells": str(row["source"]) if published else row["cells"],
