@@ -235,6 +235,7 @@ def _group(commands: Mapping[str, Command]) -> Command:
 def _one_line(box: str) -> str:
     """The first paragraph of the parser's boxed message, and the option that it proposes instead.
 
+    Our own errors name the field, so the parser's name for a group of fields (`config.model`) is left out.
     The lines of the box are dashes if the terminal has no Unicode.
     """
     lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
@@ -242,7 +243,7 @@ def _one_line(box: str) -> str:
     while lines and not lines[0]:
         lines.pop(0)
     end = lines.index("") if "" in lines else len(lines)
-    gist = re.sub(r"^Error parsing (__tyro\S+: )?", "", " ".join(lines[:end]))
+    gist = re.sub(r"^Error parsing (__tyro\S+: |\w+(\.\w+)*: (?=\w+\.\w+: ))?", "", " ".join(lines[:end]))
     if gist.startswith("Unrecognized"):
         for line in lines[end:]:
             if line.startswith("--"):

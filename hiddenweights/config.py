@@ -93,7 +93,7 @@ class ModelConfig:
         elif named not in ("dense", "finetune"):
             check(self.k is not None, "model.k", self.k, f"is needed by method {named}")
         if self.k is not None:
-            check(0 < self.k <= 1, "model.k", self.k, "is the fraction of weights kept, in (0, 1]")
+            check(0 < self.k <= 1, "model.k", self.k, "must lie in (0, 1]; k is the fraction kept")
         self._check_init()
 
     @property

@@ -103,6 +103,7 @@ def test_bad_input_is_one_line_and_status_2(
     ("args", "says"),
     [
         (["--patience", "x"], "--patience: could not convert string to float: 'x'"),
+        (["--model.k=1.01"], "model.k: 1.01 must lie in (0, 1]; k is the fraction kept"),
         (["--model.widht=3"], "Unrecognized options: --model.widht=3 (did you mean --model.width?)"),
     ],
 )
