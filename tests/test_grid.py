@@ -12,7 +12,7 @@ from hiddenweights.errors import UserError
 from hiddenweights.identity import cell_id, resolve
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.commands import COMMANDS
-from hiddenweights.sweeps.grid import Arm, Sweep, arm, parse_axes, parse_settings
+from hiddenweights.sweeps.grid import Arm, SearchedAxis, Sweep, arm, parse_axes, parse_settings
 from hiddenweights.sweeps.papers.ramanujan2020 import conv4_weights
 
 TWO_ARMS = Sweep(
@@ -107,6 +107,7 @@ def test_what_does_not_parse_is_bad_input(parse: Any, texts: list[str]) -> None:
     with pytest.raises(UserError) as caught:
         parse(texts)
     assert "\n" not in str(caught.value)
+    assert texts[0].partition("=")[0] in str(caught.value)
 
 
 @pytest.mark.parametrize("axis", ["conv2", 3])
@@ -147,6 +148,52 @@ def test_a_searched_axis_is_a_set_of_cells_that_more_samples_extend() -> None:
     assert {config.model.k for config in Arm(axes=axes, samples=40).cells()} == {0.3, 0.5}
     more = {cell_id(config) for config in Arm(axes=axes, samples=8).cells()}
     assert {cell_id(config) for config in few.cells()} < more
+
+
+def test_samples_follow_their_distribution_and_never_change() -> None:
+    decades, line = SearchedAxis("loguniform", (0.001, 1.0)), SearchedAxis("uniform", (0.2, 0.6))
+    choice = SearchedAxis("choice", (1, 2, 4))
+    # The ids of cells depend on them.
+    assert [decades.sample("optim.lr", i) for i in range(3)] == [0.00323, 0.0108, 0.00163]
+    assert [line.sample("optim.lr", i) for i in range(3)] == [0.268, 0.338, 0.228]
+    assert [choice.sample("optim.lr", i) for i in range(3)] == [1, 2, 1]
+    drawn = {axis: sorted(axis.sample("model.k", i) for i in range(400)) for axis in (decades, line)}
+    for axis, middle in ((decades, 0.0316), (line, 0.4)):
+        assert drawn[axis][200] == pytest.approx(middle, rel=0.3)
+        assert axis.values[0] <= drawn[axis][0] < drawn[axis][-1] <= axis.values[1]
+
+
+def test_a_sweep_is_searched_if_one_of_its_axes_is() -> None:
+    drawn = Arm(axes=parse_axes(["optim.lr=uniform(0.1,1)"]))
+    assert len(drawn.cells()) == 16
+    assert Sweep(name="some", arms=(*TWO_ARMS.arms, drawn)).searched()
+    assert not TWO_ARMS.searched()
+
+
+def test_an_axis_of_the_arm_that_found_the_masks_is_replaced_there_alone() -> None:
+    found = arm({"data.name": "digits"}, {"seed": (0, 1)})
+    tuned = arm({}, {"model.init_mask": ("found", "shuffled")}, found_by=found)
+    sweep = Sweep(name="some", arms=(tuned, arm({"model.method": "dense"}, {})))
+    assert len(sweep.override({}, {"seed": (5, 6, 7)}).cells()) == 3 * 2 + 1
+
+
+def test_conditions_choose_cells() -> None:
+    cells = TWO_ARMS.cells()
+    chosen = cells.where({"model.k": (0.5,), "seed": (1,)})
+    assert 0 < len(chosen) < len(cells)
+    assert {cell: cells[cell] for cell in chosen} == chosen
+    assert all((config.model.k, config.seed) == (0.5, 1) for config in chosen.values())
+    with pytest.raises(UserError, match=r"--where seed.*7.*0, 1"):
+        cells.where({"seed": (1, 7)})
+
+
+def test_the_command_names_the_data_folder_where_there_is_one() -> None:
+    images = Sweep(name="some", arms=(arm({"data.name": "cifar10"}, {}),), options="--samples 3")
+    assert (
+        images.command("mine.py:some")
+        == "hiddenweights sweeps launch mine.py:some --set data.root=DIR --samples 3"
+    )
+    assert "data.root" not in Sweep(name="some", arms=(arm({"data.name": "digits"}, {}),)).command()
 
 
 # --- the registered sweeps -------------------------------------------------------------------------------
