@@ -109,12 +109,18 @@ def plan(
 def preflight(configs: Iterable[Resolved], address: str | None) -> list[str]:
     """Raise `UserError` for data and networks that the workers could not load.
 
-    Returns a line per image folder. Runs in a separate process, because loading needs torch and memory, and
+    Returns the lines of these checks. Runs in a separate process, because loading needs torch and memory, and
     the launch needs neither. With the `address` of a cluster only the user's code is checked: the data is on
     the workers.
     """
     needs = {
-        (config.data, config.model.arch, config.model.width, config.model.method): config
+        (
+            config.data,
+            config.model.arch,
+            config.model.width,
+            config.model.method,
+            config.train.precision,
+        ): config
         for config in configs
         if not _fits_digits(config)
     }
@@ -159,7 +165,7 @@ def _fits_digits(config: Resolved) -> bool:
 
 def _check_all(
     pipe: Connection,
-    check: Callable[[Resolved], str | None],
+    check: Callable[[Resolved], list[str]],
     configs: Sequence[Resolved],
     code: Mapping[str, Mapping[str, Any]],
 ) -> None:
@@ -171,7 +177,7 @@ def _check_all(
     collect_rarely()
     own.receive(code)
     try:
-        pipe.send([*dict.fromkeys(filter(None, map(check, configs)))])
+        pipe.send([*dict.fromkeys(line for config in configs for line in check(config))])
     except UserError as error:
         pipe.send(UserError(str(error)))
 

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from hiddenweights.cells.inputs import check_inputs
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
+from hiddenweights.identity import resolve
 from hiddenweights.images.dataset import load_dataset, normalise, split
 from hiddenweights.masking.supermask import current_masks, frozen_weights, masks_of
 from hiddenweights.training import build, train
@@ -392,6 +394,22 @@ def test_auto_is_bfloat16_where_the_processor_computes_it(wanted, features, expe
     trainer = Trainer(cell(train__precision=wanted, train__epochs=1))
     record = next(trainer.epochs())
     assert record["precision"] == trainer.precision == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "features", "warned"),
+    [
+        ("bfloat16", {}, True),
+        ("bfloat16", {"avx512_bf16": True}, False),
+        ("float32", {}, False),
+        ("auto", {}, False),
+    ],
+)
+def test_a_precision_that_this_machine_emulates_is_said(wanted, features, warned, monkeypatch):
+    monkeypatch.setattr(build, "WITHOUT_BFLOAT16", ())
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: features, raising=False)
+    lines = check_inputs(resolve(cell(train__precision=wanted, train__device="cpu")))
+    assert ["train.precision" in line for line in lines] == [True] * warned
 
 
 @pytest.mark.parametrize(("limit", "expected"), [("AVX2", "float32"), ("AVX512_CORE_BF16", "bfloat16")])

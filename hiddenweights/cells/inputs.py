@@ -10,16 +10,17 @@ if TYPE_CHECKING:
     from hiddenweights.tickets.ticket import Ticket
 
 
-def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> str:
+def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> list[str]:
     """Raise `UserError` if the data cannot be loaded or the network cannot be built. Imports torch.
 
-    Returns a description of the data; "" for a data set of this package.
+    Returns what the user should see: a line about data that is not of this package, and one if the given
+    precision is slow on this machine.
     """
     import torch
 
     from hiddenweights import models
     from hiddenweights.images.dataset import load_dataset, split
-    from hiddenweights.training.build import build_cell_network
+    from hiddenweights.training.build import build_cell_network, computes_bfloat16, device_of
 
     dataset = load_dataset(config.data)
     split(dataset, config.data, config.seed_of("data"))
@@ -31,19 +32,25 @@ def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> str:
     elif not finetune:  # ours: the size of the images and the width decide
         with torch.random.fork_rng(devices=[]):
             models.NETWORKS[model.arch](dataset.channels, dataset.image_size, dataset.classes, model.width)
+    lines = []
     name = own.plain(config.data.name)
-    if name in DATASETS:
-        return ""
-    if not name.startswith("folder:"):
-        shape = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
-        return (
-            f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
-            f" {len(dataset.test):,} test images of {shape}, digest {dataset.digest[:8]}"
+    if name not in DATASETS:
+        shape = f"of {dataset.channels}x{dataset.image_size}x{dataset.image_size}"
+        place = (
+            f"in {config.data.root}"
+            if name.startswith("folder:")
+            else f"{shape}, digest {dataset.digest[:8]}"
         )
-    return (
-        f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
-        f" {len(dataset.test):,} test images in {config.data.root}"
-    )
+        lines.append(
+            f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
+            f" {len(dataset.test):,} test images {place}"
+        )
+    if config.train.precision == "bfloat16" and not computes_bfloat16(device_of(config.train.device)):
+        lines.append(
+            "train.precision: bfloat16 is emulated on this machine, which takes 2 to 20 times as long; "
+            "float32 makes other cells"
+        )
+    return lines
 
 
 def check_device(config: Resolved, ranks: int) -> None:
@@ -59,10 +66,10 @@ def check_device(config: Resolved, ranks: int) -> None:
         on_cuda(config, ranks)
 
 
-def check_code(config: Resolved) -> None:
+def check_code(config: Resolved) -> list[str]:
     """Raise `UserError` if the user's code cannot be imported, or gives no network or mask method.
 
-    For a launch on a cluster: this machine may lack the data. Imports torch.
+    For a launch on a cluster: this machine may lack the data. Returns no lines. Imports torch.
     """
     from hiddenweights.models import own_network
     from hiddenweights.training.methods import mask_type
@@ -73,3 +80,4 @@ def check_code(config: Resolved) -> None:
         own_network(config.model.arch, 10, config.model.width)  # the data knows how many classes there are
     if own.is_versioned(config.data.name):
         own.code(config.data.name, "data.name")
+    return []

@@ -50,11 +50,11 @@ def train(
         console.print(_line(result["summary"], config.train.epochs))
         return 0
     check_device(config, ranks)
-    check_inputs(config, ticket)  # both report bad input before any file is written
+    notes = check_inputs(config, ticket)  # both report bad input before any file is written
     results.prepare()
     if ticket and not results.has_ticket(id_of(ticket.config)):
         results.add_ticket(id_of(ticket.config), ticket.to_bytes())
-    console.print(f"{short_name(config)} ({cell}) -> {results.uri}")
+    console.print("\n".join([*notes, f"{short_name(config)} ({cell}) -> {results.uri}"]))
     done = 0
     with _progress(console) as progress:
         task = progress.add_task("training", total=config.train.epochs)

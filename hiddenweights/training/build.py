@@ -84,20 +84,23 @@ def recordable(config: Resolved) -> bool:
 
 
 def arithmetic(precision: Precision, device: torch.device) -> Arithmetic:
-    """The precision that `precision` means on `device`; `auto` is bfloat16 if it is native, else float32.
-
-    Emulated bfloat16 makes a step ten to twenty times slower. Torch below 2.11 does not report the
-    capabilities of a CPU; float32 is used then. A limit set for oneDNN, which computes the layers, counts.
-    """
+    """The precision that `precision` means on `device`; `auto` is bfloat16 if it is native, else float32."""
     if precision != "auto":
         return precision
+    return "bfloat16" if computes_bfloat16(device) else "float32"
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is native on `device`. If emulated, a step takes 2 to 20 times as long as in float32.
+
+    Torch below 2.11 does not report the capabilities of a CPU, which then counts as one without bfloat16. A
+    limit set for oneDNN, which computes the layers, counts.
+    """
     if device.type == "cuda":
-        native = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-        native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
-        native &= os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
-    return "bfloat16" if native else "float32"
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    features: Mapping[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    native = any(features.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+    return native and os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() not in WITHOUT_BFLOAT16
 
 
 def hold_at_zero(network: nn.Module, masks: Mapping[str, Tensor]) -> None:
