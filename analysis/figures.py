@@ -69,12 +69,11 @@ def _spare(i: int) -> Look:
 
 
 def looks(curves: Sequence[str]) -> dict[str, Look]:
-    """The look of each curve: its own (a published curve uses that of ours), else a spare one, in order."""
-    own = {curve: curve.removeprefix(PREFIX).removeprefix(EDGE_POPUP) for curve in curves}
-    spare = [curve for curve in own if own[curve] not in LOOKS]
-    return {curve: LOOKS[name] for curve, name in own.items() if name in LOOKS} | {
-        curve: _spare(i) for i, curve in enumerate(spare)
-    }
+    """The look of each curve: its own, else a spare one, in order. A published curve has that of ours."""
+    ours = {curve: curve.removeprefix(PREFIX) for curve in curves}
+    own = {name: LOOKS.get(name.removeprefix(EDGE_POPUP)) for name in ours.values()}
+    spare = [name for name, look in own.items() if look is None]
+    return {curve: own[name] or _spare(spare.index(name)) for curve, name in ours.items()}
 
 
 def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look]) -> Axes:

@@ -120,6 +120,13 @@ def test_thirty_curves_are_told_apart() -> None:
     assert len({(look.color, look.marker) for look in looks.values()}) == 30
 
 
+def test_a_published_curve_looks_like_ours() -> None:
+    names = ["a", "signed constant", "b"]
+    looks = figures.looks([*names, *(specs.PREFIX + name for name in reversed(names))])
+    assert [looks[specs.PREFIX + name] for name in names] == [looks[name] for name in names]
+    assert len({*looks.values()}) == 3
+
+
 def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     main(["figure", "quickstart", "--from", str(store), "--out", str(tmp_path)])
