@@ -260,7 +260,9 @@ def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
 def _cost(planned: launch.Plan, declared: Sweep, gpus: float | None, price: float | None) -> str:
     """The cost of the remaining cells: measured on finished cells of the same kind, or else estimated."""
     hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
-    words = [f"about {cost.describe(hours, price)}, as measured"] if hours else []
+    where = " and ".join(planned.measured.processors(planned.todo.values()))
+    measured = f"as measured on {where}" if where else "as measured"
+    words = [f"about {cost.describe(hours, price)}, {measured}"] if hours else []
     if unknown:
         words.append(f"{unknown} of a kind not measured yet")
         if declared.gpu_hours:

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from hiddenweights import cli
+from hiddenweights.cells import processor
 from hiddenweights.cells.store import Store
 from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError
@@ -114,6 +115,7 @@ def test_the_line_says_whether_it_is_measured_or_an_estimate(
     line = capsys.readouterr().out.partition("\n")[0]
     assert "CPU" in line
     assert "as measured" in line
+    assert processor.describe(torch.device("cpu"), "float32")["model"] in line
     assert "estimate" not in line
 
 
