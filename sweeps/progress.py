@@ -16,7 +16,7 @@ from rich.text import Text
 from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json
 from hiddenweights.config import Scalar
-from hiddenweights.flat import flatten
+from hiddenweights.flat import field_of, flatten
 from hiddenweights.identity import Resolved, short_name
 
 MOST_COLUMNS = 12  # as many as fit next to the names of the curves
@@ -100,7 +100,8 @@ class Curves:
 def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: str) -> None:
     """Add the fields that differ, as ``lr=0.1``, to curves that would have two values at one x.
 
-    A field that follows from another one, as the augmentation from the data set, is left out. `words` has the
+    A field that follows from another one, as the augmentation from the data set, is left out, and so is one
+    that has no effect on the result, as the folder of the data. `words` has the
     words of each curve's (or cell's) name, `rows` its config as flat fields. Changes `words`.
     """
     curves: dict[str, list[int]] = defaultdict(list)
@@ -114,6 +115,7 @@ def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: 
             field
             for field in rows[members[0]]
             if field not in (x, "seed")
+            and field_of(field).identity
             and any(len({rows[i][field] for i in point}) > 1 for point in points.values())
         ]
         kept: list[str] = []

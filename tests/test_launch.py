@@ -352,6 +352,12 @@ def test_names_leave_out_what_follows_from_another_field() -> None:
     assert words[0] == ["fc", "cifar10", "lr=0.1"]
 
 
+def test_cells_that_lay_in_other_folders_share_a_curve() -> None:
+    there = experiments.sweep("tiny").override({"data.root": "there"}, {}).cells()
+    here = experiments.sweep("tiny").override({"seed": 7}, {}).cells()
+    assert Curves({**there, **here}).means({}).keys() == Curves(here).means({}).keys()
+
+
 def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
     """Loading them may take minutes, for example with a download."""
     (tmp_path / "slow.py").write_text("import time\ndef slow():\n    time.sleep(60)\n")
