@@ -5,10 +5,9 @@ from typing import Any
 
 import pandas as pd
 
+from hiddenweights.flat import field_of
 from hiddenweights.identity import defaults
 
-# Fields about where a cell ran are left to the reader.
-_RUNTIME = ("data.root", "train.device", "train.threads")
 # Optional integer fields: a column of the table stores them as floats.
 _WHOLE = (
     "data.subset", "data.image_size", "optim.batch_size", "optim.warmup_epochs",
@@ -17,11 +16,14 @@ _WHOLE = (
 
 
 def command(row: "pd.Series[Any]") -> str:
-    """``hiddenweights train --model.k 0.3 ...`` for a row with the columns of the resolved config."""
+    """``hiddenweights train --model.k 0.3 ...`` for a row with the columns of the resolved config.
+
+    Where the cell ran, and from which folder it read the data, is left to the reader.
+    """
     words = ["hiddenweights", "train"]
     for name, default in defaults().items():
         value: Any = row.get(name)
-        if name in _RUNTIME or pd.isna(value) or value == default:
+        if not field_of(name).identity or pd.isna(value) or value == default:
             continue
         words.append("--" + name.replace("_", "-"))
         if not isinstance(default, bool):  # a flag has no value
