@@ -9,6 +9,7 @@ Environment variables choose the arithmetic that the machine would choose otherw
 
 import gc
 import os
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from hiddenweights.garbage import collect_rarely
 settings.register_profile("tests", deadline=None)  # of 200 ms, which a busy machine misses
 settings.load_profile("tests")
 gc.disable()  # while all tests are imported
+# Started in the background of a script, they and the commands that they start would ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
