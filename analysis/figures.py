@@ -154,8 +154,8 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
         points["x"], points["low"], points["high"], band, color=look.color, alpha=0.18, linewidth=0, zorder=1
     )
     bars = points[points["low"].notna() & ~band]
-    height = [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]
     if len(bars):
+        height = [bars["mean"] - bars["low"], bars["high"] - bars["mean"]]
         ax.errorbar(
             bars["x"], bars["mean"], height, color=look.color, linestyle="", capsize=2, linewidth=1, zorder=3
         )

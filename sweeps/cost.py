@@ -23,15 +23,15 @@ class Measured:
     def __init__(self) -> None:
         self._seconds: dict[Kind, dict[str, list[float]]] = defaultdict(partial(defaultdict, list))
         self._gpu_memory: dict[Kind, float] = defaultdict(float)
-        self._processors: dict[Kind, set[str]] = defaultdict(set)
+        self._processors: dict[tuple[Kind, str], set[str]] = defaultdict(set)
 
     def add(self, config: Resolved, result: Json) -> None:
         """Add a finished cell."""
-        what = kind(config)
-        self._seconds[what]["CPU" if result["device"] == "cpu" else "GPU"].append(result["seconds"])
+        what, unit = kind(config), "CPU" if result["device"] == "cpu" else "GPU"
+        self._seconds[what][unit].append(result["seconds"])
         self._gpu_memory[what] = max(self._gpu_memory[what], result.get("gpu_memory") or 0.0)
         if model := result.get("processor", {}).get("model"):  # results of the first versions have none
-            self._processors[what].add(str(model))
+            self._processors[what, unit].add(str(model))
 
     def add_others(self, store: Store, todo: Iterable[Resolved], seen: Iterable[str]) -> None:
         """Read other cells of the store if a kind in `todo` is still unknown."""
@@ -52,9 +52,10 @@ class Measured:
                 found[what] = fmean(taken[unit]), unit
         return found
 
-    def processors(self, todo: Iterable[Resolved]) -> list[str]:
-        """The processors on which cells of these kinds were measured."""
-        return sorted(set().union(*(self._processors[kind(config)] for config in todo)))
+    def processors(self, todo: Iterable[Resolved], units: Iterable[str]) -> list[str]:
+        """The processors (``CPU``, ``GPU`` or both) on which cells of these kinds were measured."""
+        kinds = {kind(config) for config in todo}
+        return sorted(set().union(*(self._processors[what, unit] for what in kinds for unit in units)))
 
     def gpu_share(self, config: Resolved) -> float:
         """The fraction of a GPU for the cell. Small networks leave most of a GPU idle.

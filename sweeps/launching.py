@@ -260,7 +260,7 @@ def _headline(planned: launch.Plan, cells: Cells, store: Store) -> str:
 def _cost(planned: launch.Plan, declared: Sweep, gpus: float | None, price: float | None) -> str:
     """The cost of the remaining cells: measured on finished cells of the same kind, or else estimated."""
     hours, unknown = cost.costs(planned.todo.values(), planned.measured, gpus)
-    where = " and ".join(planned.measured.processors(planned.todo.values()))
+    where = " and ".join(planned.measured.processors(planned.todo.values(), hours))
     measured = f"as measured on {where}" if where else "as measured"
     words = [f"about {cost.describe(hours, price)}, {measured}"] if hours else []
     if unknown:

@@ -101,8 +101,8 @@ def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: 
     """Add the fields that differ, as ``lr=0.1``, to curves that would have two values at one x.
 
     A field that follows from another one, as the augmentation from the data set, is left out, and so is one
-    that has no effect on the result, as the folder of the data. `words` has the
-    words of each curve's (or cell's) name, `rows` its config as flat fields. Changes `words`.
+    that has no effect on the result, as the folder of the data. `words` has the words of each curve's (or
+    cell's) name, `rows` its config as flat fields. Changes `words`.
     """
     curves: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(words):

@@ -94,6 +94,17 @@ def test_cells_of_a_kind_cost_what_they_took_of_a_card() -> None:
     assert costs([threads], measured(CONV, result(3600, "cpu")), None)[0] == {"CPU": pytest.approx(4.0)}
 
 
+def test_the_processors_are_those_of_the_hours() -> None:
+    results = [
+        result(3600, device) | {"processor": {"model": model}}
+        for device, model in (("cpu", "A"), ("a GPU", "B"))
+    ]
+    known = measured(CONV, *results, result(3600))
+    assert known.processors([CONV], ["GPU"]) == ["B"]
+    assert known.processors([CONV], costs([CONV], known, gpus=0)[0]) == ["A"]
+    assert known.processors([unflatten({"model.arch": "conv2"}, CONV)], ["GPU", "CPU"]) == []
+
+
 def test_the_price_is_of_an_hour() -> None:
     assert describe({"GPU": 12.5}, 2.0) == "12.5 GPU-hours, $25.00"
     assert "$" not in describe({"GPU": 12.5}, None)

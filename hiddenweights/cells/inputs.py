@@ -35,15 +35,12 @@ def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> list[str]:
     lines = []
     name = own.plain(config.data.name)
     if name not in DATASETS:
-        shape = f"of {dataset.channels}x{dataset.image_size}x{dataset.image_size}"
-        place = (
-            f"in {config.data.root}"
-            if name.startswith("folder:")
-            else f"{shape}, digest {dataset.digest[:8]}"
-        )
+        shape = f"{dataset.channels}x{dataset.image_size}x{dataset.image_size}"
+        folder = name.startswith("folder:")
+        more = f"in {config.data.root}" if folder else f"of {shape}, digest {dataset.digest[:8]}"
         lines.append(
             f"{name}: {dataset.classes} classes, {len(dataset.train):,} training and"
-            f" {len(dataset.test):,} test images {place}"
+            f" {len(dataset.test):,} test images {more}"
         )
     if config.train.precision == "bfloat16" and not computes_bfloat16(device_of(config.train.device)):
         lines.append(
