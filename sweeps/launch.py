@@ -304,7 +304,9 @@ def _inline(
                 trackers=trackers,
                 patience=options.patience,
                 ranks=options.processes(),
-                on_record=lambda record, cell=cell: progress.running(cell, int(record["epoch"])),  # type: ignore[misc]
+                on_record=lambda record, cell=cell: progress.running(  # type: ignore[misc]
+                    cell, int(record["epoch"]), float(record["seconds"])
+                ),
             )
         except (Busy, LeaseLost):
             progress.left(cell)

@@ -139,18 +139,10 @@ def outcome(result: Json) -> tuple[float, float]:
 
 
 class _Run(NamedTuple):
-    """A running cell: the fraction of its epochs that is done, and when and at which fraction it began."""
+    """A running cell: the fraction of its epochs that is done, and the seconds that all of them take."""
 
     done: float
-    began: tuple[float, float]
-    pace: float | None  # seconds for all epochs, after two reports
-
-    def later(self, now: float, done: float) -> "_Run":
-        """The cell at its next report. Nothing is known about the time before the first one."""
-        began, first = self.began
-        if not first:  # a resumed cell starts at a later epoch
-            return _Run(done, (now, done), None)
-        return _Run(done, self.began, (now - began) / (done - first) if done > first else None)
+    pace: float | None  # None before its first epoch
 
 
 class Progress:
@@ -189,10 +181,13 @@ class Progress:
         self.accuracies[cell] = accuracy
         self._seconds[self._kinds[cell]].append(seconds)
 
-    def running(self, cell: str, epoch: int) -> None:
-        """The cell has finished `epoch` epochs."""
-        run = self._running.get(cell, _Run(0.0, (0.0, 0.0), None))
-        self._running[cell] = run.later(time.monotonic(), epoch / self._cells[cell].train.epochs)
+    def running(self, cell: str, epoch: int, seconds: float | None = None) -> None:
+        """The cell has finished `epoch` epochs, the last of them in `seconds`.
+
+        A resumed cell reports its earlier epochs again, so the time between reports says nothing.
+        """
+        epochs = self._cells[cell].train.epochs
+        self._running[cell] = _Run(epoch / epochs, None if seconds is None else seconds * epochs)
         self._slots = max(self._slots, len(self._running))
         self._line()
 

@@ -187,7 +187,7 @@ class _Watch(tune.Callback):  # type: ignore[misc]
             self._progress.warn(line)
         match result["state"]:
             case "running":
-                self._progress.running(cell, result["epoch"])
+                self._progress.running(cell, result["epoch"], result["epoch_seconds"])
             case "finished":
                 self._progress.finished(cell, result["test_accuracy"], result["cell_seconds"])
             case "failed":

@@ -130,7 +130,7 @@ class CellTrial(tune.Trainable):  # type: ignore[misc]
                     tune.result.DONE: True,
                 }
             if time.monotonic() >= until:
-                return {"state": "running", **_scalars(record)}
+                return {"state": "running", **_scalars(record), "epoch_seconds": record["seconds"]}
 
     def _opened(self) -> Store:
         self._store = self._store or Store(self._job["store"])  # all jobs of a launch share one
