@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from benchmarks.measure import Row, report
-from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig
+from hiddenweights.config import CellConfig, DataConfig, ModelConfig, OptimConfig, TrainConfig
 from hiddenweights.training.train import Trainer
 
 
@@ -26,10 +26,8 @@ def gradient(network: nn.Module, images: Tensor, labels: Tensor, dtype: torch.dt
         logits = network(images)
     logits = logits.float() if dtype == torch.bfloat16 else logits
     F.cross_entropy(logits, labels).backward()
-    scores = [p for p in network.parameters() if p.requires_grad and p.grad is not None]
-    return logits.detach().double(), torch.cat(
-        [p.grad.double().flatten() for p in scores if p.grad is not None]
-    )
+    gradients = [p.grad.double().flatten() for p in network.parameters() if p.grad is not None]
+    return logits.detach().double(), torch.cat(gradients)
 
 
 def run() -> list[Row]:
@@ -40,6 +38,7 @@ def run() -> list[Row]:
                 model=ModelConfig(arch=arch, k=k),
                 data=DataConfig(name="cifar10", root=os.environ["HIDDENWEIGHTS_DATA"]),
                 optim=OptimConfig(batch_size=128),
+                train=TrainConfig(device="cpu"),
             )
             trainer = Trainer(config)
             batch = next(trainer.train_batches.shuffled(128, seed=0, epoch=0, augment=False))
