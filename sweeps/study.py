@@ -2,8 +2,8 @@
 
 Half-width networks, ten epochs instead of a hundred, all 50,000 training images. Each stage is a complete
 sweep. `study` contains all of them, with one seed of every stage before the next seed. The precision is set
-explicitly, because it is part of the id of a cell and machines differ. `study_rates`, `study_rates_more` and
-`study_rates_wide` find the learning rates on held-out images under the same budget.
+explicitly, because it is part of the id of a cell and machines differ. The sweeps called
+`study_rates...` find the learning rates on held-out images under the same budget.
 
 Results: docs/results/.
 """
@@ -48,28 +48,28 @@ RATES: Mapping[str, Sequence[float]] = {
 }
 
 
-# The rates with the best validation accuracy in the two sweeps of rates, by data, network and side.
+# The rates with the best validation accuracy in the sweeps of rates, by data, network, width and side.
 # Without an entry the search has not ended, and the rate is that of the recipe.
-CHOSEN: Mapping[tuple[str, str, str], float] = {
-    ("cifar10", "conv2", "edge_popup"): 0.3,
-    ("cifar10", "conv4", "edge_popup"): 0.3,
-    ("cifar10", "conv4", "iterand"): 0.3,
-    ("cifar10", "conv4", "biprop"): 0.3,
-    ("cifar10", "conv4", "sampled"): 600.0,
-    ("cifar10", "conv2", "sgd"): 0.01,
-    ("cifar10", "conv4", "sgd"): 0.01,
-    ("cifar10", "conv2", "adam"): 0.001,
-    ("cifar10", "conv4", "adam"): 0.001,
-    ("cifar10", "linear", "edge_popup"): 0.3,
-    ("cifar10", "linear", "sgd"): 0.003,
-    ("cifar10", "fc", "edge_popup"): 0.1,
-    ("cifar10", "fc", "sgd"): 0.01,
-    ("fashion_mnist", "linear", "edge_popup"): 0.03,
-    ("fashion_mnist", "linear", "sgd"): 0.03,
-    ("fashion_mnist", "fc", "edge_popup"): 0.3,
-    ("fashion_mnist", "fc", "sgd"): 0.03,
-    ("fashion_mnist", "conv2", "edge_popup"): 0.3,
-    ("fashion_mnist", "conv2", "sgd"): 0.01,
+CHOSEN: Mapping[tuple[str, str, float, str], float] = {
+    ("cifar10", "conv2", 0.5, "edge_popup"): 0.3,
+    ("cifar10", "conv4", 0.5, "edge_popup"): 0.3,
+    ("cifar10", "conv4", 0.5, "iterand"): 0.3,
+    ("cifar10", "conv4", 0.5, "biprop"): 0.3,
+    ("cifar10", "conv4", 0.5, "sampled"): 600.0,
+    ("cifar10", "conv2", 0.5, "sgd"): 0.01,
+    ("cifar10", "conv4", 0.5, "sgd"): 0.01,
+    ("cifar10", "conv2", 0.5, "adam"): 0.001,
+    ("cifar10", "conv4", 0.5, "adam"): 0.001,
+    ("cifar10", "linear", 1.0, "edge_popup"): 0.3,
+    ("cifar10", "linear", 1.0, "sgd"): 0.003,
+    ("cifar10", "fc", 1.0, "edge_popup"): 0.1,
+    ("cifar10", "fc", 1.0, "sgd"): 0.01,
+    ("fashion_mnist", "linear", 1.0, "edge_popup"): 0.03,
+    ("fashion_mnist", "linear", 1.0, "sgd"): 0.03,
+    ("fashion_mnist", "fc", 1.0, "edge_popup"): 0.3,
+    ("fashion_mnist", "fc", 1.0, "sgd"): 0.03,
+    ("fashion_mnist", "conv2", 0.5, "edge_popup"): 0.3,
+    ("fashion_mnist", "conv2", 0.5, "sgd"): 0.01,
 }
 
 
@@ -102,8 +102,25 @@ def study_rates_more() -> list[Arm]:
     expect="the rates of half width.",
 )
 def study_rates_wide() -> list[Arm]:
-    """The learning rates of Conv4 at full width. A cell takes half an hour on one core."""
-    return [_rates({**CIFAR, "model.width": 1.0}, ("conv4",), side) for side in ("sgd", "adam", "edge_popup")]
+    """The learning rates of Conv4 at the other widths. At full width a cell takes half an hour on one core."""
+    return [
+        _rates({**CIFAR, "model.width": width}, ("conv4",), side)
+        for width in (1.0, 0.25)
+        for side in ("sgd", "adam", "edge_popup")
+    ]
+
+
+@declare(
+    claim="none; each side of a comparison gets its best rate of three or four.",
+    expect="those of Conv4, or lower ones.",
+)
+def study_rates_deep() -> list[Arm]:
+    """The learning rates of Conv6, Conv8, and ResNet-18 at a quarter of the width."""
+    return [
+        _rates(base, archs, side)
+        for base, archs in ((CIFAR, ("conv6", "conv8")), ({**CIFAR, "model.width": 0.25}, ("resnet18",)))
+        for side in ("sgd", "adam", "edge_popup")
+    ]
 
 
 def _rates(base: Mapping[str, Scalar], archs: Sequence[str], side: str) -> Arm:
@@ -114,7 +131,8 @@ def _rates(base: Mapping[str, Scalar], archs: Sequence[str], side: str) -> Arm:
 
 def _chosen(base: Mapping[str, Scalar], archs: Sequence[str], side: str, axes: Axes) -> list[Arm]:
     """One arm per network, at the rate that was chosen for this side."""
-    rates = [CHOSEN.get((str(base["data.name"]), arch, side)) for arch in archs]
+    data, width = str(base["data.name"]), float(base["model.width"] or 1)
+    rates = [CHOSEN.get((data, arch, width, side)) for arch in archs]
     return [
         arm({**base, **SIDES[side], "model.arch": arch, "optim.lr": rate}, axes)
         for arch, rate in zip(archs, rates, strict=True)
@@ -208,14 +226,16 @@ def study_methods(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     expect="rising with the width; the distance to the trained network shrinks.",
 )
 def study_width(seeds: Sequence[int] = SEEDS) -> list[Arm]:
-    """The study, stage d: Conv4 at a quarter, half and full width, at the rates of half width."""
+    """The study, stage d: Conv4 at a quarter, half and full width, each at its own rates."""
     return [
         arm
+        for width in (0.25, 0.5, 1.0)
         for side, axes in (
             ("edge_popup", {"seed": seeds, "model.k": (0.3, 0.5, 0.7)}),
             ("sgd", {"seed": seeds}),
+            ("adam", {"seed": seeds}),
         )
-        for arm in _chosen(CIFAR, ("conv4",), side, {"model.width": (0.25, 0.5, 1.0), **axes})
+        for arm in _chosen({**CIFAR, "model.width": width}, ("conv4",), side, axes)
     ]
 
 
@@ -224,11 +244,16 @@ def study_width(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     expect="above the Conv networks at the same budget.",
 )
 def study_resnet18(seeds: Sequence[int] = SEEDS) -> list[Arm]:
-    """The study, stage e: ResNet-18 at a quarter of the width, at the recipe's rates."""
-    base = {**CIFAR, "model.arch": "resnet18", "model.width": 0.25}
+    """The study, stage e: ResNet-18 at a quarter of the width."""
+    base = {**CIFAR, "model.width": 0.25}
     return [
-        arm(base, {"seed": seeds, "model.k": (0.3, 0.5)}),
-        arm({**base, "model.method": "dense"}, {"seed": seeds}),
+        arm
+        for side, axes in (
+            ("edge_popup", {"seed": seeds, "model.k": (0.3, 0.5)}),
+            ("sgd", {"seed": seeds}),
+            ("adam", {"seed": seeds}),
+        )
+        for arm in _chosen(base, ("resnet18",), side, axes)
     ]
 
 
@@ -255,6 +280,7 @@ SWEEPS: Mapping[str, Callable[..., list[Arm]]] = {
     "study_rates": study_rates,
     "study_rates_more": study_rates_more,
     "study_rates_wide": study_rates_wide,
+    "study_rates_deep": study_rates_deep,
     "study_small": study_small,
     "study_depth": study_depth,
     "study_recipe_rate": study_recipe_rate,

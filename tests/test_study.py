@@ -40,15 +40,15 @@ def test_the_small_study_is_compared_with_what_was_published() -> None:
 def test_a_chosen_rate_is_the_best_of_its_candidates_on_validation() -> None:
     cells = {
         cell: config
-        for name in ("study_rates", "study_rates_more")
+        for name in ("study_rates", "study_rates_more", "study_rates_wide", "study_rates_deep")
         for cell, config in experiments.sweep(name).cells().items()
     }
-    found: dict[tuple[str, str, str], dict[float, float]] = {}
+    found: dict[tuple[str, str, float, str], dict[float, float]] = {}
     for cell, result in Store(STORE).results(Store(STORE).finished() & cells.keys()):
         config = cells[cell]
         dense = config.model.method == "dense"
         side = config.optim.optimizer if dense else config.model.method
-        rates = found.setdefault((config.data.name, config.model.arch, str(side)), {})
+        rates = found.setdefault((config.data.name, config.model.arch, config.model.width, str(side)), {})
         rates[result["config"]["optim"]["lr"]] = result["history"][-1]["validation_accuracy"]
     for key, rate in study.CHOSEN.items():
         assert len(found[key]) > 1
