@@ -102,7 +102,7 @@ def study_rates_more() -> list[Arm]:
     expect="the rates of half width.",
 )
 def study_rates_wide() -> list[Arm]:
-    """The learning rates of Conv4 at the other widths. At full width a cell takes half an hour on one core."""
+    """The learning rates of Conv4 at the other widths. At full width: half an hour a cell on one core."""
     return [
         _rates({**CIFAR, "model.width": width}, ("conv4",), side)
         for width in (1.0, 0.25)
