@@ -49,7 +49,6 @@ RATES: Mapping[str, Sequence[float]] = {
 
 
 # The rates with the best validation accuracy in the sweeps of rates, by data, network, width and side.
-# Without an entry the search has not ended, and the rate is that of the recipe.
 CHOSEN: Mapping[tuple[str, str, float, str], float] = {
     ("cifar10", "conv2", 0.5, "edge_popup"): 0.3,
     ("cifar10", "conv4", 0.5, "edge_popup"): 0.3,
@@ -70,6 +69,21 @@ CHOSEN: Mapping[tuple[str, str, float, str], float] = {
     ("fashion_mnist", "fc", 1.0, "sgd"): 0.03,
     ("fashion_mnist", "conv2", 0.5, "edge_popup"): 0.3,
     ("fashion_mnist", "conv2", 0.5, "sgd"): 0.01,
+    ("cifar10", "conv4", 0.25, "edge_popup"): 0.3,
+    ("cifar10", "conv4", 0.25, "sgd"): 0.03,
+    ("cifar10", "conv4", 0.25, "adam"): 0.003,
+    ("cifar10", "conv4", 1.0, "edge_popup"): 0.3,
+    ("cifar10", "conv4", 1.0, "sgd"): 0.01,
+    ("cifar10", "conv4", 1.0, "adam"): 0.001,
+    ("cifar10", "conv6", 0.5, "edge_popup"): 0.3,
+    ("cifar10", "conv6", 0.5, "sgd"): 0.01,
+    ("cifar10", "conv6", 0.5, "adam"): 0.001,
+    ("cifar10", "conv8", 0.5, "edge_popup"): 0.3,
+    ("cifar10", "conv8", 0.5, "sgd"): 0.01,
+    ("cifar10", "conv8", 0.5, "adam"): 0.001,
+    ("cifar10", "resnet18", 0.25, "edge_popup"): 0.3,
+    ("cifar10", "resnet18", 0.25, "sgd"): 0.1,
+    ("cifar10", "resnet18", 0.25, "adam"): 0.003,
 }
 
 
@@ -132,7 +146,7 @@ def _rates(base: Mapping[str, Scalar], archs: Sequence[str], side: str) -> Arm:
 def _chosen(base: Mapping[str, Scalar], archs: Sequence[str], side: str, axes: Axes) -> list[Arm]:
     """One arm per network, at the rate that was chosen for this side."""
     data, width = str(base["data.name"]), float(base["model.width"] or 1)
-    rates = [CHOSEN.get((data, arch, width, side)) for arch in archs]
+    rates = [CHOSEN[data, arch, width, side] for arch in archs]
     return [
         arm({**base, **SIDES[side], "model.arch": arch, "optim.lr": rate}, axes)
         for arch, rate in zip(archs, rates, strict=True)
@@ -159,9 +173,10 @@ def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "
     expect="below `study_depth` but at k = 0.9, where a mask needs small steps.",
 )
 def study_recipe_rate() -> list[Arm]:
-    """The masks of stage a at the recipe's learning rate of 0.1, one seed."""
+    """Masks of Conv2, Conv4 and ResNet-18 at the recipe's learning rate of 0.1, one seed."""
     axes: Axes = {"model.arch": ("conv2", "conv4"), "model.distribution": DISTRIBUTIONS, "model.k": KS}
-    return [arm(CIFAR, axes)]
+    quarter = {**CIFAR, "model.arch": "resnet18", "model.width": 0.25}
+    return [arm(CIFAR, axes), arm(quarter, {"model.k": (0.3, 0.5)})]
 
 
 @declare(
