@@ -1,5 +1,8 @@
 """What a CUDA graph needs of the trainer, as far as a CPU can tell: that a recorded step is the step."""
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +17,7 @@ from hiddenweights.identity import resolve
 from hiddenweights.masking.masks import IteRand
 from hiddenweights.training import train
 from hiddenweights.training.build import recordable
-from hiddenweights.training.cuda_graph import WARM_UP, GraphedStep, Step
+from hiddenweights.training.cuda_graph import WARM_UP, CudaRecorder, GraphedStep, Step
 from hiddenweights.training.optim import build_optimizer, set_learning_rate
 from hiddenweights.training.train import Trainer
 
@@ -170,3 +173,24 @@ def test_a_rate_in_a_tensor_takes_the_steps_of_a_number(optimizer):
                 stepper.param_groups[0]["lr"] = torch.zeros(())
         values.append(parameter.detach())
     assert torch.equal(*values)
+
+
+def test_no_graph_of_an_earlier_cell_is_freed_during_a_recording(monkeypatch):
+    class Earlier:
+        pass
+
+    earlier = Earlier()
+    earlier.itself = earlier  # only the garbage collector frees it
+    alive = weakref.ref(earlier)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Earlier)
+    monkeypatch.setattr(torch.cuda, "graph", lambda *args, **options: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
+    gc.disable()
+    try:
+        del earlier
+        seen = []
+        recorder = CudaRecorder(torch.device("cuda"))
+        recorder.record(lambda images, labels: seen.append(alive()), torch.ones(1), torch.ones(1))
+    finally:
+        gc.enable()
+    assert seen == [None]

@@ -132,8 +132,14 @@ def test_masks_that_differ_are_noticed_and_buffers_are_the_firsts(tmp_path: Path
 
 def others(first: psutil.Process) -> list[psutil.Process]:
     """The processes that `first` has started to train with it."""
-    children = first.children()
-    return [child for child in children if "hiddenweights.training.parallel" in child.cmdline()]
+
+    def trains(child: psutil.Process) -> bool:
+        try:
+            return "hiddenweights.training.parallel" in child.cmdline()
+        except psutil.ZombieProcess:  # a process of an earlier test that has ended
+            return False
+
+    return [child for child in first.children() if trains(child)]
 
 
 def test_a_killed_process_ends_the_attempt_and_the_cell_is_resumed(tmp_path: Path) -> None:

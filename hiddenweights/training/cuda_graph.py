@@ -1,5 +1,6 @@
 """A training step as one CUDA graph: the CPU launches one graph per step instead of hundreds of kernels."""
 
+import gc
 from collections.abc import Callable
 from typing import Protocol
 
@@ -67,6 +68,7 @@ class CudaRecorder:
 
     def record(self, step: Step, images: Tensor, labels: Tensor) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
+        gc.collect()  # CUDA ends a capture in which another graph is freed, such as that of an earlier cell
         # thread_local: allocations of another thread, such as a second cell in this process, are no error.
         with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
             result = step(images, labels)
