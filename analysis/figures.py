@@ -34,6 +34,8 @@ RC: Any = {
     "svg.hashsalt": "hiddenweights",  # so that equal figures give equal files
 }
 
+LABELS = 30  # characters that fit beside each other under a panel
+
 
 class Look(NamedTuple):
     """How one curve is drawn."""
@@ -90,7 +92,8 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
         ax.set_xscale("log")
     ticks = spread(drawn["x"], spec)
     if len(ticks) <= 8 and not drawn["tag"].fillna("").any():
-        ax.set_xticks(ticks, [f"{tick:g}" if tick == int(tick) else f"{tick:.3g}" for tick in ticks])
+        labels = [f"{tick:g}" if tick == int(tick) else f"{tick:.3g}" for tick in ticks]
+        ax.set_xticks(ticks, labels, rotation=45 if sum(map(len, labels)) > LABELS else 0)
         ax.minorticks_off()
     if spec.reverse and not ax.xaxis_inverted():
         ax.invert_xaxis()
@@ -98,14 +101,15 @@ def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look])
 
 
 def spread(places: "pd.Series[float]", spec: Spec) -> list[float]:
-    """The places, without those that are too close to the previous one for two labels."""
+    """The places of labels. Of two that are too close, the one with more points, else the smaller."""
     at = math.log if spec.log else float
-    found = sorted(places.dropna().unique())
+    counts = places.dropna().value_counts()
+    closest = 0.05 * (at(counts.index.max()) - at(counts.index.min())) if len(counts) else 0.0
     ticks: list[float] = []
-    for place in found:
-        if not ticks or at(place) - at(ticks[-1]) > 0.05 * (at(found[-1]) - at(found[0])):
+    for place in sorted(counts.index, key=lambda place: (-counts[place], place)):
+        if all(abs(at(place) - at(tick)) > closest for tick in ticks):
             ticks.append(place)
-    return ticks
+    return sorted(ticks)
 
 
 def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> None:

@@ -18,6 +18,7 @@ Axes = Mapping[str, Sequence[Scalar]]
 
 KS = (0.1, 0.3, 0.5, 0.7, 0.9)
 SEEDS = (0, 1, 2)
+CONVS = ("conv2", "conv4", "conv6", "conv8")
 DISTRIBUTIONS = ("signed_constant", "kaiming_normal")
 BUDGET: Mapping[str, Scalar] = {
     "data.protocol": "paper",
@@ -157,14 +158,14 @@ def _chosen(base: Mapping[str, Scalar], archs: Sequence[str], side: str, axes: A
     claim="some subnetwork of a random network does nearly as well as the trained network.",
     expect="a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.",
 )
-def study_depth(seeds: Sequence[int] = SEEDS, archs: Sequence[str] = ("conv2", "conv4")) -> list[Arm]:
-    """The study, stage a: Figure 3 for Conv2 and Conv4 at half width, with both controls."""
+def study_depth(seeds: Sequence[int] = SEEDS) -> list[Arm]:
+    """The study, stage a: Figure 3 at half width, with both controls."""
     over: Axes = {"seed": seeds, "model.distribution": DISTRIBUTIONS, "model.k": KS}
     return [
-        *_chosen(CIFAR, archs, "edge_popup", over),
-        arm({**CIFAR, "model.method": "random"}, {"model.arch": archs, "seed": seeds, "model.k": KS}),
-        *_chosen(CIFAR, archs, "sgd", {"seed": seeds}),
-        *_chosen(CIFAR, archs, "adam", {"seed": seeds}),
+        *_chosen(CIFAR, CONVS, "edge_popup", over),
+        arm({**CIFAR, "model.method": "random"}, {"model.arch": CONVS, "seed": seeds, "model.k": KS}),
+        *_chosen(CIFAR, CONVS, "sgd", {"seed": seeds}),
+        *_chosen(CIFAR, CONVS, "adam", {"seed": seeds}),
     ]
 
 
@@ -193,15 +194,6 @@ def study_small() -> list[Arm]:
         arm(base, {"model.distribution": DISTRIBUTIONS[:1], "model.k": KS}),
         arm({**base, "model.method": "random", "model.k": 0.5}, {}),
     ]
-
-
-@declare(
-    claim="the deeper the random network, the better its best subnetwork.",
-    expect="Conv6 above Conv4 at k = 0.5.",
-)
-def study_deep(seeds: Sequence[int] = SEEDS) -> list[Arm]:
-    """The study, stage a continued: Conv6 and Conv8."""
-    return study_depth(seeds, ("conv6", "conv8"))
 
 
 @declare(
@@ -278,7 +270,6 @@ STAGES: Sequence[Callable[..., list[Arm]]] = (
     study_methods,
     study_width,
     study_resnet18,
-    study_deep,
 )
 
 
@@ -299,7 +290,6 @@ SWEEPS: Mapping[str, Callable[..., list[Arm]]] = {
     "study_small": study_small,
     "study_depth": study_depth,
     "study_recipe_rate": study_recipe_rate,
-    "study_deep": study_deep,
     "study_shallow": study_shallow,
     "study_methods": study_methods,
     "study_width": study_width,

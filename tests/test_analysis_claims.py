@@ -206,6 +206,15 @@ def test_every_outcome(claim: str, made: list[CellConfig], yes: Accuracy, no: Ac
     assert verdict(claim, table_of([config(model__arch="fc", model__k=0.2)], yes)) == OUT_OF_SCOPE
 
 
+def test_every_claim_is_judged_on_narrower_networks_too() -> None:
+    others = {"wider", "fixed_weights"}  # they compare widths
+    others |= {"resnet18", "resnet18_dense"}  # an accuracy that only the whole network is said to have
+    for claim, made, yes, _ in CASES:
+        if claim not in others:
+            narrow = [replace(cell, model=replace(cell.model, width=0.5)) for cell in made]
+            assert verdict(claim, table_of(narrow, yes)) == SUPPORTED, claim
+
+
 def test_cells_unlike_the_papers_say_nothing_about_the_paper() -> None:
     like = {"data__name": ("cifar10",), "train__epochs": (100,)}
     for fields_, words in (

@@ -234,6 +234,14 @@ def test_the_table_is_written_with_all_cells_and_epochs(tmp_path: Path) -> None:
     assert main(["table", "unknown", *source]) == 2
 
 
+def test_of_two_places_that_are_too_close_the_one_with_more_points_has_the_label() -> None:
+    spec = specs.over_kept("mine", "")
+    assert figures.spread(pd.Series([10.0, 30.0, 49.9, 50.0, 50.0, None]), spec) == [10, 30, 50]
+    assert figures.spread(pd.Series([10.0, 30.0, 49.9, 50.0]), spec) == [10, 30, 49.9]
+    assert figures.spread(pd.Series([7.0, 7.0]), spec) == [7]
+    assert figures.spread(pd.Series([], dtype=float), spec) == []
+
+
 def test_whole_numbers_keep_all_their_digits_in_the_table(tmp_path: Path) -> None:
     seeds = (None, 1234567891)
     found = [result(config(model__k=0.3, seeds__weights=seed)) for seed in seeds]

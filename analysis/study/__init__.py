@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from hiddenweights.analysis.specs import EDGE_POPUP, Spec, label, network_and_data, over_k, over_kept
+from hiddenweights.analysis.specs import EDGE_POPUP, Spec, label, network, network_and_data, over_k, over_kept
 
 
 def _kept(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -17,6 +17,11 @@ def _method(cells: pd.DataFrame) -> "pd.Series[str]":
     """A curve per method and distribution."""
     names = label(cells)
     return names.where(cells["model.method"] != "edge_popup", EDGE_POPUP + names)
+
+
+def _network_and_width(cells: pd.DataFrame) -> "pd.Series[str]":
+    """A panel per network and width."""
+    return network(cells) + cells["model.width"].map(", width {:g}".format)
 
 
 def _over_rates(name: str, title: str) -> Spec:
@@ -39,7 +44,6 @@ FIGURES: tuple[Spec, ...] = (
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
     over_k("study_recipe_rate", "CIFAR-10 at half width, ten epochs, at the recipe's learning rate"),
-    over_k("study_deep", "CIFAR-10 at half width, ten epochs: subnetworks of deeper random networks"),
     replace(
         over_k("study_shallow", "Where it stops working: networks without depth, ten epochs"),
         panel=network_and_data,
@@ -62,7 +66,11 @@ FIGURES: tuple[Spec, ...] = (
     _over_rates(
         "study_rates_more", "Learning rates for the later stages, judged on held-out images, ten epochs"
     ),
-    _over_rates(
-        "study_rates_wide", "Learning rates for Conv4 at full width, judged on held-out images, ten epochs"
+    *(
+        replace(_over_rates(name, title), panel=_network_and_width)
+        for name, title in (
+            ("study_rates_wide", "Learning rates for Conv4 by width, judged on held-out images, ten epochs"),
+            ("study_rates_deep", "Learning rates for deeper networks, judged on held-out images, ten epochs"),
+        )
     ),
 )

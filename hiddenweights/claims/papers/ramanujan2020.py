@@ -72,7 +72,7 @@ def _deeper(cells: Cells) -> Contrasts:
 
 def _matches(cells: Cells) -> Contrasts:
     deep = ("conv6", "conv8")
-    found = pick(cells, arch=deep, k=0.5, distribution="signed_constant", width=1.0)
+    found = pick(cells, arch=deep, k=0.5, distribution="signed_constant")
     yield from compare(found, dense(cells, arch=deep), TO_DENSE, "minus dense", -NEAR)
 
 
