@@ -43,7 +43,7 @@ def _over_rates(name: str, title: str) -> Spec:
 FIGURES: tuple[Spec, ...] = (
     over_k("study_small", "CIFAR-10 at half width, ten epochs: one seed of Conv2"),
     over_k("study_depth", "CIFAR-10 at half width, ten epochs: subnetworks of random networks"),
-    over_k("study_recipe_rate", "CIFAR-10 at half width, ten epochs, at the recipe's learning rate"),
+    over_k("study_recipe_rate", "CIFAR-10, ten epochs, at the recipe's learning rate"),
     replace(
         over_k("study_shallow", "Where it stops working: networks without depth, ten epochs"),
         panel=network_and_data,
