@@ -1,4 +1,4 @@
-"""The published study: the paper's questions on CIFAR-10, at a budget of two CPU cores.
+"""The published study: the paper's questions on CIFAR-10, at a budget that two CPU cores can pay.
 
 Half-width networks, ten epochs instead of a hundred, all 50,000 training images. Each stage is a complete
 sweep. `study` contains all of them, with one seed of every stage before the next seed. The precision is set

@@ -4,6 +4,7 @@ import io
 import json
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -44,12 +45,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def test_a_status_reads_a_thousand_cells_in_a_second(
+def test_a_status_of_a_thousand_cells_costs_a_few_times_what_reading_them_costs(
     store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     began = time.process_time()
+    for path in Path(store.uri).glob("cells/*/result.json"):
+        json.loads(path.read_bytes())
+    reading = time.process_time() - began
+    began = time.process_time()
     assert main.COMMANDS["status"]("quickstart", store=store.uri) == 0
-    assert time.process_time() - began < 1.0  # 0.25 s on an idle machine
+    assert time.process_time() - began < 6 * reading  # 2.8 where it was measured: 1.2 s against 0.43
     printed = capsys.readouterr().out
     assert f"{len(CELLS)} finished" in printed
     assert printed.count("20.5") == 24  # the mean over the seeds, for every point
