@@ -180,7 +180,8 @@ def paper_cells(sweep: str, root: str) -> list[CellConfig]:
     """The cells of `depth` (Figure 3) or `resnet18`, in an order that completes curves early.
 
     One seed of everything comes first: signed constant weights and the trained networks (the smallest network
-    first, the middle of a curve before its ends), then Kaiming normal weights.
+    first, the middle of a curve before its ends), then Kaiming normal weights. Two more seeds of the main
+    comparison follow, which is k = 0.5 against the trained networks, because three seeds give an interval.
     """
     from hiddenweights.sweeps.papers import ramanujan2020
 
@@ -189,7 +190,9 @@ def paper_cells(sweep: str, root: str) -> list[CellConfig]:
     def place(cell: CellConfig) -> tuple[object, ...]:
         model = cell.model
         kaiming, dense = model.distribution == "kaiming_normal", model.method == "dense"
-        return cell.seed, kaiming, archs.index(model.arch), dense, abs((model.k or 0.5) - 0.5)
+        compared = cell.seed < 3 and (dense or (model.k == 0.5 and not kaiming))
+        turn = 0 if cell.seed == 0 else 1 if compared else 2
+        return turn, cell.seed, kaiming, archs.index(model.arch), dense, abs((model.k or 0.5) - 0.5)
 
     cells = sorted((cell for arm in getattr(ramanujan2020, sweep)() for cell in arm.cells()), key=place)
     return [replace(cell, data=replace(cell.data, root=root)) for cell in cells]

@@ -102,6 +102,10 @@ def test_figure_3_begins_with_whole_curves_of_one_seed():
     assert all(cell.seed == 0 and cell.data.root == "somewhere" for cell in whole[:48])
     assert {cell.model.arch for cell in whole[:7]} == {"conv2"}
     assert {cell.model.k for cell in whole[:5]} == {0.1, 0.3, 0.5, 0.7, 0.9}
+    compared = whole[48 : 48 + 2 * 4 * 3]  # two seeds of four networks: a mask, SGD, Adam
+    assert {cell.seed for cell in compared} == {1, 2}
+    assert {cell.model.k for cell in compared if cell.model.method != "dense"} == {0.5}
+    assert sum(cell.model.method == "dense" for cell in compared) == 16
     assert {cell.model.arch for cell in gpu.paper_cells("resnet18", "somewhere")} == {"resnet18"}
 
 
