@@ -16,7 +16,8 @@ from hiddenweights.analysis import claims, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.cells.cell import failure_record
 from hiddenweights.cells.inputs import check_inputs
-from hiddenweights.cells.store import Store
+from hiddenweights.cells.store import Store, StoreAway
+from hiddenweights.claims import plan
 from hiddenweights.errors import UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
@@ -204,6 +205,39 @@ def test_what_was_spent_is_in_the_store(capsys: pytest.CaptureFixture[str]) -> N
     assert run(*words, *SETS) == 1
     assert "budget is spent" in capsys.readouterr().out
     assert len(store.finished()) == 8
+
+
+def test_it_says_why_it_trains_no_more() -> None:
+    now = settle.look(asked(), made(seconds=600.0, seeds=2))
+    assert "spent" in settle._why_not(now, 0.0)
+    assert "too small" in settle._why_not(now, 1_300.0)
+    assert "larger --budget" in settle._why_not(now, 1_300.0)
+    full = settle.look(asked(), made(seconds=600.0, seeds=plan.MOST_SEEDS, gap=0.0))
+    assert f"{plan.MOST_SEEDS} seeds" in settle._why_not(full, 1_300.0)
+
+
+def test_a_step_whose_cells_all_fail_is_the_last(tmp_path: Path) -> None:
+    store = Store(tmp_path / "runs")
+    store.prepare()
+    cells = [cell for cell in asked().cells.values() if cell["seed"] == 0]
+
+    def fail(group: Any, measured: Measured, progress: Progress, alone: bool = False) -> None:
+        for cell in group:
+            store.fail(cell, failure_record("ArithmeticError", "not a number"))
+            progress.failed(cell, "not a number")
+
+    assert not settle._train("settle-x", cells, store, Options(), Console(file=io.StringIO()), fail)
+
+
+def test_a_store_that_goes_away_is_one_line_and_status_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def gone(*args: object) -> None:
+        raise StoreAway("the store is away")
+
+    monkeypatch.setattr(settle, "_step", gone)
+    assert run(*WORDS, *SETS) == 1
+    assert "the store is away" in capsys.readouterr().out
 
 
 def test_a_kind_that_was_never_measured_is_measured_by_one_cell() -> None:

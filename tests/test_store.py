@@ -113,6 +113,73 @@ def test_a_held_cell_is_busy_and_attempts_are_counted(store: Store) -> None:
         assert second.attempt == 2
 
 
+def test_attempts_are_counted_on_from_a_failure(store: Store) -> None:
+    store.prepare()
+    store.fail(CELL, {"error": "E", "message": "m", "epoch": 0, "attempt": 3, "transient": True})
+    with store.lease(CELL) as lease:
+        assert lease.attempt == 4
+
+
+def test_a_lock_is_removed_when_its_cell_is_finished_and_else_only_freed(store: Store) -> None:
+    store.prepare()
+    with store.lease(CELL):
+        pass
+    freed = store._read(f"cells/{CELL}/lock")
+    assert freed is not None
+    assert freed["heartbeat"] == 0
+    with store.lease(CELL) as lease:
+        lease.finished()
+    assert store._read(f"cells/{CELL}/lock") is None
+
+
+def test_why_a_trainer_waits_stays_in_its_lock_until_it_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.prepare()
+    monkeypatch.setattr(lease_module, "HEARTBEAT", 0.05)
+
+    def waiting() -> object:
+        return (store._read(f"cells/{CELL}/lock") or {}).get("waiting")
+
+    with store.lease(CELL) as lease:
+        lease.renew(waiting="the disk is full")
+        time.sleep(0.3)
+        assert waiting() == "the disk is full"
+        lease.renew()
+        assert not waiting()
+
+
+def test_a_lease_that_was_renewed_in_time_is_not_read_again(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.prepare()
+    with store.lease(CELL) as lease:
+        lease._renewed = 0.0
+        lease.check()
+        with monkeypatch.context() as away:
+            away.setattr(store, "_read_lock", lambda name: pytest.fail("read again"))
+            lease.check()
+
+
+def test_without_proc_the_system_is_asked_for_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Missing:
+        def __init__(self, path: str) -> None:
+            pass
+
+        def read_text(self) -> str:
+            raise FileNotFoundError
+
+        def exists(self) -> bool:
+            return False
+
+    monkeypatch.setattr(lease_module, "Path", Missing)
+    assert lease_module._birth(os.getpid()) == ""
+    with subprocess.Popen(["sleep", "60"]) as process:
+        process.kill()
+        process.wait()
+    assert lease_module._birth(process.pid) is None
+
+
 def test_a_silent_host_loses_its_cell(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.prepare()
     with store.lease(CELL) as lease:
