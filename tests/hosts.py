@@ -87,7 +87,7 @@ class Host:
                  str(self._net.folder), str(self._net.shared), str(which("sshd")), str(CHECKOUT)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(OSError), socket.create_connection((self.address, 22), timeout=1):
                 return

@@ -90,7 +90,7 @@ class Slurm:
 
     def wait_until(self, true: Callable[[dict[str, str]], bool], log: Path) -> None:
         """Until it is true of the first job, which must not fail; `log` is its output."""
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 300
         while not true(job := self.job()):
             assert job["JobState"] in ENDS_WELL, f"{job['JobState']}\n{log.read_text()}"
             assert time.monotonic() < deadline, job

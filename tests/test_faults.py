@@ -104,7 +104,7 @@ class Launch:
         workers = self.workers()
         self.process.send_signal(number)
         self.process.wait(60)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while any(map(lives, workers)):
             assert time.monotonic() < deadline
             time.sleep(0.05)
@@ -132,7 +132,7 @@ def disk(store: Path) -> Iterator[bool]:
 
 def wait_until(true: Callable[[], Any], launch: Launch) -> None:
     """Until something is so; meanwhile the launch must not end."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240
     while not true():
         assert launch.process.poll() is None, launch.log.read_text()
         assert time.monotonic() < deadline, launch.log.read_text()

@@ -85,7 +85,7 @@ def test_before_the_time_is_up_the_job_is_queued_again(tmp_path: Path, slurm: di
 
 
 @pytest.mark.slurm
-@pytest.mark.timeout(500)
+@pytest.mark.timeout(900)
 def test_a_job_that_loses_a_node_is_queued_again_and_does_every_cell_once(tmp_path: Path) -> None:
     """With Slurm itself, on two hosts that are namespaces of this machine."""
     if why := slurm_hosts.missing():

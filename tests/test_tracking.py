@@ -167,7 +167,7 @@ class Unlucky(WandbTracker):
         super().log(record)
         if record["epoch"] == 2:
             file = Path(self._run.settings.sync_file)  # type: ignore[union-attr]
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not file.stat().st_size and time.monotonic() < deadline:
                 time.sleep(0.05)
             os.truncate(file, 100)
