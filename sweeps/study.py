@@ -154,6 +154,18 @@ def _chosen(base: Mapping[str, Scalar], archs: Sequence[str], side: str, axes: A
     ]
 
 
+def _masks_and_trained(
+    base: Mapping[str, Scalar], arch: str, ks: Sequence[float], seeds: Sequence[int]
+) -> list[Arm]:
+    """Masks over k, and the network trained with SGD and with Adam, each at its own rate."""
+    axes: Mapping[str, Axes] = {
+        "edge_popup": {"seed": seeds, "model.k": ks},
+        "sgd": {"seed": seeds},
+        "adam": {"seed": seeds},
+    }
+    return [arm for side, over in axes.items() for arm in _chosen(base, (arch,), side, over)]
+
+
 @declare(
     claim="some subnetwork of a random network does nearly as well as the trained network.",
     expect="a plateau for k in [0.3, 0.7] and a fall at k = 0.1; random masks near chance.",
@@ -237,12 +249,7 @@ def study_width(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     return [
         arm
         for width in (0.25, 0.5, 1.0)
-        for side, axes in (
-            ("edge_popup", {"seed": seeds, "model.k": (0.3, 0.5, 0.7)}),
-            ("sgd", {"seed": seeds}),
-            ("adam", {"seed": seeds}),
-        )
-        for arm in _chosen({**CIFAR, "model.width": width}, ("conv4",), side, axes)
+        for arm in _masks_and_trained({**CIFAR, "model.width": width}, "conv4", (0.3, 0.5, 0.7), seeds)
     ]
 
 
@@ -252,16 +259,7 @@ def study_width(seeds: Sequence[int] = SEEDS) -> list[Arm]:
 )
 def study_resnet18(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     """The study, stage e: ResNet-18 at a quarter of the width."""
-    base = {**CIFAR, "model.width": 0.25}
-    return [
-        arm
-        for side, axes in (
-            ("edge_popup", {"seed": seeds, "model.k": (0.3, 0.5)}),
-            ("sgd", {"seed": seeds}),
-            ("adam", {"seed": seeds}),
-        )
-        for arm in _chosen(base, ("resnet18",), side, axes)
-    ]
+    return _masks_and_trained({**CIFAR, "model.width": 0.25}, "resnet18", (0.3, 0.5), seeds)
 
 
 STAGES: Sequence[Callable[..., list[Arm]]] = (
