@@ -14,7 +14,7 @@ from hiddenweights.analysis import claims
 from hiddenweights.analysis.claims import OUT_OF_SCOPE
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.table import RawRun, Table, frame, tidy
-from hiddenweights.claims import contrasts
+from hiddenweights.claims import contrasts, plan
 from hiddenweights.claims.verdict import CONTRADICTED, HERE, MIN_PAIRS, SUPPORTED, outcomes
 from hiddenweights.claims.verdict import OPEN as NOT_ENOUGH
 from hiddenweights.config import CellConfig, ModelConfig
@@ -181,6 +181,52 @@ def test_gaps_of_other_networks_are_compared_at_any_width_and_rate() -> None:
     assert [effect.n for effect in found.effects] == [4]
     assert found.effects[0].mean == pytest.approx(0, abs=0.3)
     assert found.effects[0].margin == 0
+
+
+def test_widths_are_compared_where_each_has_its_own_best_rate() -> None:
+    def side(width: float, seed: int, lr: float, accuracy: float, **fields: Any) -> contrasts.Cell:
+        return tuned(lr, seed, accuracy, accuracy, model__arch="conv4", model__width=width, **fields)
+
+    dense = {"model__method": "dense"}
+    made = [
+        one
+        for seed in range(3)
+        for width, best, mask in ((0.25, 0.1, 0.5), (1.0, 0.3, 0.7))
+        for one in (
+            side(width, seed, best, mask),
+            side(width, seed, 0.4 - best, mask - 0.2),
+            side(width, seed, 0.01, 0.7, **dense),
+        )
+    ]
+    (wider,) = (one for one in claims.CLAIMS if one.name == "wider")
+    ((_, (found,)),) = wider.groups(made)
+    assert found.values == pytest.approx([20.0] * 3)
+
+
+def test_a_fine_tuned_mask_is_compared_over_the_seeds_though_each_has_its_own_parent() -> None:
+    def tuned_masks(seeds: range, parents: str = "") -> list[contrasts.Cell]:
+        made = [
+            config(
+                seed=seed,
+                model__method="finetune",
+                model__k=0.5,
+                model__init_from=f"{seed}{parents}".rjust(16, "0"),
+                model__init_mask=mask,
+            )
+            for seed in seeds
+            for mask in ("found", "shuffled")
+        ]
+        return [contrasts.Cell.of(one, 0.8 + 0.1 * (one.model.init_mask == "found")) for one in made]
+
+    def compared(made: list[contrasts.Cell]) -> list[int]:
+        masks = ("found", "shuffled")
+        found, shuffled = ([one for one in made if one["model.init_mask"] == mask] for mask in masks)
+        return [len(one.values) for one in contrasts.compare(found, shuffled, ["model.init_mask"], "")]
+
+    made = tuned_masks(range(3))
+    assert compared(made) == [3]
+    assert compared(made + tuned_masks(range(3), "f")) == [1] * 6  # which belong together is not known
+    assert {one.id for one in plan.with_seeds(made, range(9))} == {one.id for one in made}
 
 
 def test_gaps_of_other_networks_have_the_same_rate_if_they_can() -> None:

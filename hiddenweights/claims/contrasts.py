@@ -20,16 +20,18 @@ IDENTITY = tuple(name for name in flatten(CellConfig()) if field_of(name).identi
 SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
 # Cells of one setting may be compared; a claim is judged in each setting separately.
 SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
-_RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
+# The cell whose mask is fine-tuned. Each seed has its own.
+PARENT = "model.init_from"
+RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
 # Cells of one side of a comparison differ in these.
-_TUNED = (*SEEDS, *(name for name in _RECIPE if name != "optim.optimizer"))
+_TUNED = (*SEEDS, PARENT, *(name for name in RECIPE if name != "optim.optimizer"))
 # A dense network has none of the fields of a subnetwork, and its own recipe.
-TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *_RECIPE)
+TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *RECIPE)
 # A random mask is not trained, so the optimiser does not affect it. The batches do, through BatchNorm.
-TO_RANDOM = ("model.method", *(name for name in _RECIPE if name != "optim.batch_size"))
-TO_SAMPLED = ("model.method", "model.k", "model.selection", *_RECIPE)
+TO_RANDOM = ("model.method", *(name for name in RECIPE if name != "optim.batch_size"))
+TO_SAMPLED = ("model.method", "model.k", "model.selection", *RECIPE)
 # Another kind of network has its own recipe, and its width means something else (of "linear", nothing).
-TO_ANOTHER_KIND = ("model.arch", "model.width", *_RECIPE)
+TO_ANOTHER_KIND = ("model.arch", "model.width", *RECIPE)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +76,8 @@ class Cell:
 
     @functools.cached_property
     def condition(self) -> tuple[Scalar, ...]:
-        """All fields that affect the result, except the seeds."""
-        return self.key(SEEDS)
+        """All fields that affect the result, except the seeds, and the parent that each seed has."""
+        return self.key((*SEEDS, PARENT))
 
     @functools.cached_property
     def seed(self) -> tuple[int, ...]:
@@ -217,7 +219,7 @@ def paired(a: Iterable[Cell], b: Iterable[Cell], differ: Sequence[str]) -> list[
 
     If each side has its own recipe, each is taken at its best one (see `at_best_recipe`).
     """
-    if {*_RECIPE} <= {*differ}:
+    if {*RECIPE} <= {*differ}:
         a, b = at_best_recipe(a), at_best_recipe(b)
     partners: dict[tuple[Scalar, ...], list[Cell]] = {}
     for cell in b:
@@ -260,13 +262,23 @@ def changes(a: Iterable[Pair], b: Iterable[Pair], differ: Sequence[str]) -> list
 
 
 def per_condition(pairs: Iterable[Pair], words: str, margin: float = 0.0) -> Iterator[Contrast]:
-    """One contrast per condition: all pairs whose cells differ only in their seeds."""
-    groups: dict[tuple[tuple[Scalar, ...], ...], list[Pair]] = {}
+    """One contrast per condition: all pairs whose cells differ only in their seeds and their parents.
+
+    If a seed has several parents, nothing says which of them belong to one condition: each is one of its own.
+    """
+    for group in _groups(pairs, lambda pair: tuple(cell.condition for cell in pair.cells)):
+        seeds = {pair.head.seed for pair in group}
+        parents = _groups(group, lambda pair: tuple(cell[PARENT] for cell in pair.cells))
+        for own in [group] if len(seeds) == len(group) else parents:
+            ordered = sorted(own, key=lambda pair: pair.head.seed)
+            yield Contrast(f"{_place(ordered[0].head)}, {words}", margin, tuple(ordered))
+
+
+def _groups(pairs: Iterable[Pair], key: Callable[[Pair], tuple[Any, ...]]) -> list[list[Pair]]:
+    groups: dict[tuple[Any, ...], list[Pair]] = {}
     for pair in pairs:
-        groups.setdefault(tuple(cell.condition for cell in pair.cells), []).append(pair)
-    for group in groups.values():
-        ordered = sorted(group, key=lambda pair: pair.head.seed)
-        yield Contrast(f"{_place(ordered[0].head)}, {words}", margin, tuple(ordered))
+        groups.setdefault(key(pair), []).append(pair)
+    return [*groups.values()]
 
 
 def compare(

@@ -10,7 +10,7 @@ from statistics import fmean
 
 import numpy as np
 
-from hiddenweights.claims.contrasts import Cell, Claim, Contrast
+from hiddenweights.claims.contrasts import PARENT, Cell, Claim, Contrast
 from hiddenweights.claims.verdict import (
     HERE,
     MIN_PAIRS,
@@ -216,7 +216,8 @@ def _drawn(mean: float, variance: float, freedom: int, n: int, more: int, rng: n
 def with_seeds(cells: Iterable[Cell], seeds: Iterable[int]) -> list[Cell]:
     """The cells, and the cells of the same conditions with each of `seeds`.
 
-    Conditions with separate seeds are not extended.
+    Conditions with separate seeds are not extended, nor those that fine-tune the mask of a cell, because
+    another seed has another parent.
     """
     found = {cell.id: cell for cell in cells}
     conditions = {cell.condition: cell for cell in found.values() if _plain(cell)}
@@ -229,7 +230,8 @@ def with_seeds(cells: Iterable[Cell], seeds: Iterable[int]) -> list[Cell]:
 
 
 def _plain(cell: Cell) -> bool:
-    return all(cell[f"seeds.{purpose}"] is None for purpose in ("weights", "scores", "data"))
+    own = (PARENT, *(f"seeds.{purpose}" for purpose in ("weights", "scores", "data")))
+    return all(cell[name] is None for name in own)
 
 
 def words(plan: Plan, seconds: Callable[[Cell], float | None]) -> list[str]:

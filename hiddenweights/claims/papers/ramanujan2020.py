@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from hiddenweights.claims.contrasts import (
+    RECIPE,
     TO_ANOTHER_KIND,
     TO_DENSE,
     TO_RANDOM,
@@ -88,7 +89,9 @@ def _wider(cells: Cells) -> Contrasts:
         if len(widths) > 1:
             narrow, wide = min(widths), max(widths)
             words = f"gap to dense against width {narrow:g}; {_meets_dense(widths)}"
-            yield from per_condition(changes(widths[wide], widths[narrow], ["model.width"]), words)
+            ours = changes(widths[wide], widths[narrow], ["model.width"])
+            ours = ours or changes(widths[wide], widths[narrow], ["model.width", *RECIPE])  # each at its best
+            yield from per_condition(ours, words)
 
 
 def _meets_dense(widths: Mapping[float, Sequence[Pair]]) -> str:
