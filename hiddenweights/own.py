@@ -25,6 +25,7 @@ from typing import Any
 
 from hiddenweights.errors import UserError
 
+LONGEST = 64  # characters of the name of a sweep: W&B allows a tag no more
 _VERSION = re.compile("@[0-9a-f]{12}$")
 
 
@@ -64,7 +65,14 @@ def slug(text: str) -> str:
         return text
     place, _, name = text.rpartition(":")
     stem = Path(place).stem if place.endswith(".py") else place.rpartition(".")[2]
-    return re.sub("[^a-z0-9_-]", "_", f"{stem}-{name}".lower())
+    return short_slug(re.sub("[^a-z0-9_-]", "_", f"{stem}-{name}".lower()))
+
+
+def short_slug(name: str) -> str:
+    """`name` with at most `LONGEST` characters: a hash replaces the end of a longer one."""
+    if len(name) <= LONGEST:
+        return name
+    return f"{name[: LONGEST - 13]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 def registered(group: str) -> dict[str, Any]:

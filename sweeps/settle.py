@@ -20,6 +20,7 @@ from hiddenweights.claims.contrasts import SETTING, Cell, Claim
 from hiddenweights.claims.registry import find
 from hiddenweights.config import CellConfig, Scalar
 from hiddenweights.errors import UserError
+from hiddenweights.own import short_slug
 from hiddenweights.sweeps import launch
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
@@ -47,8 +48,8 @@ class Question:
 
     @property
     def name(self) -> str:
-        """The name of its plan in the store."""
-        return "settle-" + "-".join(claim.name for claim in self.claims).lower()
+        """The name of its plan in the store, the same in any order of the claims."""
+        return short_slug("settle-" + "-".join(sorted(claim.name for claim in self.claims)).lower())
 
 
 def ask(cells_of: Mapping[str, Iterable[CellConfig]]) -> Question:
@@ -113,7 +114,12 @@ def look(asked: Question, store: Store) -> Look:
     measured, seconds, cells = Measured(), {}, dict(asked.cells)
     for cell, result in store.results(one for one, state in states.items() if state == "finished"):
         final = result["summary"]
-        cells[cell] = replace(cells[cell], accuracy=final["test_accuracy"], kept=final.get("kept"))
+        cells[cell] = replace(
+            cells[cell],
+            accuracy=final["test_accuracy"],
+            kept=final.get("kept"),
+            validation=final.get("validation_accuracy"),
+        )
         measured.add(cells[cell].config, result)
         seconds[cell] = float(result["seconds"])
     lost = {cell: 0.0 for cell, state in states.items() if state == "finished" and cell not in seconds}

@@ -304,3 +304,36 @@ def test_cells_that_another_launch_has_finished_meanwhile_are_a_step_forward(tmp
 def test_a_claim_may_have_capitals_in_its_name() -> None:
     name = settle.Question(claims=(replace(asked().claims[0], name="Mine"),), cells={}).name
     assert Store("runs").plan(name) is None
+
+
+def test_many_claims_have_a_short_name_and_are_judged_by_the_same_rule() -> None:
+    """The analysis reads the name, and W&B takes no tag of more than 64 characters."""
+    one = asked().claims[0]
+    claims_ = tuple(replace(one, name=f"claim_of_number_{number}") for number in range(12))
+    names = {settle.Question(claims=found, cells={}).name for found in (claims_, claims_[::-1])}
+    assert len(names) == 1
+    (name,) = names
+    assert len(name) <= 64
+    assert name != settle.Question(claims=claims_[1:], cells={}).name
+    store = made(seconds=1.0, seeds=4)
+    store.write_plan(name, {"cells": [*asked().cells], "trained": [*asked().cells]})
+    (found,) = claims.measure(fetch("made"), [one for one in claims.CLAIMS if one.name == "above_random"])
+    assert found.anytime
+
+
+def test_each_side_is_taken_at_its_best_rate_as_in_the_analysis() -> None:
+    """So no time is spent on rates that the analysis leaves out."""
+    sets = ("model.arch=conv6", "model.distribution=signed_constant", "data.name=digits")
+    question = settle.ask({"matches_dense": chosen("depth", sets, ("optim.lr=0.01,0.1,1.0",))[1].values()})
+    finished = []
+    for cell in question.cells.values():
+        if cell["seed"] < 3 and cell["model.k"] in (0.5, 1.0):
+            gap = 0.03 if cell["model.method"] == "edge_popup" else 0.0
+            worse = {0.1: 0.0, 0.01: 0.1, 1.0: 0.2}[cell["optim.lr"]]
+            finished.append(result(unflatten(cell.flat), 0.7 + gap - worse))
+    write_store(Path("rates"), finished)
+    (plan_,) = settle.look(question, Store("rates")).plans
+    compared = [cell for one in plan_.contrasts for cell in one.cells]
+    assert {cell["optim.lr"] for cell in (*compared, *plan_.cells)} == {0.1}
+    (found,) = claims.measure(fetch("rates"), [one for one in claims.CLAIMS if one.name == "matches_dense"])
+    assert [one.words for one in found.effects] == [one.words for one in plan_.contrasts]
