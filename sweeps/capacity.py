@@ -145,7 +145,7 @@ def loaders(config: Resolved, options: Options, wanted: Resources) -> int:
 
 
 def alone(wanted: Resources, largest: Resources) -> Resources:
-    """The resources for a cell that must run alone: a whole GPU, or all CPUs of a node if it uses no GPU."""
+    """What a cell reserves to run alone: a whole GPU, or all CPUs of a node if it uses no GPU."""
     if wanted["GPU"]:
         return wanted | {"GPU": max(1.0, wanted["GPU"])}
     return wanted | {"CPU": largest["CPU"]}

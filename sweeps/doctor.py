@@ -27,7 +27,7 @@ def doctor(
     store: str | None = None,
     data: str = "digits",
     root: str = "data",
-    patience: float = 40.0,
+    patience: float = PATIENCE,
 ) -> int:
     """Check this machine, or each node of a cluster, for a sweep: a table and a list of problems.
 

@@ -115,8 +115,14 @@ def _train(
     store.prepare()
     for cell in planned.damaged.keys() & planned.todo.keys():
         store.discard_damaged(cell)
-    with contextlib.suppress(Damaged):  # an earlier search of this name holds until another has ended
-        record |= {"winners": (store.plan(planned.name) or {}).get("winners", {})}
+    with contextlib.suppress(Damaged):
+        last = store.plan(planned.name) or {"cells": ()}
+        record |= {"winners": last.get("winners", {})}  # an earlier search holds until another has ended
+        if gone := {*last["cells"]} - {*record["cells"]}:
+            console.print(
+                f"{len(gone)} cells of the last launch of {planned.name} are not in this one. They stay in "
+                "the store, but its figures show this launch. To have both, give all values of the axis."
+            )
     store.write_plan(planned.name, record)
 
     # The progress starts with the results of earlier launches.
@@ -155,6 +161,8 @@ def _print_cells(planned: launch.Plan, console: Console) -> None:
             state = "damaged"
         elif cell in planned.todo:
             state = "missing"
+        elif cell in planned.early:
+            state = "stopped"
         else:
             state = "failed" if cell in planned.failed else "finished"
         console.file.write(f"{cell}  {state:<8}  {' '.join(words)}\n")  # there may be 100,000 cells

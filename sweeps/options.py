@@ -48,7 +48,7 @@ class Options:
     def processes(self) -> int:
         """How many processes train a cell together. Raises `UserError` for contradictory numbers."""
         gpus = self.gpus or 0
-        if gpus > 1 and gpus != int(gpus):
+        if gpus > 1 and not float(gpus).is_integer():
             raise UserError(f"--gpus: {gpus:g} is neither a fraction of a GPU nor a whole number of them")
         if self.ranks and gpus and self.ranks != max(1, gpus):
             raise UserError(f"--ranks: {self.ranks}, but a cell has {gpus:g} GPUs; each takes one process")

@@ -128,8 +128,8 @@ def _serve(work: Work, launch: _Launch, folder: str) -> None:
             }
             capacity.check(wanted.values(), options, nodes)
             jobs = [
-                _job(work, cell, capacity.alone(wanted[cell], nodes.largest) if alone else wanted[cell])
-                for cell in cells
+                _job(work, cell, one, capacity.alone(one, nodes.largest) if alone else one)
+                for cell, one in wanted.items()
             ]
             ray_executor.run(
                 jobs,
@@ -151,20 +151,21 @@ def _serve(work: Work, launch: _Launch, folder: str) -> None:
         launch.send("lost", f"{type(error).__name__}: {shown((str(error).splitlines() or [''])[-1])}")
 
 
-def _job(work: Work, cell: str, resources: dict[str, float]) -> Json:
+def _job(work: Work, cell: str, wanted: dict[str, float], reserved: dict[str, float]) -> Json:
+    """The job of a cell that uses the resources `wanted`. It may reserve more, to run alone."""
     from hiddenweights.sweeps import capacity
 
     return {
         "cell": cell,
         "config": to_dict(work.cells[cell]),
-        "resources": resources,
+        "resources": reserved,
         "store": work.store,
         "sweep": work.name,
         "launched": work.launched,
         "time_limit": work.options.time_limit,
         "patience": work.options.patience,
         "ranks": work.options.processes(),
-        "loaders": capacity.loaders(work.cells[cell], work.options, resources),
+        "loaders": capacity.loaders(work.cells[cell], work.options, wanted),
     }
 
 

@@ -61,6 +61,7 @@ class Supervisor:
                 self._ray = _RayProcess(self._work)
                 self._ray.wait_until_ready(progress)
             self._ray.train([*cells], measured, alone, progress)
+            self._losses = 0
         except RayLost as lost:
             ray = self._ray
             self.close(politely=False)

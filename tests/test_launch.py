@@ -26,6 +26,7 @@ from hiddenweights.sweeps import commands as main
 from hiddenweights.sweeps import experiments, tracking
 from hiddenweights.sweeps import launch as launch_module
 from hiddenweights.sweeps.grid import Arm, arm
+from hiddenweights.sweeps.launching import _print_cells
 from hiddenweights.sweeps.options import Options
 from hiddenweights.sweeps.progress import Curves, Progress, clock, name_what_differs, outcome
 from hiddenweights.training.train import Trainer
@@ -97,6 +98,14 @@ def test_an_axis_made_longer_trains_only_what_is_new(monkeypatch: pytest.MonkeyP
     configs = trained(monkeypatch)
     assert launch("tiny", "--axis", "seed=0,1") == 0
     assert [config.seed for config in configs] == [1, 1, 1]
+
+
+def test_a_launch_says_what_its_figures_no_longer_show(capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch("tiny", "--axis", "seed=0") == 0
+    assert launch("tiny", "--axis", "seed=0,1", "--where", "seed=0") == 0  # all of it is still there
+    assert "last launch" not in capsys.readouterr().out
+    assert launch("tiny", "--axis", "seed=0") == 0
+    assert "3 cells of the last launch of tiny" in capsys.readouterr().out
 
 
 def test_a_part_of_a_sweep_is_trained_and_the_sweep_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,12 +236,18 @@ def test_what_a_search_found_is_what_another_sweep_takes(
         assert launch("wide", "--tuned", "wide") == 0
 
 
-def test_a_cell_that_a_search_stopped_early_is_trained_where_it_is_asked_for() -> None:
+def test_a_cell_that_a_search_stopped_early_is_trained_where_it_is_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     cells, store = experiments.sweep("wide").cells(), Store("runs")
     stopped = next(iter(cells))
     store.prepare()
     store.fail(stopped, failure_record(STOPPED_EARLY, "behind the others", epoch=1))
-    assert launch_module.plan("wide", cells, store, search=True).early == {stopped}
+    planned = launch_module.plan("wide", cells, store, search=True)
+    assert planned.early == {stopped}
+    _print_cells(planned, Console())
+    listed = {line.split()[0]: line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    assert listed == {cell: "stopped" if cell == stopped else "missing" for cell in cells}
     assert launch("wide") == 0
     assert store.finished() == {*cells}
 

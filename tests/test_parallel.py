@@ -22,9 +22,10 @@ from hiddenweights.errors import RankDied, UserError
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.images.dataset import epoch_order, shares
-from hiddenweights.sweeps import capacity
+from hiddenweights.sweeps import capacity, ray_process
 from hiddenweights.sweeps.cost import Measured
 from hiddenweights.sweeps.options import Options
+from hiddenweights.sweeps.ray_work import Work
 from hiddenweights.training.ranks import Ranks
 from hiddenweights.training.train import Trainer
 
@@ -215,6 +216,7 @@ def test_processes_do_not_outlive_the_first(tmp_path: Path) -> None:
         ({"gpus": 8}, 8),
         ({"ranks": 2}, 2),
         ({"gpus": 2.5}, r"--gpus: 2\.5"),
+        ({"gpus": float("inf")}, r"--gpus: inf"),
         ({"gpus": 8, "ranks": 2}, r"--ranks: 2"),
         ({"gpus": 0.5, "ranks": 2}, r"--ranks: 2"),
     ],
@@ -245,3 +247,13 @@ def test_what_a_cell_asks_of_ray() -> None:
     assert asked(cell(data__name="mine:images"), node, gpus=2, loaders=3) == (8, 2, 3)
     assert asked(cell(), node, gpus=2) == (2, 2, 0)
     assert asked(cell(), node) == (1, 0.25, 0)
+
+
+def test_a_cell_that_runs_alone_decodes_with_no_more_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It runs alone because the memory did not suffice: more processes would need more."""
+    images = cell(data__name="folder:images")
+    work = Work(name="w", cells={"c": images}, store="runs", launched="", options=Options(loaders=2))
+    node = {"CPU": 16.0, "GPU": 0.0}
+    wanted = capacity.wanted_by(images, work.options, Measured(), node)
+    job = ray_process._job(work, "c", wanted, capacity.alone(wanted, node))
+    assert (job["resources"]["CPU"], job["loaders"]) == (16, 2)

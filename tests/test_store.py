@@ -414,3 +414,15 @@ def test_results_without_a_seal_are_read_only_from_the_first_format(tmp_path: Pa
     store.finish(OTHER, RESULT)
     with pytest.raises(Damaged, match=CELL):  # the result of another cell
         store.result(OTHER)
+
+
+def test_a_folder_that_may_not_be_looked_at_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(self: Path, **options: object) -> bool:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    store = Store(tmp_path / "private" / "runs")
+    monkeypatch.setattr(Path, "exists", refuses)  # as for a user other than root, up to Python 3.12
+    with pytest.raises(UserError, match=r"store: .*private"):
+        store.check()

@@ -39,6 +39,12 @@ def dies(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     os._exit(3)
 
 
+def ends_well(pipe: Connection, work: Work, mark: str, folder: str) -> None:
+    ready(pipe)
+    pipe.send(("done",))
+    pipe.recv()
+
+
 def hangs(pipe: Connection, work: Work, mark: str, folder: str) -> None:
     ready(pipe)
     time.sleep(3600)
@@ -239,3 +245,13 @@ def test_all_processes_of_a_ray_are_found_and_ended() -> None:
         assert not psutil.pid_exists(marked.pid)
         assert other.poll() is None
         other.kill()
+
+
+def test_losses_in_a_row_are_counted_and_a_call_that_ends_well_is_between(
+    supervisor: Supervisor, progress: Progress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for process in (dies, ends_well, dies):  # two in a row would be too many
+        monkeypatch.setattr(ray_process, "main", process)
+        supervisor(CELLS, Measured(), progress)
+        supervisor.close()
+    assert printed(progress).count("trying again") == 2

@@ -60,11 +60,11 @@ class Files:
 
     def check(self) -> None:
         """Raise `UserError` if a newer version wrote this store, or if `uri` cannot be a store."""
-        if self.local:
-            there = next(path for path in (self.local, *self.local.parents) if path.exists())
-            if not there.is_dir():
-                raise UserError(f"store: {self.uri!r} cannot be a folder: {there} is a file")
         try:
+            if self.local:
+                there = next(path for path in (self.local, *self.local.parents) if path.exists())
+                if not there.is_dir():
+                    raise UserError(f"store: {self.uri!r} cannot be a folder: {there} is a file")
             header = self._read("store.json")
         except OSError as error:
             raise UserError(f"store: {self.uri!r} cannot be read: {_reason(error)}") from None
