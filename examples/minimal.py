@@ -1,11 +1,11 @@
-"""Edge-popup in one file: find a subnetwork of a random Conv2 that classifies CIFAR-10.
+r"""Edge-popup in one file: find a subnetwork of a random Conv2 that classifies CIFAR-10.
 
     python examples/minimal.py DATA_FOLDER
 
 It needs torch, torchvision and numpy only. On one CPU thread it finds, bit for bit, the masks of the package:
 
-    hiddenweights train --model.arch conv2 --model.width 0.25 --data.name cifar10
-        --data.root DATA_FOLDER --data.subset 5000 --data.protocol paper --data.augment none
+    hiddenweights train --model.arch conv2 --model.width 0.25 --data.name cifar10 \
+        --data.root DATA_FOLDER --data.subset 5000 --data.protocol paper --data.augment none \
         --optim.batch-size 64 --train.epochs 8 --train.precision float32
 
 Method: Ramanujan et al., "What's Hidden in a Randomly Weighted Neural Network?" (CVPR 2020). Expect 46.8% on

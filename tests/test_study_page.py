@@ -233,7 +233,7 @@ def test_figure_3(long_cells: list[dict[str, Any]]) -> None:
 
 
 def test_the_readme(cells: list[dict[str, Any]], long_cells: list[dict[str, Any]]) -> None:
-    (rows,) = tables("Results", RESULTS.parents[1] / "README.md")
+    rows, _commands = tables("Results", RESULTS.parents[1] / "README.md")
     checked = 0
     for data, network, k, accuracy, n, trained, *_ in rows:
         arch, *rest = network.split(", ")
