@@ -161,16 +161,18 @@ def unchanged(points: pd.DataFrame, table: Table) -> str:
 def claim_lines(verdicts: pd.DataFrame) -> list[str]:
     """Per claim: its verdicts, each with the comparison that decides; what the nearest run still lacks."""
     found = []
+    wide = int(verdicts["verdict"].str.len().max())
+    below = " " * wide
     for _, rows in verdicts.groupby("claim", sort=False):
         for row in rows.to_dict("records"):
-            found.append(f"{row['verdict']:<26} {row['claim']}: {row['says']}")
+            found.append(f"{row['verdict']:<{wide}} {row['claim']}: {row['says']}")
             if row["n"]:
-                found.append(f"{'':<26} {row['setting']}; {_comparison(row)}")
+                found.append(f"{below} {row['setting']}; {_comparison(row)}")
         if rows["lacks"].all():
             nearest = min(rows["lacks"], key=lambda lacks: lacks.count(";"))
-            found.append(f"{'':<26} for a verdict on the paper it lacks: {nearest}")
+            found.append(f"{below} for a verdict on the paper it lacks: {nearest}")
         elif not rows["n"].any():
-            found.append(f"{'':<26} needs: hiddenweights sweeps launch {rows['sweep'].iloc[0]}")
+            found.append(f"{below} needs: hiddenweights sweeps launch {rows['sweep'].iloc[0]}")
     return found
 
 

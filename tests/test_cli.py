@@ -47,6 +47,8 @@ def test_train_prints_a_line_an_epoch_and_keeps_the_result(
     (path,) = tmp_path.glob("cells/*/result.json")
     accuracy = json.loads(path.read_text())["summary"]["test_accuracy"]
     assert f"test {accuracy:.2%}" in printed
+    assert f"ticket: {path.with_name('ticket.ticket')}" in printed
+    assert path.with_name("ticket.ticket").exists()
     before = path.stat().st_mtime_ns
     assert train(*TINY, "--store", str(tmp_path)) == 0
     assert f"test {accuracy:.2%}" in capsys.readouterr().out

@@ -74,6 +74,8 @@ def test_info_shows_each_layer_and_the_signs_add_up(run):
             mask.numel(), int(mask.sum()), int((weights > 0).sum()), int((weights < 0).sum())
         ]  # fmt: skip
     assert ticket.weights_checksum in out
+    bits = [float(row.split()[-1]) for row in out.splitlines() if row.startswith((*ticket.masks, "all"))]
+    assert min(bits[:-1]) <= bits[-1] <= max(bits[:-1])  # without the rest of the file
 
 
 def test_diff_tells_equal_masks_from_unrelated_ones(run):

@@ -99,9 +99,11 @@ def info(file: Positional[Path]) -> None:
     ticket = read_ticket(file)
     weights = ticket.weights()
     rows: list[Sequence[object]] = []
+    coded = 0
     for name, mask in ticket.masks.items():
         n, kept, code = mask.numel(), int(mask.sum()), len(encode_mask(mask.numpy().ravel())[0])
         positive = int((weights[name][mask] > 0).sum())
+        coded += code
         shape = "x".join(map(str, mask.shape))
         rows.append(
             (name, shape, n, kept, f"{kept / n:.1%}", positive, kept - positive, f"{8 * code / n:.3f}")
@@ -109,7 +111,7 @@ def info(file: Positional[Path]) -> None:
     n, kept, positive = (sum(int(str(row[i])) for row in rows) for i in (2, 3, 5))
     size = file.stat().st_size
     rest = sum(math.prod(tensor.shape) for tensor in ticket.state.values())
-    rows.append(("all", "", n, kept, f"{kept / n:.1%}", positive, kept - positive, f"{8 * size / n:.3f}"))
+    rows.append(("all", "", n, kept, f"{kept / n:.1%}", positive, kept - positive, f"{8 * coded / n:.3f}"))
     accuracies = [
         f"{name} {value:.2%}" for name, value in ticket.record.items() if name.endswith("_accuracy")
     ]

@@ -1,5 +1,6 @@
 """``hiddenweights train``: one cell by hand."""
 
+import contextlib
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
@@ -48,6 +49,7 @@ def train(
     if result := results.result(cell):
         console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
         console.print(_line(result["summary"], config.train.epochs))
+        _name_ticket(results, cell, console)
         return 0
     check_device(config, ranks)
     notes = check_inputs(config, ticket)  # both report bad input before any file is written
@@ -80,7 +82,14 @@ def train(
             console.print(f"failed after epoch {done}: {type(error).__name__}: {shown(error)}")
             console.print(f"the traceback is in {results.uri}/cells/{cell}/failure.json")
             return 1
+    _name_ticket(results, cell, console)
     return 0
+
+
+def _name_ticket(results: Store, cell: str, console: Console) -> None:
+    with contextlib.suppress(Unreachable):  # the cell is finished all the same
+        if results.has_ticket(cell):
+            console.print(f"ticket: {results.uri}/cells/{cell}/ticket.ticket")
 
 
 def _settled(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[Resolved, "Ticket | None"]:
