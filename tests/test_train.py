@@ -270,6 +270,29 @@ def test_what_waits_to_be_saved_is_saved_when_training_is_stopped(tmp_path, monk
     assert on_disk(tmp_path) == 2
 
 
+def test_a_trainer_goes_on_between_epochs_and_not_from_the_middle_of_one(tmp_path):
+    config = cell()
+    whole = Trainer(config)
+    records = without_clock(whole.epochs())
+    trainer = Trainer(config, tmp_path)
+    [*itertools.islice(trainer.epochs(), 1)]
+    assert without_clock(itertools.islice(trainer.epochs(), 2)) == records[:2]  # stopped between two
+
+    def interrupted(images, labels, step=trainer.run_step):
+        if trainer.steps == 14:  # of 18, six per epoch: in the third one
+            raise KeyboardInterrupt
+        return step(images, labels)
+
+    trainer.run_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        [*trainer.epochs()]
+    with pytest.raises(UserError, match="middle of epoch 3"):
+        [*trainer.epochs()]
+    resumed = Trainer(config, tmp_path)
+    assert without_clock(resumed.epochs()) == records
+    assert equal(state_of(resumed), state_of(whole))
+
+
 def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(tmp_path):
     config = cell()
     records = without_clock(Trainer(config).epochs())

@@ -118,6 +118,7 @@ class Trainer:
 
         # Restore the trained state from a checkpoint, if there is one.
         self.steps = 0
+        self.within_epoch = False
         self.history = self._restore()
         self.restored = len(self.history)
         self.masks = self.masks_after(self.restored)
@@ -152,14 +153,24 @@ class Trainer:
         `mask_checksum`, `precision` (float32 or bfloat16), and `corrupt_images` for image folders. Losses
         are means over images; accuracies are fractions.
 
+        Can be called again if it stopped between two epochs.
+
         Raises:
             Diverged: the loss or a trained parameter is not finite. Earlier records have been yielded.
+            UserError: an earlier call stopped in the middle of an epoch (Ctrl-C, say).
         """
+        if self.within_epoch:  # half of it is in the parameters, and would be trained twice
+            raise UserError(
+                f"this Trainer stopped in the middle of epoch {len(self.history) + 1}; make a new one"
+                " (with a checkpoint folder, it resumes after the last saved epoch)"
+            )
         yield from self.history
         saved = -math.inf
         for epoch in range(len(self.history), self.config.train.epochs):
+            self.within_epoch = True
             record = self._epoch(epoch)
             self.history.append(record)
+            self.within_epoch = False
             due = time.monotonic() - saved >= SAVE_EVERY or epoch + 1 == self.config.train.epochs
             if due:
                 self._save()
