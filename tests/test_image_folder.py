@@ -99,6 +99,40 @@ def test_every_layout_of_val_gives_each_image_its_class(kind: str, tmp_path: Pat
     assert found == labels
 
 
+def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    for wnid in WNIDS:
+        folder = tmp_path / "train" / wnid
+        files = [*folder.iterdir()]
+        (folder / "images").mkdir()
+        for file in files:
+            file.rename(folder / "images" / file.name)
+        (folder / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+    listed = flatten_val(tmp_path)
+    for part in ("val", "test"):  # that of test/ has no labels
+        (tmp_path / part / "images").mkdir(parents=True)
+    for name, _ in listed:
+        (tmp_path / "val" / name).rename(tmp_path / "val" / "images" / name)
+    (tmp_path / "val" / "val_annotations.txt").write_text(LISTS["val_annotations.txt"](listed))
+    photograph(0).save(tmp_path / "test" / "images" / "test_0.JPEG")
+    train, test, classes = image_folder(tmp_path, 16, True)
+    assert (len(train), classes) == (12, 3)
+    assert [Path(test.path(i)).name for i in range(len(test))] == [name for name, _ in listed]
+    assert test.labels.tolist() == [WNIDS.index(wnid) for _, wnid in listed]
+
+
+def test_a_test_folder_of_classes_comes_before_val(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "test")
+    flat = tmp_path / "val"
+    flat.mkdir()
+    photograph(0).save(flat / "some.JPEG")
+    assert len(image_folder(tmp_path, 16, True)[1]) == 6
+    (tmp_path / "test" / WNIDS[0]).rename(tmp_path / "test" / "other")
+    with pytest.raises(UserError, match="different classes"):
+        image_folder(tmp_path, 16, True)
+
+
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
