@@ -138,7 +138,8 @@ def _resolve_model(model: ModelConfig) -> ResolvedModel:
 def _resolve_data(data: DataConfig) -> ResolvedData:
     folder = data.name.startswith("folder:")
     values = _values(data)
-    values["augment"] = data.augment or ("crop_flip" if folder or data.name.startswith("cifar") else "none")
+    augmented = folder or data.name in ("cifar10", "cifar100")
+    values["augment"] = data.augment or ("crop_flip" if augmented else "none")
     values["image_size"] = 224 if folder and data.image_size is None else data.image_size
     if data.name in DATASETS:
         values["image_size"] = None

@@ -271,6 +271,12 @@ def test_a_package_adds_data_by_entry_points(tmp_path: Path, monkeypatch: pytest
         DataConfig(name="nothing")
 
 
+def test_own_code_is_not_augmented_for_its_name(folder: Path) -> None:
+    (folder / "my_data.py").rename(folder / "cifar_mine.py")
+    assert resolve(unflatten({"data.name": "cifar_mine.py:make"})).data.augment == "none"
+    assert resolve(unflatten({"data.name": "cifar100"})).data.augment == "crop_flip"
+
+
 # --- a large one is read during training -------------------------------------------------------------------
 
 
