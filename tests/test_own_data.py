@@ -307,19 +307,45 @@ def test_a_large_map_dataset_must_list_its_labels(monkeypatch: pytest.MonkeyPatc
         content((items, items), None, "x")
 
 
-@pytest.mark.parametrize("in_memory", [10, 2**30])
-def test_a_grey_image_among_coloured_ones_has_three_equal_channels(
-    monkeypatch: pytest.MonkeyPatch, in_memory: int
-) -> None:
-    monkeypatch.setattr(mapped, "IN_MEMORY", in_memory)
+def pictures_of(grey: set[int]) -> tuple["Items", torch.Tensor]:
+    """Twelve PIL images as a map dataset, those of these numbers grey; and their pixels in three channels."""
     colours, labels = tensors(shape=(3, 4, 4))
     images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in colours]
-    images[3] = images[3].convert("L")
+    images = [image.convert("L") if i in grey else image for i, image in enumerate(images)]
     items = Items([*zip(images, labels.tolist(), strict=True)])
     items.targets = labels.tolist()  # type: ignore[attr-defined]
-    found = content((items, items), None, "x").images[0]
-    third = found.read((0, 3)) if in_memory == 10 else found[3]
-    assert torch.equal(third, torch.from_numpy(np.array(images[3])).expand(3, -1, -1))
+    pixels = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]
+    return items, torch.stack(pixels)
+
+
+@pytest.mark.parametrize("in_memory", [10, 2**30])
+@pytest.mark.parametrize("grey", [{3}, {0}, {0, 1, 2}, {*range(11)}, {*range(12)}])
+def test_grey_images_among_coloured_ones_have_three_equal_channels(
+    monkeypatch: pytest.MonkeyPatch, in_memory: int, grey: set[int]
+) -> None:
+    """Wherever they are; the last case has coloured ones in the other part alone."""
+    monkeypatch.setattr(mapped, "IN_MEMORY", in_memory)
+    (items, pixels), (others, other_pixels) = pictures_of(grey), pictures_of(set())
+    for order in (1, -1):
+        both = content((items, others)[::order], None, "x")
+        for part, (images, expected) in enumerate(
+            zip(both.images, (pixels, other_pixels)[::order], strict=True)
+        ):
+            found = torch.stack([images.read((part, i)) for i in range(12)]) if in_memory == 10 else images
+            assert torch.equal(found, expected)
+        assert len(both.mean) == 3
+
+
+def test_grey_images_stay_grey_and_a_coloured_one_found_in_training_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    items, _ = pictures_of({*range(12)})
+    images = content((items, items), None, "x").images[0]
+    assert images.channels == 1
+    coloured, _ = pictures_of(set())
+    with pytest.raises(UserError, match=r"number 5: .*convert\('RGB'\)"):
+        replace(images, sources=(coloured, coloured)).read((0, 5))
 
 
 @pytest.mark.parametrize(
