@@ -21,6 +21,8 @@ from hiddenweights.images.dataset import load_dataset, split
 from hiddenweights.images.decoding import Corrupt, Decoder, cut, random_crop, read_image
 from hiddenweights.images.folder import ImageFiles, image_folder
 from hiddenweights.images.stream import StreamedBatches
+from hiddenweights.tickets.ticket import Ticket
+from hiddenweights.training.train import Trainer
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
@@ -309,6 +311,25 @@ def test_a_corrupt_file_gives_way_to_the_next_and_is_named(
     with pytest.raises(UserError, match=r"2 of 12 images do not read") as refused:
         _ = [*batches.in_order(12)]
     assert str(bad) in str(refused.value)
+
+
+def test_a_corrupt_file_of_any_name_leaves_the_checkpoint_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path)
+    monkeypatch.setattr("hiddenweights.images.decoding.CORRUPT_LIMIT", 0.5)
+    for part in ("train", "val"):  # one of them is held out or not, whatever the seed
+        (tmp_path / part / WNIDS[0] / "Screenshot 9.41\u202fAM.png").write_bytes(b"")
+    config = unflatten({
+        "data.name": "folder:pets", "data.root": str(tmp_path), "data.image_size": 8, "model.arch": "fc",
+        "model.width": 0.1, "train.epochs": 1,
+    })  # fmt: skip
+    folder = tmp_path / "checkpoint"
+    ((record,), trainer) = ([*(made := Trainer(config, folder, loaders=0)).epochs()], made)
+    assert record["corrupt_images"] == 2
+    assert "u202f" in record["first_corrupt_image"]
+    assert Trainer(config, folder, loaders=0).restored == 1
+    assert Ticket.from_bytes(trainer.ticket(record).to_bytes()).record["corrupt_images"] == 2
 
 
 def test_a_sample_is_tried_before_training(tmp_path: Path) -> None:

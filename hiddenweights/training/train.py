@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hiddenweights.config import METHODS, CellConfig
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, escaped
 from hiddenweights.identity import id_of, resolve
 from hiddenweights.images.dataset import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.images.decoding import Decoder, default_loaders
@@ -313,7 +313,7 @@ class Trainer:
         return record
 
     def _corrupt_record(self) -> Record:
-        """The number of corrupt image files in this epoch, and the first of them."""
+        """The number of corrupt images in this epoch, and the first of them."""
         streams = [self.train_batches, *self.evaluation_batches.values()]
         files = [batches.corrupt for batches in streams if isinstance(batches, StreamedBatches)]
         if not files:
@@ -323,7 +323,7 @@ class Trainer:
             found = sorted({path for paths in self.ranks.gather(found) for path in paths})
         record: Record = {"corrupt_images": len(found)}
         if found:
-            record["first_corrupt_image"] = found[0]
+            record["first_corrupt_image"] = escaped(found[0])  # checkpoints take no other
         return record
 
     def _weights_checksum(self) -> str:
