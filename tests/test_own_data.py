@@ -1,5 +1,6 @@
 """Data that a user brings: a function in a file, torchvision's sets by name, and Hugging Face's."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision_files
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision import datasets as vision
 
 from hiddenweights import own
@@ -23,8 +24,10 @@ from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id, pinned, resolve
 from hiddenweights.images import mapped
 from hiddenweights.images.dataset import Dataset, Images, _load, load_dataset
+from hiddenweights.images.decoding import Decoder, Request
 from hiddenweights.images.mapped import MapImages, content
 from hiddenweights.images.sources import EXCLUDED, TORCHVISION
+from hiddenweights.images.stream import StreamedBatches
 from hiddenweights.training.train import Trainer
 
 DATA = '''
@@ -91,6 +94,16 @@ def load(name: str, **fields: Any) -> Dataset:
 def tensors(n: int = 12, shape: tuple[int, ...] = (1, 4, 4), classes: int = 3) -> tuple[Any, Any]:
     pixels = np.random.default_rng(n).integers(0, 256, (n, *shape), dtype=np.uint8)
     return torch.from_numpy(pixels), torch.arange(n) % classes
+
+
+class Failing(list[Any]):
+    """A map dataset that raises the exceptions among its items."""
+
+    def __getitem__(self, place: Any) -> Any:
+        image, label = super().__getitem__(place)
+        if isinstance(image, Exception):
+            raise image
+        return image, label
 
 
 class Items:
@@ -365,6 +378,57 @@ def test_an_image_unlike_the_first_is_named_also_while_training(
     streamed = content((alike, alike), None, "x").images[0]
     with pytest.raises(UserError, match=f"number 5: .*{words}"):
         replace(streamed, sources=(unlike, unlike)).read((0, 5))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_the_dataset_raises_while_training_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, processes: int
+) -> None:
+    """A corrupt image gives way to the next; an error of the code or the system is none of a dead process."""
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    monkeypatch.setattr("hiddenweights.images.decoding.CORRUPT_LIMIT", 0.1)
+    colours, labels = tensors(shape=(3, 4, 4))
+    pairs = [*zip(colours, labels.tolist(), strict=True)]
+    items = Items(pairs)
+    items.targets = labels.tolist()  # type: ignore[attr-defined]
+    images = content((items, items), None, "x").images[0]
+
+    def epoch_with(odd: Any) -> list[Any]:
+        source = Failing([*pairs[:5], (odd, pairs[5][1]), *pairs[6:]])
+        now = replace(images, sources=(source, source))
+        decoder = Decoder(processes, read=now.read)
+        try:
+            return [*StreamedBatches(now, (0.0,) * 3, (1.0,) * 3, decoder).in_order(12)]
+        finally:
+            decoder.close()
+
+    for corrupt in (UnidentifiedImageError("no image"), OSError("truncated"), SyntaxError("broken PNG")):
+        ((pixels, found),) = epoch_with(corrupt)
+        assert torch.equal(pixels[5], pixels[6])
+        assert found[5] == labels[6]
+        assert f"number 5 of the training images is no intact image ({corrupt})" in caplog.text
+    with pytest.raises(RuntimeError, match="mine"):
+        epoch_with(RuntimeError("mine"))
+    with pytest.raises(FileNotFoundError):
+        epoch_with(FileNotFoundError(2, "away"))
+    with pytest.raises(UserError, match=r"^data\.name: .*number 5: .*float32.*$"):
+        epoch_with(torch.zeros(3, 4, 4))
+
+
+def test_a_decoding_process_that_dies_is_an_error_of_the_host() -> None:
+    decoder = Decoder(1, read=lambda path: os._exit(1))  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="died"):
+        next(decoder([Request(["x"], 8, "square", 0, 0, [0])]))
+    decoder.close()
+
+
+def test_an_image_that_pillow_cannot_decode_is_named() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "jpeg")
+    half = io.BytesIO(file.getvalue()[:2000])
+    items = Items([(Image.new("RGB", (64, 64)), 0), (Image.open(half), 1)])  # Pillow decodes it later
+    with pytest.raises(UserError, match=r"number 1: .*truncated"):
+        content((items, items), None, "x")
 
 
 # --- libraries ---------------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ class ImageFiles:
         """The file of image number `index`."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
-    item = path
+    item = named = path
 
 
 def image_folder(root: Path, image_size: int, random_crop: bool) -> tuple[ImageFiles, ImageFiles, int]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiddenweights.errors import UserError
-from hiddenweights.images.decoding import cut, pil_pixels
+from hiddenweights.images.decoding import Corrupt, cut, pil_pixels
 
 # In bytes: pixels of training and test images together. Larger map-style datasets are read during training.
 IN_MEMORY = 2 * 2**30
@@ -57,13 +57,28 @@ class MapImages:
         """Part and index in it of image number `number`."""
         return self.part, int(self.index[number])
 
+    def named(self, number: int) -> str:
+        """Image number `number` for people."""
+        return f"number {self.index[number]} of the {PARTS[self.part]} images"
+
     def read(self, item: tuple[int, int]) -> Tensor:
-        """The image that `item` (part, index) names, (channels, height, width)."""
+        """The image that `item` (part, index) names, (channels, height, width).
+
+        Raises `Corrupt` if Pillow cannot decode it, `UserError` if it is unlike the others, and what else the
+        dataset raises.
+        """
         part, place = item
         try:
             return _alike(_pixels(self.sources[part][place][0]), self.channels, self.dtype)
         except (TypeError, ValueError) as error:
             raise UserError(f"data.name: the {PARTS[part]} images: number {place}: {error}") from error
+        except (
+            OSError,
+            SyntaxError,
+        ) as error:  # Pillow's; an OSError of the system has a number
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise Corrupt(str(error) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
@@ -181,7 +196,7 @@ class _Part:
                 if (self.shape[0], pixels.shape[0]) == (1, 3):
                     self.shape = (3, *self.shape[1:])
                 pixels = _alike(pixels, self.shape[0], self.dtype)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OSError, SyntaxError) as error:  # the last two of Pillow
             raise UserError(f"{self.words}: number {place}: {error}") from error
         return cut(pixels, self.side, "square") if self.side and pixels.ndim == 3 else pixels
 
