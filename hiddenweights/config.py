@@ -48,6 +48,9 @@ METHODS: tuple[str, ...] = get_args(Method)
 # The fields that may name user code, with the group of its entry points.
 GROUPS = {"model.arch": "networks", "model.method": "methods", "data.name": "data"}
 
+# The fields of `model` that the ticket of a subnetwork determines.
+SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
+
 TICKET_SUFFIX = ".ticket"
 MOST_THREADS = 1024  # torch ends the process if the system refuses a thread
 

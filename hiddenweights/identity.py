@@ -234,6 +234,22 @@ def defaults() -> dict[str, Scalar]:
     return flatten(CellConfig()) | {"model.method": "edge_popup"}
 
 
+def split_of(config: CellConfig) -> dict[str, Scalar]:
+    """The fields that decide which training images are held out for validation, with their values."""
+    data = config.data
+    return {
+        "data.protocol": data.protocol,
+        "data.validation": data.validation,
+        "data.subset": data.subset,
+        "seeds.data": config.seed_of("data"),
+    }
+
+
+def same_data(config: CellConfig, other: CellConfig) -> bool:
+    """Whether both name the same data set, in any version of the user's code."""
+    return own.plain(config.data.name) == own.plain(other.data.name)
+
+
 def short_name(config: Resolved) -> str:
     """A name for people: ``conv4 k=0.5 signed_constant seed=2``."""
     model = config.model
