@@ -38,7 +38,10 @@ from hiddenweights.recipes import recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel(ModelConfig):
-    """`ModelConfig` with its method and its distribution. `k` is None only for `sampled`."""
+    """`ModelConfig` with its method and its distribution.
+
+    `k` is None only for `sampled`, and for `finetune` of a subnetwork that `sampled` has found.
+    """
 
     method: str
     distribution: Distribution
@@ -92,8 +95,9 @@ def resolve(config: CellConfig) -> Resolved:
 
     Idempotent. Two configs that differ only in fields without effect resolve to equal configs, except for
     the fields that only say where a cell runs. A field has no effect if that follows from the method, the
-    data, the protocol or the optimiser: at k = 1, say, either selection keeps everything, but gives its own
-    cell.
+    data, the protocol or the optimiser. This is not complete, and stays as it is because ids must not change:
+    at k = 1 either selection keeps everything, and `random` trains nothing, but each selection, and each
+    setting of the optimiser, gives its own cell.
 
     Raises `UserError` if `model.init_from` is a file: a cell is trained from a ticket in its store.
     """
