@@ -401,6 +401,28 @@ def test_any_batch_size_trains(batch_size):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [
+        {"optim__batch_size": 1},
+        {"data__subset": 2},  # one is held out
+        {"optim__batch_size": 1, "model__method": "dense"},
+    ],
+)
+def test_batchnorm_over_a_single_value_is_refused_before_training(options):
+    """The last feature map of a ResNet on the digits is 1x1."""
+    config = cell(**{"model__arch": "resnet18", "model__width": 0.05, **options})
+    for check in (Trainer, lambda config: check_inputs(resolve(config))):
+        with pytest.raises(UserError, match=r"optim\.batch_size"):
+            check(config)
+
+
+def test_a_last_batch_of_one_image_does_no_harm_to_batchnorm():
+    options = {"model__arch": "resnet18", "model__width": 0.05, "data__protocol": "paper"}
+    config = cell(**options, data__subset=9, optim__batch_size=4, train__epochs=1)
+    assert math.isfinite(next(Trainer(config).epochs())["train_loss"])
+
+
+@pytest.mark.parametrize(
     ("wanted", "features", "expected"),
     [
         ("auto", {"avx512_bf16": True, "amx_bf16": False}, "bfloat16"),

@@ -1,5 +1,6 @@
 """From a resolved config to the initial network of the cell, its device and its precision."""
 
+import copy
 import os
 from collections.abc import Mapping
 
@@ -74,6 +75,23 @@ def build_cell_network(config: Resolved, dataset: Dataset, ticket: Ticket | None
         if ":" not in model.arch:  # user code might recompute parts in the backward pass
             select_together(network)
     return channels_last(network)
+
+
+def check_batch(network: nn.Module, images: int, dataset: Dataset) -> None:
+    """Raise `UserError` if the network cannot be trained on batches of `images`, if that is a single one.
+
+    BatchNorm has no variance for one value per channel. (That networks take more images is checked when they
+    are built; `dataset.shares` leaves out a last batch of a single image.)
+    """
+    if images > 1:
+        return
+    tried = copy.deepcopy(network).train()  # BatchNorm has state
+    image = torch.zeros(1, dataset.channels, dataset.image_size, dataset.image_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            tried(image)
+    except ValueError as error:
+        raise UserError(f"optim.batch_size: the network cannot be trained on one image: {error}") from error
 
 
 def _check_ticket(config: Resolved, ticket: Ticket) -> None:

@@ -23,7 +23,14 @@ from hiddenweights.masking.supermask import current_masks, frozen_weights, masks
 from hiddenweights.records import Record, checksum
 from hiddenweights.tickets.contents import Inputs
 from hiddenweights.tickets.ticket import Ticket
-from hiddenweights.training.build import arithmetic, build_cell_network, device_of, hold_at_zero, recordable
+from hiddenweights.training.build import (
+    arithmetic,
+    build_cell_network,
+    check_batch,
+    device_of,
+    hold_at_zero,
+    recordable,
+)
 from hiddenweights.training.checkpoint import (
     check_state,
     load_checkpoint,
@@ -97,7 +104,7 @@ class Trainer:
         # The network, as the seeds or the ticket determine it.
         if ticket and config.model.init_mask == "shuffled":
             ticket = ticket.shuffled(config.seed_of("scores"))
-        self.network: nn.Module = build_cell_network(config, dataset, ticket).to(self.device)
+        self.network = self._initial_network(dataset, ticket)
         self.fixed_masks: dict[str, Tensor] | None = None
         if ticket:
             self.fixed_masks = {name: mask.to(self.device) for name, mask in ticket.masks.items()}
@@ -137,6 +144,11 @@ class Trainer:
             for name, images in parts.items()
             if images is not None
         }
+
+    def _initial_network(self, dataset: Dataset, ticket: Ticket | None) -> nn.Module:
+        network = build_cell_network(self.config, dataset, ticket)
+        check_batch(network, min(self.config.optim.batch_size, len(self.train_batches.images)), dataset)
+        return network.to(self.device)
 
     def close(self) -> None:
         """End the processes that decode images now, instead of when the trainer is deleted."""
