@@ -48,6 +48,9 @@ METHODS: tuple[str, ...] = get_args(Method)
 # The fields that may name user code, with the group of its entry points.
 GROUPS = {"model.arch": "networks", "model.method": "methods", "data.name": "data"}
 
+# The fields of `model` that the ticket of a subnetwork determines.
+SUBNETWORK = ("arch", "width", "k", "selection", "distribution", "scaled")
+
 TICKET_SUFFIX = ".ticket"
 MOST_THREADS = 1024  # torch ends the process if the system refuses a thread
 
@@ -130,8 +133,9 @@ class DataConfig:
     subset: int | None = None
     """Use only this many training images, including those held out. If not given: all."""
     augment: Augment | None = None
-    """Augmentation of the training images. If not given: crop_flip for CIFAR and image folders, else none.
-    resized_crop_flip is ImageNet's, for image folders; test images are then cropped as is usual there."""
+    """Augmentation of the training images. If not given: crop_flip for cifar10, cifar100 and image folders,
+    else none. resized_crop_flip is ImageNet's, for image folders; test images are then cropped as is usual
+    there."""
     image_size: int | None = None
     """Side in pixels of the squares to which images are cut. If not given: 224 for image folders, else their
     own size. digits, mnist, fashion_mnist and CIFAR have a fixed size."""

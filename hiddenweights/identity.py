@@ -38,7 +38,10 @@ from hiddenweights.recipes import recipe
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResolvedModel(ModelConfig):
-    """`ModelConfig` with its method and its distribution. `k` is None only for `sampled`."""
+    """`ModelConfig` with its method and its distribution.
+
+    `k` is None only for `sampled`, and for `finetune` of a subnetwork that `sampled` has found.
+    """
 
     method: str
     distribution: Distribution
@@ -92,8 +95,9 @@ def resolve(config: CellConfig) -> Resolved:
 
     Idempotent. Two configs that differ only in fields without effect resolve to equal configs, except for
     the fields that only say where a cell runs. A field has no effect if that follows from the method, the
-    data, the protocol or the optimiser: at k = 1, say, either selection keeps everything, but gives its own
-    cell.
+    data, the protocol or the optimiser. This is not complete, and stays as it is because ids must not change:
+    at k = 1 either selection keeps everything, and `random` trains nothing, but each selection, and each
+    setting of the optimiser, gives its own cell.
 
     Raises `UserError` if `model.init_from` is a file: a cell is trained from a ticket in its store.
     """
@@ -138,7 +142,8 @@ def _resolve_model(model: ModelConfig) -> ResolvedModel:
 def _resolve_data(data: DataConfig) -> ResolvedData:
     folder = data.name.startswith("folder:")
     values = _values(data)
-    values["augment"] = data.augment or ("crop_flip" if folder or data.name.startswith("cifar") else "none")
+    augmented = folder or data.name in ("cifar10", "cifar100")
+    values["augment"] = data.augment or ("crop_flip" if augmented else "none")
     values["image_size"] = 224 if folder and data.image_size is None else data.image_size
     if data.name in DATASETS:
         values["image_size"] = None
@@ -231,6 +236,22 @@ def _non_defaults(
 def defaults() -> dict[str, Scalar]:
     """The values that do not count in the id of a cell."""
     return flatten(CellConfig()) | {"model.method": "edge_popup"}
+
+
+def split_of(config: CellConfig) -> dict[str, Scalar]:
+    """The fields that decide which training images are held out for validation, with their values."""
+    data = config.data
+    return {
+        "data.protocol": data.protocol,
+        "data.validation": data.validation,
+        "data.subset": data.subset,
+        "seeds.data": config.seed_of("data"),
+    }
+
+
+def same_data(config: CellConfig, other: CellConfig) -> bool:
+    """Whether both name the same data set, in any version of the user's code."""
+    return own.plain(config.data.name) == own.plain(other.data.name)
 
 
 def short_name(config: Resolved) -> str:

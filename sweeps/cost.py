@@ -8,6 +8,7 @@ from statistics import fmean
 
 from hiddenweights.cells.kind import Kind, kind
 from hiddenweights.cells.store import Json, Store
+from hiddenweights.config import NETWORKS
 from hiddenweights.flat import from_dict
 from hiddenweights.identity import Resolved, resolve
 
@@ -70,6 +71,8 @@ class Measured:
 
 def _guess(config: Resolved) -> float:
     model = config.model
+    if model.arch not in NETWORKS:  # of the user, perhaps with such a name, or of torchvision
+        return 1.0
     if model.width <= 2 and model.arch.startswith(("linear", "fc", "conv")):
         return 0.25
     if model.width <= 1 and model.arch.startswith("resnet"):

@@ -66,7 +66,7 @@ def store_trouble(store: Store) -> str | None:
 
 
 def data_trouble(config: DataConfig) -> str | None:
-    """Why the data set cannot be loaded here; None if it can. Nothing is downloaded."""
+    """Why the data set cannot be loaded here; None if it can. Only the user's own code might download it."""
     from hiddenweights.images.dataset import load_dataset
 
     reads_root = (
@@ -75,7 +75,7 @@ def data_trouble(config: DataConfig) -> str | None:
     if reads_root and not any(Path(config.root).glob("*")):
         return f"{config.root} is empty or not there"
     try:
-        load_dataset(config)
+        load_dataset(config, download=False)
     except UserError as error:
         return str(error)
     return None

@@ -136,7 +136,8 @@ def test_the_line_says_whether_it_is_measured_or_an_estimate(
 def test_a_share_grows_with_the_memory_that_was_measured() -> None:
     assert Measured().gpu_share(CONV) == 0.25
     assert Measured().gpu_share(unflatten({"model.arch": "resnet18"})) == 0.5
-    assert Measured().gpu_share(unflatten({"model.arch": "torchvision/resnet50"})) == 1.0
+    for other in ("torchvision/resnet50", "convnext:make", "resnet_deep:make"):
+        assert Measured().gpu_share(unflatten({"model.arch": other})) == 1.0
     for part, share in ((0.1, 0.25), (0.3, 0.5), (0.45, 1.0), (0.95, 1.0)):
         assert measured(CONV, result(1, gpu_memory=part), result(1)).gpu_share(CONV) == share
     assert measured(CONV, result(1, gpu_memory=0.9)).gpu_share(unflatten({"model.arch": "conv2"})) == 0.25

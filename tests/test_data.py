@@ -5,7 +5,12 @@ import math
 import pickle
 import socket
 import struct
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -13,6 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.datasets import MNIST
 from torchvision.transforms import functional as TF
 
 from hiddenweights.config import DataConfig
@@ -312,6 +318,81 @@ def test_missing_data_without_a_network_is_named_and_leaves_nothing(name, root, 
             load_dataset(DataConfig(name=name, root=str(tmp_path / root)))
         assert "\n" not in str(caught.value)
         assert not [*tmp_path.iterdir()]
+
+
+class SlowDownload(MNIST):
+    """torchvision's class, whose download takes a while and may fail."""
+
+    calls: ClassVar[list[str]] = []
+    outcomes: ClassVar[list[str]] = []
+    half = threading.Event()
+
+    def __init__(self, root, train, download) -> None:
+        if download and not self._check_exists_in(root):
+            self.calls.append(root)
+            raw = Path(root) / "MNIST" / "raw"
+            raw.mkdir(parents=True)
+            self.half.set()
+            time.sleep(0.3)
+            if self.outcomes and self.outcomes.pop(0) == "fails":
+                raise OSError("the network went away")
+            raw.rmdir()
+            write_mnist(Path(root))
+        super().__init__(root, train=train)
+
+    @staticmethod
+    def _check_exists_in(root) -> bool:
+        return (Path(root) / "MNIST" / "raw" / "train-images-idx3-ubyte").exists()
+
+
+SlowDownload.__name__ = "MNIST"  # which names the folder
+
+
+@pytest.fixture
+def slow_download(monkeypatch):
+    monkeypatch.setattr("torchvision.datasets.MNIST", SlowDownload)
+    SlowDownload.calls.clear()
+    SlowDownload.half.clear()
+    data._load.cache_clear()
+    yield SlowDownload
+    data._load.cache_clear()
+
+
+@pytest.mark.parametrize("first", ["works", "fails"])
+def test_who_comes_during_a_download_waits_for_it(first, tmp_path, slow_download):
+    """As two processes do; each thread opens and locks the file anew."""
+    slow_download.outcomes[:] = [first, "works"]
+    config = DataConfig(name="mnist", root=str(tmp_path / "fresh"))
+    with ThreadPoolExecutor(2) as pool:
+        one = pool.submit(data._load.__wrapped__, "mnist", config.root, None, False)
+        assert slow_download.half.wait(10)
+        two = pool.submit(data._load.__wrapped__, "mnist", config.root, None, False)
+        assert len(two.result().train) == 4
+        if first == "works":
+            assert len(one.result().train) == 4
+        else:
+            with pytest.raises(UserError, match="went away"):
+                one.result()
+    assert len(slow_download.calls) == (1 if first == "works" else 2)
+    assert [path.name for path in (tmp_path / "fresh").iterdir()] == ["MNIST"]
+
+
+def test_what_a_killed_download_left_is_downloaded_again(tmp_path, slow_download):
+    (tmp_path / "MNIST" / "raw").mkdir(parents=True)
+    (tmp_path / ".mnist.download").write_text("downloading\n")
+    with pytest.raises(UserError, match="no mnist"):
+        load_dataset(DataConfig(name="mnist", root=str(tmp_path)), download=False)
+    assert len(load_dataset(DataConfig(name="mnist", root=str(tmp_path))).train) == 4
+    assert [path.name for path in tmp_path.iterdir()] == ["MNIST"]
+
+
+def test_reading_data_that_is_there_writes_nothing(tmp_path, slow_download):
+    write_mnist(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    for download in (True, False):
+        assert len(load_dataset(DataConfig(name="mnist", root=str(tmp_path)), download=download).train) == 4
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+    assert slow_download.calls == []
 
 
 def write_mnist(root, images: int = 4) -> None:

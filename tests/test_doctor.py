@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from hiddenweights import cli
 from hiddenweights.cells.store import Store
+from hiddenweights.config import DataConfig
 from hiddenweights.flat import to_dict, unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import commands, host, trial
@@ -47,6 +49,26 @@ def test_what_is_amiss_is_said(
     printed = capsys.readouterr().out
     assert "! data: /nowhere" in printed
     assert "! free disk: 2 GiB" in printed
+
+
+@pytest.mark.parametrize("name", ["cifar10", "torchvision/SVHN", "hf:no-one/nothing"])
+def test_the_doctor_downloads_nothing(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if the folder has something else in it."""
+    attempts = []
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        attempts.append(args)
+        raise OSError("no network in this test")
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setattr(socket, "create_connection", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root" / "other").touch()
+    trouble = host.data_trouble(DataConfig(name=name, root=str(tmp_path / "root")))
+    assert name.rpartition("/")[2] in str(trouble)
+    assert attempts == []
+    assert [path.name for path in (tmp_path / "root").iterdir()] == ["other"]
 
 
 def test_a_store_that_the_host_does_not_share(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from hiddenweights.cells.store import Json, Store
 from hiddenweights.config import CellConfig, OptimConfig
 from hiddenweights.errors import UserError
 from hiddenweights.flat import from_dict, to_dict, unflatten
-from hiddenweights.identity import cell_id, resolve, short_name
+from hiddenweights.identity import cell_id, resolve, short_name, split_of
 from hiddenweights.masking.supermask import weight_layers
 from hiddenweights.sweeps import commands as sweeps_command_line
 from hiddenweights.sweeps import experiments, launch
@@ -183,6 +183,50 @@ def test_the_ticket_of_another_cell_is_refused(store: Store) -> None:
         Trainer(child(parent_of()), ticket=ticket_of(parent_of("biprop"), store))
 
 
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"model__k": 0.7}, r"model\.k: 0\.7.* 0\.3"),
+        ({"model__width": 2.0}, r"model\.width: 2\.0.* 1\.0"),
+        ({"model__distribution": "kaiming_normal"}, r"model\.distribution"),
+        ({"seed": 1}, r"seeds\.data: 1.* 0"),  # it holds out images that the mask was found on
+        ({"seeds__data": 2}, r"seeds\.data: 2.* 0"),
+        ({"data__subset": 300}, r"data\.subset: 300.* 200"),
+        ({"data__validation": 0.5}, r"data\.validation: 0\.5.* 0\.1"),
+    ],
+)
+def test_a_trainer_refuses_a_ticket_of_another_network_or_of_other_validation_images(
+    store: Store, fields: dict[str, object], named: str
+) -> None:
+    with pytest.raises(UserError, match=named):
+        Trainer(child(parent_of(), **fields), ticket=ticket_of(parent_of(), store))
+
+
+def test_without_validation_images_any_data_seed_will_do(store: Store) -> None:
+    config = child(parent_of(), seed=1, data__protocol="paper", data__subset=300)
+    assert len(Trainer(config, ticket=ticket_of(parent_of(), store)).train_batches.images) == 300
+
+
+def half_frozen(num_classes: int) -> torch.nn.Module:
+    """Two layers, of which the network itself trains the second only."""
+    first = torch.nn.Linear(64, 20, bias=False).requires_grad_(False)
+    return torch.nn.Sequential(
+        torch.nn.Flatten(), first, torch.nn.ReLU(), torch.nn.Linear(20, num_classes, bias=False)
+    )
+
+
+def test_a_layer_that_the_network_freezes_stays_as_the_ticket_has_it() -> None:
+    parent = unflatten({**SMALL, "model.arch": f"{__name__}:half_frozen"})
+    finder = Trainer(parent)
+    *_, last = finder.epochs()
+    trainer = Trainer(child(parent), ticket=finder.ticket(last))
+    start = weights(trainer.network)
+    _ = [*trainer.epochs()]
+    first, second = weights(trainer.network).items()
+    assert torch.equal(first[1], start[first[0]])
+    assert not torch.equal(second[1], start[second[0]])
+
+
 def run(*args: str) -> int:
     return cli.run(COMMANDS, "hiddenweights", ["train", "--no-track", *args])
 
@@ -223,6 +267,59 @@ def test_train_takes_a_ticket_file(store: Store, tmp_path: Path, capsys: pytest.
     file.write_bytes(content[:-1])
     assert run("--model.init-from", str(file), *common) == 2
     assert "damaged" in capsys.readouterr().err
+
+
+def test_train_holds_out_what_the_tickets_cell_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On the same data; on other data the split is the new cell's own."""
+    found = unflatten({**SMALL, "data.validation": 0.2, "seed": 3, "train.epochs": 1})
+    store = Store(tmp_path / "runs")
+    run_cell(found, store)
+    common = ["--model.init-from", cell_id(found), "--train.epochs", "1", "--store", store.uri]
+
+    def trained(*more: str) -> CellConfig | None:
+        before = store.finished()
+        if run(*common, *more):
+            return None
+        ((_, result),) = store.results(store.finished() - before)
+        return from_dict(result["config"])
+
+    for more in ([], ["--seed", "1"], ["--data.protocol", "validation", "--seed", "2"]):
+        config = trained(*more)
+        assert config is not None
+        assert split_of(config) == split_of(found)
+    for field, value, theirs in (("seeds.data", "1", "3"), ("data.subset", "300", "200")):
+        capsys.readouterr()
+        assert trained(f"--{field}", value) is None
+        error = capsys.readouterr().err
+        assert all(word in error for word in (field, value, theirs))
+    config = trained("--seeds.data", "1", "--data.protocol", "paper")
+    assert config is not None
+    assert config.seed_of("data") == 1
+
+    monkeypatch.chdir(tmp_path)
+    Path("others.py").write_text(
+        "import torch\n\n\ndef make():\n"
+        "    images, labels = torch.zeros(60, 1, 8, 8, dtype=torch.uint8), torch.arange(60) % 10\n"
+        "    return (images, labels), (images, labels)\n"
+    )
+    config = trained("--data.name", "others.py:make")
+    assert config is not None
+    assert split_of(config) == split_of(CellConfig())
+
+
+def test_a_ticket_that_has_seen_all_images_is_trained_on_all(tmp_path: Path) -> None:
+    found = unflatten({**SMALL, "data.protocol": "paper", "train.epochs": 1})
+    store = Store(tmp_path / "runs")
+    run_cell(found, store)
+    common = ["--model.init-from", cell_id(found), "--train.epochs", "1", "--store", store.uri]
+    assert run(*common, "--data.protocol", "validation") == 2
+    assert run(*common) == 0
+    (child_cell,) = store.finished() - {cell_id(found)}
+    result = store.result(child_cell)
+    assert result is not None
+    assert not any(name.startswith("validation") for name in result["summary"])
 
 
 FOUND = arm(SMALL, {"model.k": (0.3, 0.5), "seed": (0, 1)})

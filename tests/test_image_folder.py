@@ -21,6 +21,8 @@ from hiddenweights.images.dataset import load_dataset, split
 from hiddenweights.images.decoding import Corrupt, Decoder, cut, random_crop, read_image
 from hiddenweights.images.folder import ImageFiles, image_folder
 from hiddenweights.images.stream import StreamedBatches
+from hiddenweights.tickets.ticket import Ticket
+from hiddenweights.training.train import Trainer
 
 WNIDS = ("n01440764", "n01443537", "n02102040")
 ZERO, ONE = (0.0,) * 3, (1.0,) * 3
@@ -97,6 +99,40 @@ def test_every_layout_of_val_gives_each_image_its_class(kind: str, tmp_path: Pat
     assert train.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
     found = {read_image(test.path(i)).sum().item(): int(test.labels[i]) for i in range(len(test))}
     assert found == labels
+
+
+def test_tiny_imagenet_is_read_in_its_own_layout(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    for wnid in WNIDS:
+        folder = tmp_path / "train" / wnid
+        files = [*folder.iterdir()]
+        (folder / "images").mkdir()
+        for file in files:
+            file.rename(folder / "images" / file.name)
+        (folder / f"{wnid}_boxes.txt").write_text(f"{wnid}_0.JPEG\t0\t0\t9\t9\n")
+    listed = flatten_val(tmp_path)
+    for part in ("val", "test"):  # that of test/ has no labels
+        (tmp_path / part / "images").mkdir(parents=True)
+    for name, _ in listed:
+        (tmp_path / "val" / name).rename(tmp_path / "val" / "images" / name)
+    (tmp_path / "val" / "val_annotations.txt").write_text(LISTS["val_annotations.txt"](listed))
+    photograph(0).save(tmp_path / "test" / "images" / "test_0.JPEG")
+    train, test, classes = image_folder(tmp_path, 16, True)
+    assert (len(train), classes) == (12, 3)
+    assert [Path(test.path(i)).name for i in range(len(test))] == [name for name, _ in listed]
+    assert test.labels.tolist() == [WNIDS.index(wnid) for _, wnid in listed]
+
+
+def test_a_test_folder_of_classes_comes_before_val(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "val").rename(tmp_path / "test")
+    flat = tmp_path / "val"
+    flat.mkdir()
+    photograph(0).save(flat / "some.JPEG")
+    assert len(image_folder(tmp_path, 16, True)[1]) == 6
+    (tmp_path / "test" / WNIDS[0]).rename(tmp_path / "test" / "other")
+    with pytest.raises(UserError, match="different classes"):
+        image_folder(tmp_path, 16, True)
 
 
 @pytest.mark.parametrize(
@@ -275,6 +311,25 @@ def test_a_corrupt_file_gives_way_to_the_next_and_is_named(
     with pytest.raises(UserError, match=r"2 of 12 images do not read") as refused:
         _ = [*batches.in_order(12)]
     assert str(bad) in str(refused.value)
+
+
+def test_a_corrupt_file_of_any_name_leaves_the_checkpoint_readable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path)
+    monkeypatch.setattr("hiddenweights.images.decoding.CORRUPT_LIMIT", 0.5)
+    for part in ("train", "val"):  # one of them is held out or not, whatever the seed
+        (tmp_path / part / WNIDS[0] / "Screenshot 9.41\u202fAM.png").write_bytes(b"")
+    config = unflatten({
+        "data.name": "folder:pets", "data.root": str(tmp_path), "data.image_size": 8, "model.arch": "fc",
+        "model.width": 0.1, "train.epochs": 1,
+    })  # fmt: skip
+    folder = tmp_path / "checkpoint"
+    ((record,), trainer) = ([*(made := Trainer(config, folder, loaders=0)).epochs()], made)
+    assert record["corrupt_images"] == 2
+    assert "u202f" in record["first_corrupt_image"]
+    assert Trainer(config, folder, loaders=0).restored == 1
+    assert Ticket.from_bytes(trainer.ticket(record).to_bytes()).record["corrupt_images"] == 2
 
 
 def test_a_sample_is_tried_before_training(tmp_path: Path) -> None:

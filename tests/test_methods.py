@@ -347,11 +347,12 @@ def test_what_is_no_method_is_refused(method):
 
 @pytest.mark.parametrize("method", [*METHODS])
 def test_every_method_draws_its_weights_and_scores_from_the_seeds_given(method):
+    k = None if method == "sampled" else 0.3  # which has no k to scale for
     network = small_network(
-        method=method, weight_seed=3, score_seed=4, distribution="kaiming_normal", k=0.3, scaled=True
+        method=method, weight_seed=3, score_seed=4, distribution="kaiming_normal", k=0.3, scaled=k is not None
     )
     for name, weight in frozen_weights(network).items():
-        expected = draw_weights(weight.shape, "kaiming_normal", stream(3, "weights", name), scaled_for_k=0.3)
+        expected = draw_weights(weight.shape, "kaiming_normal", stream(3, "weights", name), scaled_for_k=k)
         assert torch.equal(weight, expected)
         expected = draw_weights(weight.shape, "default", stream(4, "scores", name))
         assert torch.equal(masks_of(network)[name].scores.detach(), expected)

@@ -1,5 +1,6 @@
 """Data that a user brings: a function in a file, torchvision's sets by name, and Hugging Face's."""
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision_files
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torchvision import datasets as vision
 
 from hiddenweights import own
@@ -23,8 +24,10 @@ from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id, pinned, resolve
 from hiddenweights.images import mapped
 from hiddenweights.images.dataset import Dataset, Images, _load, load_dataset
+from hiddenweights.images.decoding import Decoder, Request
 from hiddenweights.images.mapped import MapImages, content
 from hiddenweights.images.sources import EXCLUDED, TORCHVISION
+from hiddenweights.images.stream import StreamedBatches
 from hiddenweights.training.train import Trainer
 
 DATA = '''
@@ -91,6 +94,16 @@ def load(name: str, **fields: Any) -> Dataset:
 def tensors(n: int = 12, shape: tuple[int, ...] = (1, 4, 4), classes: int = 3) -> tuple[Any, Any]:
     pixels = np.random.default_rng(n).integers(0, 256, (n, *shape), dtype=np.uint8)
     return torch.from_numpy(pixels), torch.arange(n) % classes
+
+
+class Failing(list[Any]):
+    """A map dataset that raises the exceptions among its items."""
+
+    def __getitem__(self, place: Any) -> Any:
+        image, label = super().__getitem__(place)
+        if isinstance(image, Exception):
+            raise image
+        return image, label
 
 
 class Items:
@@ -271,6 +284,12 @@ def test_a_package_adds_data_by_entry_points(tmp_path: Path, monkeypatch: pytest
         DataConfig(name="nothing")
 
 
+def test_own_code_is_not_augmented_for_its_name(folder: Path) -> None:
+    (folder / "my_data.py").rename(folder / "cifar_mine.py")
+    assert resolve(unflatten({"data.name": "cifar_mine.py:make"})).data.augment == "none"
+    assert resolve(unflatten({"data.name": "cifar100"})).data.augment == "crop_flip"
+
+
 # --- a large one is read during training -------------------------------------------------------------------
 
 
@@ -301,19 +320,45 @@ def test_a_large_map_dataset_must_list_its_labels(monkeypatch: pytest.MonkeyPatc
         content((items, items), None, "x")
 
 
-@pytest.mark.parametrize("in_memory", [10, 2**30])
-def test_a_grey_image_among_coloured_ones_has_three_equal_channels(
-    monkeypatch: pytest.MonkeyPatch, in_memory: int
-) -> None:
-    monkeypatch.setattr(mapped, "IN_MEMORY", in_memory)
+def pictures_of(grey: set[int]) -> tuple["Items", torch.Tensor]:
+    """Twelve PIL images as a map dataset, those of these numbers grey; and their pixels in three channels."""
     colours, labels = tensors(shape=(3, 4, 4))
     images = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in colours]
-    images[3] = images[3].convert("L")
+    images = [image.convert("L") if i in grey else image for i, image in enumerate(images)]
     items = Items([*zip(images, labels.tolist(), strict=True)])
     items.targets = labels.tolist()  # type: ignore[attr-defined]
-    found = content((items, items), None, "x").images[0]
-    third = found.read((0, 3)) if in_memory == 10 else found[3]
-    assert torch.equal(third, torch.from_numpy(np.array(images[3])).expand(3, -1, -1))
+    pixels = [torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) for image in images]
+    return items, torch.stack(pixels)
+
+
+@pytest.mark.parametrize("in_memory", [10, 2**30])
+@pytest.mark.parametrize("grey", [{3}, {0}, {0, 1, 2}, {*range(11)}, {*range(12)}])
+def test_grey_images_among_coloured_ones_have_three_equal_channels(
+    monkeypatch: pytest.MonkeyPatch, in_memory: int, grey: set[int]
+) -> None:
+    """Wherever they are; the last case has coloured ones in the other part alone."""
+    monkeypatch.setattr(mapped, "IN_MEMORY", in_memory)
+    (items, pixels), (others, other_pixels) = pictures_of(grey), pictures_of(set())
+    for order in (1, -1):
+        both = content((items, others)[::order], None, "x")
+        for part, (images, expected) in enumerate(
+            zip(both.images, (pixels, other_pixels)[::order], strict=True)
+        ):
+            found = torch.stack([images.read((part, i)) for i in range(12)]) if in_memory == 10 else images
+            assert torch.equal(found, expected)
+        assert len(both.mean) == 3
+
+
+def test_grey_images_stay_grey_and_a_coloured_one_found_in_training_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    items, _ = pictures_of({*range(12)})
+    images = content((items, items), None, "x").images[0]
+    assert images.channels == 1
+    coloured, _ = pictures_of(set())
+    with pytest.raises(UserError, match=r"number 5: .*convert\('RGB'\)"):
+        replace(images, sources=(coloured, coloured)).read((0, 5))
 
 
 @pytest.mark.parametrize(
@@ -333,6 +378,57 @@ def test_an_image_unlike_the_first_is_named_also_while_training(
     streamed = content((alike, alike), None, "x").images[0]
     with pytest.raises(UserError, match=f"number 5: .*{words}"):
         replace(streamed, sources=(unlike, unlike)).read((0, 5))
+
+
+@pytest.mark.parametrize("processes", [0, 1])
+def test_what_the_dataset_raises_while_training_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, processes: int
+) -> None:
+    """A corrupt image gives way to the next; an error of the code or the system is none of a dead process."""
+    monkeypatch.setattr(mapped, "IN_MEMORY", 10)
+    monkeypatch.setattr("hiddenweights.images.decoding.CORRUPT_LIMIT", 0.1)
+    colours, labels = tensors(shape=(3, 4, 4))
+    pairs = [*zip(colours, labels.tolist(), strict=True)]
+    items = Items(pairs)
+    items.targets = labels.tolist()  # type: ignore[attr-defined]
+    images = content((items, items), None, "x").images[0]
+
+    def epoch_with(odd: Any) -> list[Any]:
+        source = Failing([*pairs[:5], (odd, pairs[5][1]), *pairs[6:]])
+        now = replace(images, sources=(source, source))
+        decoder = Decoder(processes, read=now.read)
+        try:
+            return [*StreamedBatches(now, (0.0,) * 3, (1.0,) * 3, decoder).in_order(12)]
+        finally:
+            decoder.close()
+
+    for corrupt in (UnidentifiedImageError("no image"), OSError("truncated"), SyntaxError("broken PNG")):
+        ((pixels, found),) = epoch_with(corrupt)
+        assert torch.equal(pixels[5], pixels[6])
+        assert found[5] == labels[6]
+        assert f"number 5 of the training images is no intact image ({corrupt})" in caplog.text
+    with pytest.raises(RuntimeError, match="mine"):
+        epoch_with(RuntimeError("mine"))
+    with pytest.raises(FileNotFoundError):
+        epoch_with(FileNotFoundError(2, "away"))
+    with pytest.raises(UserError, match=r"^data\.name: .*number 5: .*float32.*$"):
+        epoch_with(torch.zeros(3, 4, 4))
+
+
+def test_a_decoding_process_that_dies_is_an_error_of_the_host() -> None:
+    decoder = Decoder(1, read=lambda path: os._exit(1))  # type: ignore[arg-type]
+    with pytest.raises(OSError, match="died"):
+        next(decoder([Request(["x"], 8, "square", 0, 0, [0])]))
+    decoder.close()
+
+
+def test_an_image_that_pillow_cannot_decode_is_named() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(file, "jpeg")
+    half = io.BytesIO(file.getvalue()[:2000])
+    items = Items([(Image.new("RGB", (64, 64)), 0), (Image.open(half), 1)])  # Pillow decodes it later
+    with pytest.raises(UserError, match=r"number 1: .*truncated"):
+        content((items, items), None, "x")
 
 
 # --- libraries ---------------------------------------------------------------------------------------------

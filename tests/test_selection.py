@@ -140,6 +140,22 @@ def test_a_gpu_without_triton_selects_all_the_same(monkeypatch: pytest.MonkeyPat
     assert torch.equal(selection._on_cuda(values, scores, 300, values.dtype), sorted_way(values, scores, 300))
 
 
+def test_the_kernels_are_used_only_with_a_c_compiler(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton needs one at the first launch."""
+    pytest.importorskip("triton")
+    found = selection._kernels.__wrapped__
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.warns(UserWarning, match="compiler"):
+        assert found() is None
+    compiler = tmp_path / "gcc"
+    compiler.touch(mode=0o755)
+    assert found() is not None
+    compiler.unlink()
+    monkeypatch.setenv("CC", "/opt/cc")
+    assert found() is not None
+
+
 @pytest.mark.parametrize("shape", [(20, 30), (6, 5, 3, 3)])
 def test_masked_weights_come_in_autocasts_precision_with_the_gradient_of_a_cast(shape) -> None:
     values = torch.randn(shape)

@@ -423,6 +423,8 @@ def test_k_outside_its_range_is_refused(k):
         ({"biases": "none"}, "biases"),
         ({"norms": "affine"}, "norms"),
         ({"method": "sampled", "selection": "global"}, "selection"),
+        ({"method": "sampled", "scaled": True}, "scaled"),
+        ({"distribution": None, "scaled": True}, "scaled"),
     ],
 )
 def test_unknown_choices_and_combinations_without_meaning_are_refused(options, name):

@@ -165,6 +165,15 @@ def test_a_network_of_the_users_own_keeps_what_no_mask_covers_and_is_never_impor
     assert torch.equal(logits(network, trainer), logits(trainer.network, trainer))
 
 
+def test_a_buffer_without_elements_is_kept(tmp_path):
+    arch = "tests.ticket_networks:WithEmptyBuffer"
+    trainer, record = trained(model__arch=arch)
+    trainer.ticket(record).save(tmp_path / "a.ticket")
+    network = load_ticket(tmp_path / "a.ticket", arch=arch)
+    assert network.past.shape == (0, 3)
+    assert torch.equal(logits(network, trainer), logits(trainer.network, trainer))
+
+
 def test_a_ticket_names_no_module_that_gets_imported(tmp_path, monkeypatch):
     (tmp_path / "bomb.py").write_text("raise SystemExit('executed')")
     monkeypatch.syspath_prepend(tmp_path)

@@ -270,6 +270,29 @@ def test_what_waits_to_be_saved_is_saved_when_training_is_stopped(tmp_path, monk
     assert on_disk(tmp_path) == 2
 
 
+def test_a_trainer_goes_on_between_epochs_and_not_from_the_middle_of_one(tmp_path):
+    config = cell()
+    whole = Trainer(config)
+    records = without_clock(whole.epochs())
+    trainer = Trainer(config, tmp_path)
+    [*itertools.islice(trainer.epochs(), 1)]
+    assert without_clock(itertools.islice(trainer.epochs(), 2)) == records[:2]  # stopped between two
+
+    def interrupted(images, labels, step=trainer.run_step):
+        if trainer.steps == 14:  # of 18, six per epoch: in the third one
+            raise KeyboardInterrupt
+        return step(images, labels)
+
+    trainer.run_step = interrupted
+    with pytest.raises(KeyboardInterrupt):
+        [*trainer.epochs()]
+    with pytest.raises(UserError, match="middle of epoch 3"):
+        [*trainer.epochs()]
+    resumed = Trainer(config, tmp_path)
+    assert without_clock(resumed.epochs()) == records
+    assert equal(state_of(resumed), state_of(whole))
+
+
 def test_a_damaged_checkpoint_costs_an_epoch_and_changes_nothing(tmp_path):
     config = cell()
     records = without_clock(Trainer(config).epochs())
@@ -375,6 +398,28 @@ def test_a_tiny_k_trains_and_warns_with_the_layers():
 def test_any_batch_size_trains(batch_size):
     record = next(Trainer(cell(optim__batch_size=batch_size, train__epochs=1)).epochs())
     assert math.isfinite(record["train_loss"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optim__batch_size": 1},
+        {"data__subset": 2},  # one is held out
+        {"optim__batch_size": 1, "model__method": "dense"},
+    ],
+)
+def test_batchnorm_over_a_single_value_is_refused_before_training(options):
+    """The last feature map of a ResNet on the digits is 1x1."""
+    config = cell(**{"model__arch": "resnet18", "model__width": 0.05, **options})
+    for check in (Trainer, lambda config: check_inputs(resolve(config))):
+        with pytest.raises(UserError, match=r"optim\.batch_size"):
+            check(config)
+
+
+def test_a_last_batch_of_one_image_does_no_harm_to_batchnorm():
+    options = {"model__arch": "resnet18", "model__width": 0.05, "data__protocol": "paper"}
+    config = cell(**options, data__subset=9, optim__batch_size=4, train__epochs=1)
+    assert math.isfinite(next(Trainer(config).epochs())["train_loss"])
 
 
 @pytest.mark.parametrize(

@@ -20,18 +20,22 @@ def check_inputs(config: Resolved, ticket: "Ticket | None" = None) -> list[str]:
 
     from hiddenweights import models
     from hiddenweights.images.dataset import load_dataset, split
-    from hiddenweights.training.build import build_cell_network, computes_bfloat16, device_of
+    from hiddenweights.training.build import build_cell_network, check_batch, computes_bfloat16, device_of
 
     dataset = load_dataset(config.data)
-    split(dataset, config.data, config.seed_of("data"))
+    images = len(split(dataset, config.data, config.seed_of("data")).train)
     model, finetune = config.model, config.model.method == "finetune"
     # networks of torchvision, of the user, and of tickets; mask methods of the user
     code = model.arch not in NETWORKS or model.method not in METHODS
     if ticket or (code and not finetune):
-        build_cell_network(config, dataset, ticket)
+        network = build_cell_network(config, dataset, ticket)
+        check_batch(network, min(images, config.optim.batch_size), dataset)
     elif not finetune:  # ours: the size of the images and the width decide
         with torch.random.fork_rng(devices=[]):
-            models.NETWORKS[model.arch](dataset.channels, dataset.image_size, dataset.classes, model.width)
+            network = models.NETWORKS[model.arch](
+                dataset.channels, dataset.image_size, dataset.classes, model.width
+            )
+        check_batch(network, min(images, config.optim.batch_size), dataset)
     lines = []
     name = own.plain(config.data.name)
     if name not in DATASETS:

@@ -9,13 +9,22 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from hiddenweights import own
-from hiddenweights.cells.cell import SUBNETWORK, installed_trackers, run_cell, stored_ticket
+from hiddenweights.cells.cell import installed_trackers, run_cell, stored_ticket
 from hiddenweights.cells.inputs import check_device, check_inputs
 from hiddenweights.cells.store import PATIENCE, Busy, LeaseLost, Store, default_store
-from hiddenweights.config import GROUPS, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
+from hiddenweights.config import GROUPS, SUBNETWORK, TICKET_SUFFIX, CellConfig, ModelConfig, own_code
 from hiddenweights.errors import StoreAway, Unreachable, UserError, shown
-from hiddenweights.flat import flatten
-from hiddenweights.identity import Resolved, check_has, id_of, pinned, resolve, short_name
+from hiddenweights.flat import flatten, unflatten
+from hiddenweights.identity import (
+    Resolved,
+    check_has,
+    id_of,
+    pinned,
+    resolve,
+    same_data,
+    short_name,
+    split_of,
+)
 from hiddenweights.records import Record
 
 if TYPE_CHECKING:
@@ -113,6 +122,8 @@ def _settled(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[R
 def _finetune(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[CellConfig, "Ticket"]:
     """The config with the network of the ticket that `model.init_from` names, by cell or by file.
 
+    On the ticket's own data set it also has the ticket's split, unless that was chosen.
+
     Raises `UserError` if a value that is `given`, or not the default, differs from that of the ticket.
     """
     from hiddenweights.tickets.ticket import read_ticket
@@ -137,6 +148,11 @@ def _finetune(config: CellConfig, store: Store, given: frozenset[str]) -> tuple[
             f" if you name it too: --model.arch {ticket.config.model.arch}"
         )
     settled = {name: getattr(ticket.config.model, name) for name in SUBNETWORK}
+    if same_data(config, ticket.config):  # so that the mask has seen no validation image
+        asked, default = flatten(config), flatten(CellConfig())
+        left_open = {name for name, value in asked.items() if name not in given and value == default[name]}
+        theirs = {name: value for name, value in split_of(ticket.config).items() if name in left_open}
+        config = unflatten(theirs, config)
     return replace(config, model=replace(model, **settled, init_from=cell)), ticket
 
 

@@ -7,7 +7,6 @@ remain files, which are decoded during training.
 import functools
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -24,6 +23,7 @@ from hiddenweights import own
 from hiddenweights.config import DataConfig
 from hiddenweights.errors import UserError
 from hiddenweights.images.decoding import try_sample
+from hiddenweights.images.download import mark_of, read_or_download
 from hiddenweights.images.folder import ImageFiles, image_folder
 from hiddenweights.images.mapped import MapImages, content
 from hiddenweights.images.sources import hugging_face_parts, own_parts, torchvision_parts
@@ -142,24 +142,25 @@ _SOURCES = {
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
-def load_dataset(config: DataConfig) -> Dataset:
+def load_dataset(config: DataConfig, download: bool = True) -> Dataset:
     """The data set of `config`, on the CPU. A second call for the same files does not read them again.
 
-    torchvision downloads missing data if there is a network; data that is present is never downloaded.
-    Raises `UserError` if the data is missing and cannot be downloaded, or cannot be read.
+    torchvision downloads missing data if there is a network, and only if `download`; data that is present is
+    never downloaded. Processes that share the folder wait for the one that downloads. Raises `UserError` if
+    the data is missing and is not downloaded, or cannot be read.
     """
-    return _load(config.name, config.root, config.image_size, config.augment == "resized_crop_flip")
+    return _load(config.name, config.root, config.image_size, config.augment == "resized_crop_flip", download)
 
 
 @functools.lru_cache(maxsize=2)
-def _load(name: str, root: str, image_size: int | None, random_crop: bool) -> Dataset:
+def _load(name: str, root: str, image_size: int | None, random_crop: bool, download: bool = True) -> Dataset:
     if name == "digits":
         return _digits()
     if name.startswith("folder:"):
         return _folder(Path(root), image_size or 224, random_crop)
     if name in _SOURCES:
-        return _torchvision(name, Path(root))
-    return _mapped(name, Path(root), image_size)
+        return _torchvision(name, Path(root), download)
+    return _mapped(name, Path(root), image_size, download)
 
 
 def _digits() -> Dataset:
@@ -176,26 +177,35 @@ def _digits() -> Dataset:
     return Dataset(images.take(order[n_test:]), images.take(order[:n_test]), 10, (0.305,), (0.376,))
 
 
-def _torchvision(name: str, root: Path) -> Dataset:
+def _torchvision(name: str, root: Path, download: bool) -> Dataset:
+    source, mark = _SOURCES[name], mark_of(root, name)
+    folder, missing = root / source.folder, f"no {name} in {root}"
+    if not download and (mark.exists() or not folder.is_dir()):
+        raise UserError(f"data.root: {missing}")
+
+    def read(download: bool) -> Dataset:
+        trouble = f"{missing}, no download" if download else f"{folder} does not read"
+        return _read(source, root, trouble, download)
+
+    try:
+        return read_or_download(folder, mark, read)
+    except OSError as error:
+        raise UserError(f"data.root: {missing}, no download: {error}") from error
+
+
+def _read(source: _Source, root: Path, trouble: str, download: bool) -> Dataset:
+    """The data set as torchvision reads it. Raises `UserError` that begins with `trouble` if that fails."""
     from torchvision import datasets
 
-    source = _SOURCES[name]
-    folder = root / source.folder
-    present = folder.is_dir()
-    # What torchvision makes, also for a download that fails: from the first folder that is not there.
-    made = next((path for path in (*reversed(folder.parents), folder) if not path.exists()), None)
     try:
-        parts = [
-            getattr(datasets, source.cls)(root=str(root), train=train, download=not present)
-            for train in (True, False)
-        ]
-        train, test = (_from_arrays(part.data, part.targets) for part in parts)
+        train, test = (
+            getattr(datasets, source.cls)(root=str(root), train=part, download=download)
+            for part in (True, False)
+        )
+        images = [_from_arrays(part.data, part.targets) for part in (train, test)]
     except Exception as error:  # torchvision raises many types
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
-        state = f"{folder} does not read" if present else f"no {name} in {root}, no download"
-        raise UserError(f"data.root: {state}: {'; '.join(str(error).splitlines())}") from error
-    return Dataset(train, test, source.classes, source.mean, source.std)
+        raise UserError(f"data.root: {trouble}: {'; '.join(str(error).splitlines())}") from error
+    return Dataset(images[0], images[1], source.classes, source.mean, source.std)
 
 
 def _from_arrays(data: Any, targets: Any) -> Images:
@@ -212,12 +222,12 @@ def _folder(root: Path, image_size: int, random_crop: bool) -> Dataset:
     return Dataset(train, test, classes, *_IMAGENET)
 
 
-def _mapped(name: str, root: Path, image_size: int | None) -> Dataset:
+def _mapped(name: str, root: Path, image_size: int | None, download: bool) -> Dataset:
     kind, _, rest = name.partition("/" if name.startswith("torchvision/") else ":")
     if kind == "torchvision":
-        parts: Any = torchvision_parts(rest, root)
+        parts: Any = torchvision_parts(rest, root, download)
     elif kind == "hf":
-        parts = hugging_face_parts(rest, root)
+        parts = hugging_face_parts(rest, root, download)
     else:
         parts = own_parts(name, root)
     found = content(parts, image_size, own.plain(name))

@@ -180,12 +180,15 @@ def decode_one(request: Request, place: int, path: Any = None, read: Read = read
     return cut(image, request.size, request.how, numbers)
 
 
-class _Decode(torch.utils.data.Dataset[Decoded]):
+class _Decode(torch.utils.data.Dataset[Decoded | UserError]):
     def __init__(self, read: Read) -> None:
         self.read = read
 
-    def __getitem__(self, request: Request) -> Decoded:
-        return decode(request, self.read)
+    def __getitem__(self, request: Request) -> Decoded | UserError:
+        try:
+            return decode(request, self.read)
+        except UserError as error:  # torch would make its message a traceback of many lines
+            return error
 
 
 def _as_it_is(decoded: Any) -> Any:
@@ -213,7 +216,7 @@ class Decoder:
         self.read = read
         fork = processes and read is not read_image
         self._requests: Iterable[Request] = ()
-        self._loader: DataLoader[Decoded] | None = DataLoader(
+        self._loader: DataLoader[Decoded | UserError] | None = DataLoader(
             _Decode(read),
             sampler=self,  # any iterable works
             batch_size=None,
@@ -233,13 +236,20 @@ class Decoder:
         self._loader = None  # they end with it
 
     def __call__(self, requests: Iterable[Request]) -> Iterator[Decoded]:
-        """The decoded requests in order. The next ones are decoded while one is used."""
+        """The decoded requests in order. The next ones are decoded while one is used.
+
+        Raises `UserError` as `read` does, OSError if a process has died, and what else `read` raises with the
+        traceback in its message.
+        """
         assert self._loader is not None, "closed"
         self._requests = requests
         try:
-            yield from self._loader
+            for decoded in self._loader:
+                if isinstance(decoded, UserError):
+                    raise decoded
+                yield decoded
         except RuntimeError as error:
-            if "DataLoader worker" in str(error):  # killed, probably for lack of memory
+            if str(error).startswith("DataLoader worker (pid"):  # killed, probably for lack of memory
                 raise OSError(f"a process that decodes images has died: {error}") from error
             raise
 
@@ -247,12 +257,15 @@ class Decoder:
 # --- corrupt files -----------------------------------------------------------------------------------------
 
 
-def check_corrupt(corrupt: Mapping[str, str], images: int) -> None:
-    """Raise `UserError` if more than the fraction `CORRUPT_LIMIT` of `images` is `corrupt` (path: reason)."""
+def check_corrupt(corrupt: Mapping[str, str], images: int, field: str = "data.root") -> None:
+    """Raise `UserError` if more than the fraction `CORRUPT_LIMIT` of `images` is `corrupt` (path: reason).
+
+    `field`: the field that the images follow from.
+    """
     if len(corrupt) > CORRUPT_LIMIT * images:
         first = "; ".join(f"{path}: {reason}" for path, reason in [*corrupt.items()][:3])
         raise UserError(
-            f"data.root: {len(corrupt)} of {images} images do not read, above {CORRUPT_LIMIT:.1%}: {first}"
+            f"{field}: {len(corrupt)} of {images} images do not read, above {CORRUPT_LIMIT:.1%}: {first}"
         )
 
 

@@ -59,7 +59,7 @@ class ImageFiles:
         """The file of image number `index`."""
         return os.path.join(self.root, os.fsdecode(self.names[index]))
 
-    item = path
+    item = named = path
 
 
 def image_folder(root: Path, image_size: int, random_crop: bool) -> tuple[ImageFiles, ImageFiles, int]:
@@ -113,8 +113,11 @@ def _images(root: Path, folder: Path) -> list[str]:
 
 
 def _test_images(root: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
-    # The test/ folder of ILSVRC has no classes, because its labels were never published.
-    part = "test" if (root / "test").is_dir() and _classes(root / "test") else "val"
+    # The test/ folders of ILSVRC and Tiny ImageNet have no classes: their labels were never published. (The
+    # latter's has one folder, `images`.)
+    folders = _classes(root / "test") if (root / "test").is_dir() else []
+    labelled = not set(folders).isdisjoint(classes)
+    part = "test" if labelled or (folders and not (root / "val").is_dir()) else "val"
     found = _classes(root / part) if (root / part).is_dir() else []
     if found == list(classes):
         return _by_class(root, part, classes)

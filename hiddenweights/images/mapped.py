@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hiddenweights.errors import UserError
-from hiddenweights.images.decoding import cut, pil_pixels
+from hiddenweights.images.decoding import Corrupt, cut, pil_pixels
 
 # In bytes: pixels of training and test images together. Larger map-style datasets are read during training.
 IN_MEMORY = 2 * 2**30
@@ -57,13 +57,28 @@ class MapImages:
         """Part and index in it of image number `number`."""
         return self.part, int(self.index[number])
 
+    def named(self, number: int) -> str:
+        """Image number `number` for people."""
+        return f"number {self.index[number]} of the {PARTS[self.part]} images"
+
     def read(self, item: tuple[int, int]) -> Tensor:
-        """The image that `item` (part, index) names, (channels, height, width)."""
+        """The image that `item` (part, index) names, (channels, height, width).
+
+        Raises `Corrupt` if Pillow cannot decode it, `UserError` if it is unlike the others, and what else the
+        dataset raises.
+        """
         part, place = item
         try:
             return _alike(_pixels(self.sources[part][place][0]), self.channels, self.dtype)
         except (TypeError, ValueError) as error:
             raise UserError(f"data.name: the {PARTS[part]} images: number {place}: {error}") from error
+        except (
+            OSError,
+            SyntaxError,
+        ) as error:  # Pillow's; an OSError of the system has a number
+            if isinstance(error, OSError) and error.errno is not None:
+                raise
+            raise Corrupt(str(error) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
@@ -97,31 +112,32 @@ def content(parts: Any, side: int | None, name: str) -> Content:
         _Part(part, side, f"{where}: the {words} images") for part, words in zip(parts, PARTS, strict=False)
     ]
     train, test = read
-    if train.shape != test.shape:
-        raise UserError(
-            f"{where}: the training images are {_by(train.shape)} and the test images {_by(test.shape)}"
-        )
+    _check_alike(train, test, where)
     pixels: tuple[Any, Any]
+    sample: tuple[Tensor, ...]
     if sum(part.bytes for part in read) > IN_MEMORY and all(part.mapped for part in read):
         sources = (train.source, test.source)
         labels = tuple(part.listed_labels() for part in read)
-        sample = tuple(part.sampled(own)[0] for part, own in zip(read, labels, strict=True))
+        sample = _coloured(*(part.sampled(own)[0] for part, own in zip(read, labels, strict=True)))
+        channels, side = sample[0].shape[1:3]
         pixels = tuple(  # type: ignore[assignment]
-            MapImages(sources, i, torch.arange(len(own)), own, train.shape[0], train.shape[1], read[i].dtype)
+            MapImages(sources, i, torch.arange(len(own)), own, channels, side, read[i].dtype)
             for i, own in enumerate(labels)
         )
     else:
         loaded = [part.loaded() for part in read]
-        pixels, sample = (loaded[0][0], loaded[1][0]), ()
+        pixels, sample = _coloured(loaded[0][0], loaded[1][0]), ()
         labels = (loaded[0][1], loaded[1][1])
+        channels = pixels[0].shape[1]
+    _check_alike(train, test, where)  # now all images have been seen
     classes = int(given.get("classes", labels[0].max() + 1))
     for own, words in zip(labels, PARTS, strict=True):
         _check_labels(own, classes, f"{where}: the {words} images")
     mean, std = _statistics(sample[0] if sample else pixels[0])
     return Content(
         pixels, (labels[0], labels[1]), classes,
-        _per_channel(given.get("mean", mean), train.shape[0], f"{where}: mean"),
-        _per_channel(given.get("std", std), train.shape[0], f"{where}: std"), sample,
+        _per_channel(given.get("mean", mean), channels, f"{where}: mean"),
+        _per_channel(given.get("std", std), channels, f"{where}: std"), sample,
     )  # fmt: skip
 
 
@@ -176,9 +192,11 @@ class _Part:
     def _cut(self, image: Any, place: int) -> Tensor:
         try:
             pixels = _pixels(image)
-            if self.mapped and place:  # like number 0
+            if self.mapped and place:  # like number 0, or if that is grey: like the first in colour
+                if (self.shape[0], pixels.shape[0]) == (1, 3):
+                    self.shape = (3, *self.shape[1:])
                 pixels = _alike(pixels, self.shape[0], self.dtype)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OSError, SyntaxError) as error:  # the last two of Pillow
             raise UserError(f"{self.words}: number {place}: {error}") from error
         return cut(pixels, self.side, "square") if self.side and pixels.ndim == 3 else pixels
 
@@ -199,15 +217,17 @@ class _Part:
             return _scaled(self.images, self.words).reshape(-1, *self.shape), _whole(self.labels, self.words)
         pixels = torch.empty((len(places), *self.shape), dtype=self.dtype)
         labels = []
-        for row, place in zip(pixels, places, strict=True):
+        for row, place in enumerate(places):
             image, label = self._item(place)
             found = self._cut(image, place)
+            if pixels.shape[1] != self.shape[0]:  # the first in colour
+                pixels = pixels.repeat(1, 3, 1, 1)
             if tuple(found.shape) != self.shape:
                 raise UserError(
                     f"{self.words}: number {place} is {_by(found.shape)}, number 0 {_by(self.shape)};"
                     " data.image_size=SIDE cuts them to one size"
                 )
-            row.copy_(found)
+            pixels[row] = found
             labels.append(label)
         return pixels, _whole(labels, self.words)
 
@@ -223,6 +243,16 @@ class _Part:
         raise UserError(
             f"{self.words}: take {self.bytes / 2**30:.1f} GiB and are therefore read during training; the"
             " data set must have their labels as its attribute `targets`"
+        )
+
+
+def _check_alike(train: _Part, test: _Part, where: str) -> None:
+    """Raise `UserError` unless both have one shape. (A grey map dataset gets three channels.)"""
+    fewer, more = sorted((train, test), key=lambda part: part.shape[0])
+    grows = fewer.mapped and (fewer.shape[0], more.shape[0]) == (1, 3)
+    if fewer.shape[1:] != more.shape[1:] or not (fewer.shape[0] == more.shape[0] or grows):
+        raise UserError(
+            f"{where}: the training images are {_by(train.shape)} and the test images {_by(test.shape)}"
         )
 
 
@@ -255,10 +285,18 @@ def _alike(pixels: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     if pixels.shape[0] == 1 and channels == 3:
         pixels = pixels.expand(3, -1, -1)
     if pixels.shape[0] != channels:
-        raise ValueError(f"it has {pixels.shape[0]} channels, number 0 has {channels}")
+        advice = "; give all of them as image.convert('RGB')" if (channels, len(pixels)) == (1, 3) else ""
+        raise ValueError(f"it has {len(pixels)} channels, the others have {channels}{advice}")
     if pixels.dtype != dtype:
-        raise ValueError(f"it is {pixels.dtype}, number 0 is {dtype}")
+        raise ValueError(f"it is {pixels.dtype}, the others are {dtype}")
     return pixels
+
+
+def _coloured(train: Tensor, test: Tensor) -> tuple[Tensor, Tensor]:
+    """Both (n, channels, side, side). The grey one gets three equal channels if the other is coloured."""
+    most = max(train.shape[1], test.shape[1])
+    grown = [part if part.shape[1] == most else part.repeat(1, most, 1, 1) for part in (train, test)]
+    return grown[0], grown[1]
 
 
 def _scaled(pixels: Tensor, words: str) -> Tensor:

@@ -1,13 +1,15 @@
 """Training and test images of torchvision (``torchvision/NAME``), Hugging Face (``hf:NAME``), user code."""
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hiddenweights import own
 from hiddenweights.errors import UserError, choices_error
+from hiddenweights.images.download import downloading, mark_of
 
 # Classification data sets of torchvision. Those with an argument `train`:
 _BY_TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
@@ -57,8 +59,8 @@ EXCLUDED = {
 _NEEDS = {"PCAM": "h5py"}  # packages that are not installed with this one
 
 
-def torchvision_parts(name: str, root: Path) -> tuple[Any, Any]:
-    """The training and test images of torchvision's data set `name`. Missing data is downloaded.
+def torchvision_parts(name: str, root: Path, download: bool = True) -> tuple[Any, Any]:
+    """The training and test images of torchvision's data set `name`. `download`: missing data is downloaded.
 
     Raises `UserError` for an unknown name, a missing package, or data that is missing and cannot be loaded.
     """
@@ -73,7 +75,7 @@ def torchvision_parts(name: str, root: Path) -> tuple[Any, Any]:
     if name in _NEEDS and find_spec(_NEEDS[name]) is None:
         raise UserError(f"data.name: torchvision/{name} needs {_NEEDS[name]}: pip install {_NEEDS[name]}")
     constructor = getattr(datasets, name.partition("/")[0])
-    train, test = (_constructed(constructor, root, arguments) for arguments in TORCHVISION[name])
+    train, test = (_constructed(constructor, root, arguments, download) for arguments in TORCHVISION[name])
     if name == "PCAM":  # too large for memory, and without a list of its labels
         train.targets, test.targets = _pcam_labels(train), _pcam_labels(test)
     return train, test
@@ -84,19 +86,34 @@ def _pcam_labels(part: Any) -> Any:
         return file["y"][:].reshape(-1)
 
 
-def _constructed(constructor: Any, root: Path, arguments: Mapping[str, Any]) -> Any:
+def _constructed(constructor: Any, root: Path, arguments: Mapping[str, Any], download: bool) -> Any:
     parameters = inspect.signature(constructor).parameters
     downloads = "download" in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    downloads = downloads and download
+    mark = mark_of(root, constructor.__name__)
     try:
         try:
+            if mark.exists():
+                raise FileExistsError(f"{mark} is there: a download goes on, or was interrupted")
             return constructor(root=str(root), **arguments)
         except (RuntimeError, OSError):
             if not downloads:
                 raise
+        with downloading(mark):  # another process may have just downloaded it, which torchvision sees
             return constructor(root=str(root), **arguments, download=True)
     except Exception as error:  # torchvision raises many types
         where = f"data.root: no {constructor.__name__} in {root}" + (", no download" if downloads else "")
         raise UserError(f"{where}: {' '.join(str(error).split())}") from error
+
+
+@contextlib.contextmanager
+def _offline(config: Any) -> Iterator[None]:
+    """Let Hugging Face's `datasets`, which has this `config`, read only what it has already."""
+    before, config.HF_HUB_OFFLINE = config.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
 
 
 class _Column:
@@ -114,12 +131,13 @@ class _Column:
         return row[self._image], row[self._label]
 
 
-def hugging_face_parts(name: str, root: Path) -> tuple[Any, ...]:
+def hugging_face_parts(name: str, root: Path, download: bool = True) -> tuple[Any, ...]:
     """Training images, test images and number of classes of a data set of Hugging Face `datasets`.
 
     `name` is a folder (in `root`, or a path) that `save_to_disk` wrote or that contains images or Parquet
     files, or else a name on the hub. The test images are the split ``test``, else ``validation``. The images
     are the first column of that type, the labels the first column of class labels, else the column ``label``.
+    `download`: what is neither in a folder nor in the package's cache is downloaded.
 
     Raises `UserError` if the package is missing, the data cannot be loaded, or a split or column is missing.
     """
@@ -136,7 +154,8 @@ def hugging_face_parts(name: str, root: Path) -> tuple[Any, ...]:
         if places and (places[0] / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(str(places[0]))
         else:
-            splits = datasets.load_dataset(str(places[0]) if places else name)
+            with _offline(datasets.config) if not download else contextlib.nullcontext():
+                splits = datasets.load_dataset(str(places[0]) if places else name)
     except Exception as error:  # the package raises many types
         raise UserError(
             f"{where}: cannot be loaded: {type(error).__name__}: {' '.join(str(error).split())}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hiddenweights.errors import escaped, shown
 from hiddenweights.images.dataset import (
     Batches,
     Images,
@@ -41,7 +42,7 @@ logger = logging.getLogger(__name__)
 class StreamedBatches:
     """Normalised batches of image files or of map datasets, on the device of their labels: see `Batches`.
 
-    A corrupt file is named in a warning, and the next intact image of the part takes its place. Raises
+    A corrupt image is named in a warning, and the next intact image of the part takes its place. Raises
     `UserError` if more than `CORRUPT_LIMIT` of a part are corrupt.
     """
 
@@ -52,9 +53,9 @@ class StreamedBatches:
     rank: int = 0
     ranks: int = 1
     corrupt: dict[str, str] = field(default_factory=dict)
-    """The corrupt files of the last pass, with the reasons."""
+    """The corrupt images of the last pass by name, with the reasons."""
     named: set[str] = field(default_factory=set)
-    """The corrupt files that a warning has named."""
+    """The corrupt images that a warning has named."""
 
     def in_order(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Like `Batches.in_order`, but in smaller batches."""
@@ -113,12 +114,15 @@ class StreamedBatches:
                 reason = str(error)
 
     def _note(self, number: int, reason: str) -> None:
-        path = str(self.images.item(number))
-        if path not in self.named:
-            logger.warning("%s is no intact image (%s); the next one takes its place", path, reason)
-        self.named.add(path)
-        self.corrupt[path] = reason
-        check_corrupt(self.corrupt, len(self.images))
+        name = self.images.named(number)
+        if name not in self.named:
+            logger.warning(
+                "%s is no intact image (%s); the next one takes its place", escaped(name), shown(reason)
+            )
+        self.named.add(name)
+        self.corrupt[name] = reason
+        field = "data.name" if isinstance(self.images, MapImages) else "data.root"
+        check_corrupt(self.corrupt, len(self.images), field)
 
 
 def read_of(images: Part) -> Read:

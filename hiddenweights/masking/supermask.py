@@ -11,7 +11,15 @@ from torch.nn.utils import parametrize
 from hiddenweights.config import Distribution, Method, Selection
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.masking.distributions import DISTRIBUTIONS
-from hiddenweights.masking.masks import METHODS, BatchedSelection, EdgePopup, GlobalSelection, Layer, Mask
+from hiddenweights.masking.masks import (
+    METHODS,
+    BatchedSelection,
+    EdgePopup,
+    GlobalSelection,
+    Layer,
+    Mask,
+    Sampled,
+)
 from hiddenweights.masking.rng import stream
 from hiddenweights.masking.weights import draw_scores, draw_weights
 
@@ -52,7 +60,8 @@ def supermask(
         k: fraction of weights kept, in (0, 1].
         method: a name of `METHODS`, or a subclass of `Mask`.
         distribution: distribution of the frozen weights. None keeps the present values of the model.
-        scaled: multiply the weights' standard deviation by sqrt(1/k).
+        scaled: multiply the weights' standard deviation by sqrt(1/k). Needs a distribution, and a method that
+            keeps the fraction k (not `sampled`).
         selection: keep the top k of each layer, or of all masked weights together.
         biases: "zero" (the paper's networks have none), "frozen" at their present values, or "trained".
         norms: the affine parameters of normalisation layers: "unit" (frozen at weight 1 and bias 0, like
@@ -69,7 +78,7 @@ def supermask(
             have a mask (an embedding, say, has none). The warning names the layers.
     """
     mask_type = _mask_type(method)
-    _check(mask_type, k, distribution, selection, biases, norms)
+    _check(mask_type, k, distribution, scaled, selection, biases, norms)
     # Freeze all parameters; then draw weights and scores and attach a mask to each weight.
     layers = weight_layers(model)
     _warn_of_the_unmasked(model, layers)
@@ -88,7 +97,13 @@ def supermask(
 
 
 def _check(
-    mask_type: type[Mask], k: float, distribution: str | None, selection: str, biases: str, norms: str
+    mask_type: type[Mask],
+    k: float,
+    distribution: str | None,
+    scaled: bool,
+    selection: str,
+    biases: str,
+    norms: str,
 ) -> None:
     """Check the arguments of `supermask`, before the model is changed."""
     if not 0 < k <= 1:
@@ -106,6 +121,10 @@ def _check(
         raise UserError(f"selection: 'global' has no meaning for {name}, which chooses no top k")
     if mask_type.redraws and distribution is None:
         raise UserError(f"distribution: None, but {name} draws new weights and needs one")
+    if scaled and distribution is None:
+        raise UserError("scaled: True, but with distribution None the weights keep their values")
+    if scaled and issubclass(mask_type, Sampled):
+        raise UserError(f"scaled: True needs a given k, but {name} learns the fraction of weights kept")
 
 
 def _attach(

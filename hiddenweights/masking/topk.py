@@ -4,6 +4,9 @@ import functools
 import importlib
 import inspect
 import math
+import os
+import shutil
+import warnings
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -122,7 +125,7 @@ def _on_any_device(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype
 
 @torch.library.impl(_library, "keep_largest", "CUDA")
 def _on_cuda(values: Tensor, scores: Tensor, kept: int, dtype: torch.dtype) -> Tensor:
-    """The selection in our Triton kernels, or in torch's operations if Triton is missing."""
+    """The selection in our Triton kernels, or in torch's operations if Triton or its compiler is missing."""
     kernels = _kernels()
     if kernels is None or not kernels.supports([values], [scores]):
         return _on_any_device(values, scores, kept, dtype)
@@ -142,9 +145,18 @@ def _kernels_for(values: Sequence[Tensor], scores: Sequence[Tensor]) -> ModuleTy
 @functools.cache
 def _kernels() -> ModuleType | None:
     try:
-        return importlib.import_module("hiddenweights.masking.topk_triton")
+        kernels = importlib.import_module("hiddenweights.masking.topk_triton")
     except ImportError:  # no Triton
         return None
+    # Where Triton looks for the compiler that it needs at the first launch.
+    if "CC" in os.environ or shutil.which("gcc") or shutil.which("clang"):
+        return kernels
+    warnings.warn(
+        "no C compiler (gcc, clang or $CC), which Triton needs: the masks are selected by slower operations"
+        " of torch, with the same result",
+        stacklevel=2,
+    )
+    return None
 
 
 @torch.library.impl(_library, "keep_largest", "CPU")

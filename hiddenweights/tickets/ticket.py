@@ -286,8 +286,10 @@ def load_ticket(
 def _compact(tensor: Tensor) -> Tensor:
     """The tensor, contiguous. If all its elements have the same bits: a single one of them, shape ()."""
     flat = tensor.contiguous().flatten()
+    if not len(flat):
+        return flat.view(tensor.shape)
     raw = flat.view(torch.uint8).view(len(flat), -1)
-    return flat[0].clone() if len(flat) and bool((raw == raw[0]).all()) else flat.view(tensor.shape).clone()
+    return flat[0].clone() if bool((raw == raw[0]).all()) else flat.view(tensor.shape).clone()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hiddenweights.config import METHODS, CellConfig
-from hiddenweights.errors import UserError
+from hiddenweights.errors import UserError, escaped
 from hiddenweights.identity import id_of, resolve
 from hiddenweights.images.dataset import Batches, Dataset, Splits, load_dataset, split
 from hiddenweights.images.decoding import Decoder, default_loaders
@@ -23,7 +23,14 @@ from hiddenweights.masking.supermask import current_masks, frozen_weights, masks
 from hiddenweights.records import Record, checksum
 from hiddenweights.tickets.contents import Inputs
 from hiddenweights.tickets.ticket import Ticket
-from hiddenweights.training.build import arithmetic, build_cell_network, device_of, hold_at_zero, recordable
+from hiddenweights.training.build import (
+    arithmetic,
+    build_cell_network,
+    check_batch,
+    device_of,
+    hold_at_zero,
+    recordable,
+)
 from hiddenweights.training.checkpoint import (
     check_state,
     load_checkpoint,
@@ -97,7 +104,7 @@ class Trainer:
         # The network, as the seeds or the ticket determine it.
         if ticket and config.model.init_mask == "shuffled":
             ticket = ticket.shuffled(config.seed_of("scores"))
-        self.network: nn.Module = build_cell_network(config, dataset, ticket).to(self.device)
+        self.network = self._initial_network(dataset, ticket)
         self.fixed_masks: dict[str, Tensor] | None = None
         if ticket:
             self.fixed_masks = {name: mask.to(self.device) for name, mask in ticket.masks.items()}
@@ -118,6 +125,7 @@ class Trainer:
 
         # Restore the trained state from a checkpoint, if there is one.
         self.steps = 0
+        self.within_epoch = False
         self.history = self._restore()
         self.restored = len(self.history)
         self.masks = self.masks_after(self.restored)
@@ -137,6 +145,11 @@ class Trainer:
             if images is not None
         }
 
+    def _initial_network(self, dataset: Dataset, ticket: Ticket | None) -> nn.Module:
+        network = build_cell_network(self.config, dataset, ticket)
+        check_batch(network, min(self.config.optim.batch_size, len(self.train_batches.images)), dataset)
+        return network.to(self.device)
+
     def close(self) -> None:
         """End the processes that decode images now, instead of when the trainer is deleted."""
         self.decoder.close()
@@ -152,14 +165,24 @@ class Trainer:
         `mask_checksum`, `precision` (float32 or bfloat16), and `corrupt_images` for image folders. Losses
         are means over images; accuracies are fractions.
 
+        Can be called again if it stopped between two epochs.
+
         Raises:
             Diverged: the loss or a trained parameter is not finite. Earlier records have been yielded.
+            UserError: an earlier call stopped in the middle of an epoch (Ctrl-C, say).
         """
+        if self.within_epoch:  # half of it is in the parameters, and would be trained twice
+            raise UserError(
+                f"this Trainer stopped in the middle of epoch {len(self.history) + 1}; make a new one"
+                " (with a checkpoint folder, it resumes after the last saved epoch)"
+            )
         yield from self.history
         saved = -math.inf
         for epoch in range(len(self.history), self.config.train.epochs):
+            self.within_epoch = True
             record = self._epoch(epoch)
             self.history.append(record)
+            self.within_epoch = False
             due = time.monotonic() - saved >= SAVE_EVERY or epoch + 1 == self.config.train.epochs
             if due:
                 self._save()
@@ -302,7 +325,7 @@ class Trainer:
         return record
 
     def _corrupt_record(self) -> Record:
-        """The number of corrupt image files in this epoch, and the first of them."""
+        """The number of corrupt images in this epoch, and the first of them."""
         streams = [self.train_batches, *self.evaluation_batches.values()]
         files = [batches.corrupt for batches in streams if isinstance(batches, StreamedBatches)]
         if not files:
@@ -312,7 +335,7 @@ class Trainer:
             found = sorted({path for paths in self.ranks.gather(found) for path in paths})
         record: Record = {"corrupt_images": len(found)}
         if found:
-            record["first_corrupt_image"] = found[0]
+            record["first_corrupt_image"] = escaped(found[0])  # checkpoints take no other
         return record
 
     def _weights_checksum(self) -> str:
