@@ -1,7 +1,9 @@
 """Launching sweeps: what is missing is trained, once; what failed is said; the exit status tells."""
 
+import gc
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -377,8 +379,14 @@ def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
     ("field", "value"),
     [("model.arch", "conv8"), ("model.width", 1 / 65), ("model.arch", "linear"), ("data.subset", 1_000_000)],
 )
-def test_what_the_digits_do_not_fit_stops_the_launch(field: str, value: Scalar) -> None:
+def test_what_the_digits_do_not_fit_stops_the_launch(
+    field: str, value: Scalar, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Before a cell is trained, although most launches with the digits are not tried."""
+    # A fork has torch; to import it takes 3 s. Other tests start the process as a launch does.
+    fork = multiprocessing.get_context("fork")
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: fork)
+    gc.collect()  # or the fork might, and end what has threads in this process alone
     whole = experiments.sweep("quickstart").override({field: value}, {})
     with pytest.raises(UserError, match=field if field != "model.arch" else "conv8|linear"):
         launch_module.preflight(whole.cells().values(), None)
