@@ -32,6 +32,8 @@ pytestmark = pytest.mark.timeout(600)
 
 HERE = Path(__file__).parent
 PAUSE = 0.4  # seconds an epoch
+# For Ray on this machine: it trains one cell after another.
+ONE_CPU = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1})}
 
 
 def calm(sweep: list[Arm], folder: Path) -> dict[str, list[str]]:
@@ -84,7 +86,7 @@ class Launch:
         with open(self.log, "w") as log:
             self.process = psutil.Popen(
                 [sys.executable, str(script), "launch", name, "--store", str(store), *args],
-                env=environment(folder, pause) | variables,
+                env=environment(folder, pause) | ONE_CPU | variables,
                 stdout=log, stderr=subprocess.STDOUT, cwd=folder,
             )  # fmt: skip
 
@@ -152,7 +154,7 @@ def trained_by(parent: psutil.Process, store: Path, begun: bool = True) -> dict[
 
 
 def wait_for_training(store: Path, launch: Launch) -> None:
-    """Until the long cell of `uneven` is in the middle and the short one is finished: one worker is left."""
+    """Until the short cell of `uneven` is finished and the long one in the middle."""
     wait_until(lambda: trained_by(launch.process, store) and any(store.glob("cells/*/result.json")), launch)
 
 
