@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="no Triton for this machine"
-)
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="no Triton for this machine"),
+    pytest.mark.slow(seconds=30),  # most of it in a fixture, which two workers would have twice
+]
 
 # Triton reads its mode when the kernels are defined, so that the programs below have a process of their own.
 COMMON = """

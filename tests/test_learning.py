@@ -12,7 +12,7 @@ from hiddenweights.images.dataset import load_dataset
 from hiddenweights.training import train
 from hiddenweights.training.train import Trainer
 
-pytestmark = [pytest.mark.slow(seconds=40), pytest.mark.arithmetic]
+pytestmark = [pytest.mark.slow(seconds=55), pytest.mark.arithmetic]
 
 CHANCE = 0.1
 SEEDS = range(4)

@@ -26,7 +26,7 @@ from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Sweep
 
-pytestmark = pytest.mark.slow(seconds=70)
+pytestmark = pytest.mark.slow(seconds=85)
 
 KEY = "f00dfeed" * 5
 
