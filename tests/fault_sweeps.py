@@ -16,13 +16,13 @@ def fragile() -> list[Arm]:
 
 
 def uneven() -> list[Arm]:
-    """One of that kind and a short one, after which one worker is enough: each costs 3 s of a processor."""
-    return [arm(FIELDS, {}), arm({**FIELDS, "train.epochs": 1}, {})]
+    """A short one and one of that kind, which one worker trains: another costs 6 s of a processor."""
+    return [arm({**FIELDS, "train.epochs": 1}, {}), arm(FIELDS, {})]
 
 
 def watched() -> list[Arm]:
     """Three cells that fail, each in its own way, and two that take seconds, for a kill in the middle."""
-    healthy = {"model.width": 0.25, "train.epochs": 40, "model.arch": "conv2"}
+    healthy = {"train.epochs": 40, "model.arch": "unhurried:network"}
     faulty = [f"faulty:{name}" for name in ("greedy", "raises", "hangs")]
     return [arm({"train.epochs": 1}, {"model.arch": faulty}), arm(healthy, {"model.k": (0.3, 0.5)})]
 

@@ -177,7 +177,7 @@ def test_a_store_behind_fsspec_reads_the_same(tmp_path: Path) -> None:
         pd.testing.assert_frame_equal(table.epochs, local.epochs, check_dtype=False)
 
 
-@pytest.mark.slow(seconds=12)
+@pytest.mark.slow(seconds=16)
 def test_four_thousand_runs_of_a_hundred_epochs(tmp_path: Path) -> None:
     """A table takes at most three times as long as `json`, a cached one a third, and less than 1 GB."""
     layers = [f"layers.{i}.weight" for i in range(7)]

@@ -22,7 +22,7 @@ from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 
-pytestmark = [pytest.mark.slow(seconds=60), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow(seconds=90), pytest.mark.timeout(900)]
 
 HERE = Path(__file__).parent
 MOST = 2  # workers

@@ -1,5 +1,6 @@
 """benchmarks/gpu.py on a CPU, in miniature: its parts run through, so that no time of a GPU is lost."""
 
+import gc
 import json
 import queue
 import subprocess
@@ -121,7 +122,12 @@ def test_parts_are_run_by_name_and_a_failed_one_stops_no_other(monkeypatch, caps
 
 @pytest.mark.slow(seconds=5)
 def test_trials_at_once_in_every_way(monkeypatch):
-    assert gpu._in_processes("conv2", 0.1, 1, "cpu", steps=2) > 0  # one: each is an import of torch
+    fork = gpu.mp.get_context("fork")  # which has torch, whose import takes seconds
+    with monkeypatch.context() as patch:
+        patch.setattr(gpu.mp, "get_context", lambda method: fork)
+        torch.set_num_threads(1)  # a fork of a process whose threads have computed waits forever for them
+        gc.collect()  # or the fork might, and end what has threads in this process alone
+        assert gpu._in_processes("conv2", 0.1, 2, "cpu", steps=2) > 0
     monkeypatch.setattr(gpu, "_in_processes", lambda arch, width, count, device, steps: 100.0 * count)
     rows = gpu.trials_at_once("conv2", 0.1, 2, "", "cpu", steps=2)
     assert [row.what for row in rows] == [

@@ -32,6 +32,8 @@ pytestmark = pytest.mark.timeout(600)
 
 HERE = Path(__file__).parent
 PAUSE = 0.4  # seconds an epoch
+# For Ray on this machine: it trains one cell after another.
+ONE_CPU = {"RAY_OVERRIDE_RESOURCES": json.dumps({"CPU": 1})}
 
 
 def calm(sweep: list[Arm], folder: Path) -> dict[str, list[str]]:
@@ -84,7 +86,7 @@ class Launch:
         with open(self.log, "w") as log:
             self.process = psutil.Popen(
                 [sys.executable, str(script), "launch", name, "--store", str(store), *args],
-                env=environment(folder, pause) | variables,
+                env=environment(folder, pause) | ONE_CPU | variables,
                 stdout=log, stderr=subprocess.STDOUT, cwd=folder,
             )  # fmt: skip
 
@@ -136,7 +138,7 @@ def wait_until(true: Callable[[], Any], launch: Launch) -> None:
     while not true():
         assert launch.process.poll() is None, launch.log.read_text()
         assert time.monotonic() < deadline, launch.log.read_text()
-        time.sleep(0.1)
+        time.sleep(0.25)  # each look costs the processor some milliseconds
 
 
 def trained_by(parent: psutil.Process, store: Path, begun: bool = True) -> dict[str, float]:
@@ -152,7 +154,7 @@ def trained_by(parent: psutil.Process, store: Path, begun: bool = True) -> dict[
 
 
 def wait_for_training(store: Path, launch: Launch) -> None:
-    """Until the long cell of `uneven` is in the middle and the short one is finished: one worker is left."""
+    """Until the short cell of `uneven` is finished and the long one in the middle."""
     wait_until(lambda: trained_by(launch.process, store) and any(store.glob("cells/*/result.json")), launch)
 
 
@@ -220,7 +222,7 @@ def of_ray(parent: psutil.Process, part: str) -> list[psutil.Process]:
     return found
 
 
-@pytest.mark.slow(seconds=90)
+@pytest.mark.slow(seconds=115)
 def test_any_process_may_die_at_any_moment(store: Path) -> None:
     """A worker, each of Ray's own processes, the launch (with checkpoints cut in half), in any order."""
     seed, more = time.time_ns(), int(os.environ.get("HIDDENWEIGHTS_KILLS", "0"))
@@ -270,7 +272,7 @@ def lose_ray(launch: Launch, part: str) -> None:
     assert [process for process in lost if lives(process)] == []
 
 
-@pytest.mark.slow(seconds=80)
+@pytest.mark.slow(seconds=95)
 def test_a_launch_is_stopped_loses_its_store_and_goes_on_with_the_same_command(
     store: Path, disk: bool
 ) -> None:
@@ -352,7 +354,7 @@ def cluster(tmp_path: Path) -> Iterator[psutil.Popen]:
         process.wait(60)
 
 
-@pytest.mark.slow(seconds=60)
+@pytest.mark.slow(seconds=105)
 def test_on_a_cluster_a_node_is_lost_and_then_the_head(store: Path, cluster: psutil.Popen) -> None:
     address, *raylets = cluster.stdout.readline().split()
     nodes = [psutil.Process(int(raylet)) for raylet in raylets]

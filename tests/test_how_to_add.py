@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow(seconds=20)  # in a fixture, which two workers would have twice
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from hiddenweights.analysis.commands import main
 from hiddenweights.tickets.ticket import Ticket
 
-pytestmark = pytest.mark.slow(seconds=45)
+pytestmark = pytest.mark.slow(seconds=80)
 
 CLASSES, TRAIN, VAL = 40, 4, 1
 ROOT = Path(__file__).parents[1]

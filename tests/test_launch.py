@@ -1,10 +1,11 @@
 """Launching sweeps: what is missing is trained, once; what failed is said; the exit status tells."""
 
+import gc
 import io
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from rich.console import Console
 
 from hiddenweights import cli
@@ -59,6 +61,22 @@ def _quiet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     yield
     tracking.tracking_mode.cache_clear()
     experiments.memberships.cache_clear()
+
+
+@pytest.fixture
+def _forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes that check data are forks, which have torch: to import it takes 3 s.
+
+    One thread: a fork of a process whose threads have computed cannot use them and waits forever.
+    """
+    torch.set_num_threads(1)
+    fork = multiprocessing.get_context("fork")
+
+    def instead(method: str) -> object:
+        gc.collect()  # or the fork might, and end what has threads in this process alone
+        return fork
+
+    monkeypatch.setattr(multiprocessing, "get_context", instead)
 
 
 def sweeps(*args: str) -> int:
@@ -142,37 +160,19 @@ def test_the_sweep_and_train_give_the_same_masks(tmp_path: Path) -> None:
     assert [r["mask_checksum"] for r in swept["history"]] == [r["mask_checksum"] for r in alone["history"]]
 
 
-def test_two_launches_at_once_train_a_cell_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    configs = trained(monkeypatch)
-    statuses: list[int] = []
-
-    def go() -> None:
-        statuses.append(
-            subprocess.run(  # a process each, as from two terminals
-                [sys.executable, "-c", LAUNCH_TINY, "runs"], check=False, capture_output=True, text=True
-            ).returncode
-        )
-
-    threads = [threading.Thread(target=go) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert statuses == [0, 0]
-    assert configs == []
+def test_two_launches_at_once_train_a_cell_once() -> None:
+    torch.set_num_threads(1)  # see `_forks`
+    gc.collect()  # or a fork might, and end what has threads in this process alone
+    context = multiprocessing.get_context("fork")  # as from two terminals, but for the import of torch
+    launches = [context.Process(target=lambda: sys.exit(launch("tiny"))) for _ in range(2)]
+    for one in launches:
+        one.start()
+    for one in launches:
+        one.join()
+    assert [one.exitcode for one in launches] == [0, 0]
     results = [json.loads(path.read_text()) for path in Path("runs/cells").glob("*/result.json")]
     assert len(results) == 6
     assert [result["attempts"] for result in results] == [1] * 6
-
-
-# A launch in a process of its own, with this module's sweeps.
-LAUNCH_TINY = f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_launch import experiments, launch, tiny
-experiments.SWEEPS = {{**experiments.SWEEPS, "tiny": tiny}}
-sys.exit(launch("tiny"))
-"""
 
 
 def test_a_failing_cell_does_not_stop_the_others(
@@ -332,6 +332,7 @@ def test_a_dry_run_and_a_status_write_nothing(capsys: pytest.CaptureFixture[str]
         (["tiny", "--time-limti", "5"], ["--time-limti", "--time-limit"]),
     ],
 )
+@pytest.mark.usefixtures("_forks")
 def test_bad_input_is_one_line_and_status_2(
     args: list[str], names: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -392,6 +393,7 @@ def test_a_stop_does_not_wait_for_the_data(tmp_path: Path) -> None:
     ("field", "value"),
     [("model.arch", "conv8"), ("model.width", 1 / 65), ("model.arch", "linear"), ("data.subset", 1_000_000)],
 )
+@pytest.mark.usefixtures("_forks")
 def test_what_the_digits_do_not_fit_stops_the_launch(field: str, value: Scalar) -> None:
     """Before a cell is trained, although most launches with the digits are not tried."""
     whole = experiments.sweep("quickstart").override({field: value}, {})

@@ -139,7 +139,7 @@ def train_anew(root) -> tuple[dict, dict, float]:
     return weights, scores, sum(losses) / len(losses)
 
 
-@pytest.mark.slow(seconds=8)
+@pytest.mark.slow(seconds=11)
 @pytest.mark.arithmetic
 def test_ten_steps_of_conv4_on_cifar10_are_those_written_anew(data_root, monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda *_: (0.0, 0.0))  # 10,000 images, not in question here

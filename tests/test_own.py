@@ -63,28 +63,34 @@ def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_sweep_of_ones_own_is_shown_launched_and_drawn(folder: Path) -> None:
+def test_a_sweep_of_ones_own_is_shown_launched_and_drawn(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The processes are those that would not work if only this one knew the sweep."""
     name = "my_sweeps.py:k_of_fc"
-    shown = run(folder, "sweeps", "show", name)
-    assert "a small network will do" in shown.stdout
-    assert f"hiddenweights sweeps launch {name}\n" in shown.stdout
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HIDDENWEIGHTS_CACHE", str(folder / "cache"))
+    assert main(["sweeps", "show", name]) == 0
+    shown = capsys.readouterr().out
+    assert "a small network will do" in shown
+    assert f"hiddenweights sweeps launch {name}\n" in shown
     planned = run(folder, "sweeps", "launch", name, "--dry-run")
     assert planned.stdout.splitlines()[-1].startswith("my_sweeps-k_of_fc: 4 cells")
     launched = run(folder, "sweeps", "launch", name, "--executor", "inline")
     assert launched.returncode == 0, launched.stdout + launched.stderr
-    again = run(folder, "sweeps", "launch", name, "--executor", "inline")
-    assert "0 to train" in again.stdout
-    assert run(folder, "sweeps", "status", name).returncode == 0
-    drawn = run(folder, "analysis", "figure", name)
-    assert drawn.returncode == 0, drawn.stdout + drawn.stderr
+    assert main(["sweeps", "launch", name, "--executor", "inline"]) == 0
+    assert "0 to train" in capsys.readouterr().out
+    assert main(["sweeps", "status", name]) == 0
+    assert main(["analysis", "figure", name]) == 0
     lines = (folder / "figures" / "my_sweeps-k_of_fc.csv").read_text().splitlines()
     assert len(lines) == 5  # two curves of two places
     assert {"kaiming_normal", "signed_constant"} == {line.split(",")[1] for line in lines[1:]}
     (next_,) = (line for line in launched.stdout.splitlines() if line.startswith("next: "))
     words = next_.removeprefix("next: hiddenweights ").split()
-    assert run(folder, *words).returncode == 0
+    drawn = run(folder, *words)
+    assert drawn.returncode == 0, drawn.stdout + drawn.stderr
     axes = ("--x", "model.k", "--curve", "model.arch", "--panel", "model.distribution")
-    assert run(folder, "analysis", "figure", name, *axes).returncode == 0
+    assert main(["analysis", "figure", name, *axes]) == 0
     text = (folder / "figures" / "my_sweeps-k_of_fc.csv").read_text()
     assert text.splitlines()[1].startswith(("kaiming_normal,fc", "signed_constant,fc"))
 

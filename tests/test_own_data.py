@@ -2,7 +2,6 @@
 
 import io
 import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -125,12 +124,8 @@ class Items:
 def test_train_on_a_function_of_a_file(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     flags = [word for name, value in TINY.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "hiddenweights", "train", *flags, "--data.name", "my_data.py:make"]
-    command += ["--no-track"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert main(["train", *flags, "--data.name", "my_data.py:make", "--no-track"]) == 0
     cell = cell_id(unflatten({**TINY, "data.name": "my_data.py:make"}))
     result = Store("runs").result(cell)
     assert result is not None

@@ -1,5 +1,6 @@
 """The example of docs/own.md: its files in an empty folder, run by the installed package on Ray."""
 
+import json
 import os
 import re
 import subprocess
@@ -30,6 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_sweep_of_ones_own_method_and_data_on_ray(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["RAY_OVERRIDE_RESOURCES"] = json.dumps({"CPU": 1})  # one worker: each takes 6 s to start
     command = [sys.executable, "-m", "hiddenweights", "sweeps", "launch", "my_sweeps.py:compare"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

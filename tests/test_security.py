@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import unhurried
 from fault_sweeps import DRIVER, watched
 from faulty import MARK
 
@@ -25,7 +26,7 @@ from hiddenweights.cells.store import Store
 from hiddenweights.sweeps import experiments
 from hiddenweights.sweeps.grid import Sweep
 
-pytestmark = pytest.mark.slow(seconds=70)
+pytestmark = pytest.mark.slow(seconds=85)
 
 KEY = "f00dfeed" * 5
 
@@ -67,6 +68,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
         "RAY_TMPDIR": str(session),
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]),
         MARK: str(folder / "mark"),
+        unhurried.PAUSE: "0.02",
         "RAY_memory_monitor_refresh_ms": "0",  # kills workers when others take this machine's memory
     }
     log = folder / "log"
@@ -77,7 +79,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Seen]:
     cells = [
         id
         for id, config in Sweep(name="", arms=tuple(watched())).cells().items()
-        if config.model.arch == "conv2"
+        if config.model.arch.startswith("unhurried:")
     ]
     killed = False
     try:
