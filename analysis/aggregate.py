@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from hiddenweights.claims.contrasts import IDENTITY, SEEDS
+from hiddenweights.claims.contrasts import BY_SEED, IDENTITY
 from hiddenweights.errors import UserError
 
 LEVEL = 0.95
@@ -19,8 +19,8 @@ FloatArray = NDArray[np.float64]
 
 # Cells of one curve may not differ in these fields.
 SAME = ("data.name", "data.protocol", "data.subset", "train.epochs", "model.selection")
-# Cells of one point may differ in the seed and in where they ran. A fine-tuned cell names that of its seed.
-ALIKE = tuple(name for name in IDENTITY if name not in (*SEEDS, "model.init_from"))
+# Cells of one point may differ in the seed and in where they ran.
+ALIKE = tuple(name for name in IDENTITY if name not in BY_SEED)
 
 
 def interval(values: FloatArray, *, level: float = LEVEL) -> tuple[float, float]:

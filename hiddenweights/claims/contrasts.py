@@ -18,6 +18,8 @@ from hiddenweights.recipes import recipe
 # The fields that affect the result.
 IDENTITY = tuple(name for name in flatten(CellConfig()) if field_of(name).identity)
 SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
+# Fields in which the cells of one point differ. A fine-tuned cell names the cell of its seed.
+BY_SEED = (*SEEDS, "model.init_from")
 # Cells of one setting may be compared; a claim is judged in each setting separately.
 SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 _RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
