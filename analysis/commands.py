@@ -20,7 +20,7 @@ from hiddenweights import cli, own
 from hiddenweights.analysis import aggregate, claims, experiments, planning, specs, summary
 from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.analysis.layout import layout
+from hiddenweights.analysis.layout import file_name, layout
 from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
 from hiddenweights.atomic import replacing
@@ -73,6 +73,8 @@ def figure(
 ) -> None:
     """Draw a figure: PNG, PDF, and the numbers as CSV.
 
+    With other axes than its own it gets other files, such as NAME_by_epoch.png.
+
     Args:
         name: The figure, named like its sweep. For your own sweep: FILE.py:FUNCTION, as for its launch.
         mixed: Average over cells that differ in more than their seeds, and draw different data or epochs as
@@ -86,15 +88,16 @@ def figure(
     """
     name = own.slug(name)
     table = _table(source)
-    as_published = name in experiments.FIGURES and not any((x, y, curve, panel))
-    spec = experiments.FIGURES[name] if as_published else layout(name, table, x, curve, panel, y or METRIC)
+    declared = experiments.FIGURES.get(name)
+    if declared and (any((x, curve, panel)) or y not in (None, declared.y)):
+        declared = None
+    spec = declared or layout(name, table, x, curve, panel, y or METRIC)
     points = specs.points(table, spec)
     ours = aggregate.curves(points, mixed=mixed)
-    drawn = pd.concat([ours, published(name, points)], ignore_index=True) if as_published else ours
+    drawn = pd.concat([ours, published(name, points)], ignore_index=True) if declared else ours
     from hiddenweights.analysis import figures  # here, because numbers alone need no matplotlib
 
-    file = name if as_published or spec.y == METRIC else f"{name}_{spec.y.replace('/', '_')}"
-    file += "_by_epoch" * (spec.x == specs.EPOCH)
+    file = name if declared else file_name(name, x, curve, panel, y)
     csv = source.out / f"{file}.csv"
     with _writing(source.out):
         paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn, spec)), source.out, file)

@@ -82,6 +82,21 @@ def layout(
     )
 
 
+def file_name(
+    name: str, x: str | None = None, curve: str | None = None, panel: str | None = None, y: str | None = None
+) -> str:
+    """The name of the files of a figure with these axes: another one for each choice of axes.
+
+    `y` counts if it is not the accuracy on test images, or if no other axis is given.
+    """
+    words = [name]
+    if y and (y != METRIC or not (x or curve or panel)):
+        words.append(y.replace("/", "_"))
+    given = {"by": x, "curve": curve, "panel": panel}
+    words += [f"{option}_{field.rpartition('.')[2]}" for option, field in given.items() if field]
+    return "_".join(words)
+
+
 def _words(x: str) -> str:
     """A place on the x axis in words, with {:g} for its number."""
     return "after epoch {:g}" if x == EPOCH else f"{x} = {{:g}}"

@@ -207,6 +207,34 @@ def test_another_logged_number_is_drawn_after_each_epoch_or_the_last(
             assert point.mean == pytest.approx(scale * of_point[y].mean())
 
 
+def test_a_figure_with_other_axes_leaves_the_files_of_the_declared_one_alone(tmp_path: Path) -> None:
+    rates = (0.1, 0.3)
+    cells = [
+        config(model__k=k, optim__lr=lr, seed=seed) for k in (0.3, 0.5) for lr in rates for seed in (0, 1)
+    ]
+    store = made_store(tmp_path / "store", "study_recipe_rate", cells)
+    made_store(store, "study_rates", cells)
+    by_rate = ["--curve", "optim.lr"]
+    choices = [
+        ["study_recipe_rate", "--mixed"],
+        ["study_recipe_rate", "--x", "optim.lr"],
+        ["study_recipe_rate", *by_rate],
+        ["study_recipe_rate", *by_rate, "--panel", "model.k"],
+        ["study_recipe_rate", *by_rate, "--y", "churn"],
+        ["study_recipe_rate", *by_rate, "--x", "epoch", "--panel", "model.k"],
+        ["study_rates", "--mixed"],  # which shows the accuracy on held-out images
+        ["study_rates", "--y", "test_accuracy"],
+        ["study_rates", "--y", "churn"],
+    ]
+    source = ["--from", str(store), "--out", str(tmp_path / "out")]
+    for count, options in enumerate(choices, start=1):
+        assert main(["figure", *options, *source]) == 0
+        assert len([*(tmp_path / "out").glob("*.csv")]) == count
+    same = ["study_rates", "--mixed", "--y", "validation_accuracy"]
+    assert main(["figure", *same, *source]) == 0
+    assert len([*(tmp_path / "out").glob("*.png")]) == len(choices)
+
+
 def test_a_number_that_only_other_sweeps_have_logged_is_an_error(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
