@@ -8,7 +8,6 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from analysis_stores import config, grid, made_store, result, write_store
-from matplotlib.colors import to_rgb
 
 from hiddenweights.analysis import aggregate, experiments, figures, specs
 from hiddenweights.analysis.commands import main
@@ -101,30 +100,6 @@ def test_the_legend_takes_any_name(store: Path) -> None:
     names = {"signed constant": "x" * 130, "Kaiming normal": "_mine.py:data"}
     (legend,) = figures.render(drawn.replace({"curve": names}), spec).legends
     assert [text.get_text().strip() for text in legend.get_texts()][:2] == [*names.values()]
-
-
-def test_curves_differ_without_colour() -> None:
-    marks = [(look.marker, str(look.line)) for look in figures.LOOKS.values()]
-    assert len(set(marks)) == len(marks)
-    signed, normal = (figures.LOOKS[name].color for name in ("signed constant", "Kaiming normal"))
-    grey = [
-        sum(w * c for w, c in zip((0.3, 0.59, 0.11), to_rgb(color), strict=True))
-        for color in (signed, normal)
-    ]
-    assert abs(grey[0] - grey[1]) > 0.2
-
-
-def test_thirty_curves_are_told_apart() -> None:
-    looks = figures.looks([f"curve {i}" for i in range(30)])
-    assert len({(look.marker, look.line) for look in looks.values()}) == 30
-    assert len({(look.color, look.marker) for look in looks.values()}) == 30
-
-
-def test_a_published_curve_looks_like_ours() -> None:
-    names = ["a", "signed constant", "b"]
-    looks = figures.looks([*names, *(specs.PREFIX + name for name in reversed(names))])
-    assert [looks[specs.PREFIX + name] for name in names] == [looks[name] for name in names]
-    assert len({*looks.values()}) == 3
 
 
 def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
