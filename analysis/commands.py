@@ -26,7 +26,7 @@ from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
 from hiddenweights.atomic import replacing
 from hiddenweights.cells.store import default_store
 from hiddenweights.claims import registry
-from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error
+from hiddenweights.errors import UserError, choices_error
 from hiddenweights.fields import check
 
 if TYPE_CHECKING:
@@ -246,7 +246,7 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
         nonlocal page
         try:
             page = write.as_html(_write_report(source, mixed, price))
-        except (UserError, StoreAway, Unreachable) as error:  # no cell yet, or the source is away
+        except UserError as error:  # no cell is finished yet, or the source cannot be read now
             return page or write.waiting(str(error))
         return page
 

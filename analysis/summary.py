@@ -28,11 +28,18 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
         for value in values:
             alike = column.isna() if value is None else column == value
             if not alike.any():
-                has = ", ".join(sorted({str(value) for value in column}))
+                has = ", ".join(sorted({*map(_as_condition, column)}))
                 raise UserError(f"--where: no cell has {name}={value}; {name} is one of: {has}")
             chosen |= alike
         cells = cells[chosen]
     return Table(cells, table.epochs, table.left_out)
+
+
+def _as_condition(value: Any) -> str:
+    """A value as ``--where`` takes it."""
+    if pd.isna(value):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Annotated, Any, NoReturn, Union
 
-from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped
+from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped, nearest
 from hiddenweights.garbage import collect_rarely
 
 Command = Callable[..., int | None]
@@ -173,8 +173,26 @@ def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callabl
     except SystemExit as end:
         if not end.code:  # help was asked for, and printed
             raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+        gist = _one_line(complaint.getvalue())
+        raise UserError(gist + _hint(gist, _options(function, prog))) from None
     return call
+
+
+def _options(function: Command, prog: str) -> list[str]:
+    """The names of the options of a command, without the dashes, from its help."""
+    import tyro
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(_deferred(function, ()), prog=prog, args=["--help"], config=_style(tyro))
+    return sorted(set(re.findall(r"(?m)^[│|\s]*--([a-z][\w.-]*)", shown.getvalue())))
+
+
+def _hint(gist: str, options: Sequence[str]) -> str:
+    """The option that may be meant, if the parser's `gist` is that it knows no such option."""
+    unknown = re.match(r"Unrecognized.*?--([\w.-]+)", gist)
+    near = nearest(unknown[1], options) if unknown else []
+    return f" (did you mean {' or '.join(f'--{name}' for name in near)}?)" if near else ""
 
 
 def _style(tyro: Any) -> tuple[Any, ...]:
@@ -233,7 +251,7 @@ def _group(commands: Mapping[str, Command]) -> Command:
 
 
 def _one_line(box: str) -> str:
-    """The first paragraph of the parser's boxed message, and the option that it proposes instead.
+    """The first paragraph of the parser's boxed message.
 
     Our own errors name the field, so the parser's name for a group of fields (`config.model`) is left out.
     The lines of the box are dashes if the terminal has no Unicode.
@@ -243,9 +261,4 @@ def _one_line(box: str) -> str:
     while lines and not lines[0]:
         lines.pop(0)
     end = lines.index("") if "" in lines else len(lines)
-    gist = re.sub(r"^Error parsing (__tyro\S+: |\w+(\.\w+)*: (?=\w+\.\w+: ))?", "", " ".join(lines[:end]))
-    if gist.startswith("Unrecognized"):
-        for line in lines[end:]:
-            if line.startswith("--"):
-                return f"{gist} (did you mean {line.split()[0]}?)"
-    return gist
+    return re.sub(r"^Error parsing (__tyro\S+: |\w+(\.\w+)*: (?=\w+\.\w+: ))?", "", " ".join(lines[:end]))

@@ -93,7 +93,8 @@ class ModelConfig:
         elif named not in ("dense", "finetune"):
             check(self.k is not None, "model.k", self.k, f"is needed by method {named}")
         if self.k is not None:
-            check(0 < self.k <= 1, "model.k", self.k, "must lie in (0, 1]; k is the fraction kept")
+            percent = f"; for {self.k:g}% write {self.k / 100:g}" if 2 <= self.k <= 100 else ""
+            check(0 < self.k <= 1, "model.k", self.k, f"must lie in (0, 1]; k is the fraction kept{percent}")
         self._check_init()
 
     @property

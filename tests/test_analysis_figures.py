@@ -115,6 +115,8 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
         (["figure", "depth"], ["depth", "hiddenweights sweeps launch depth"]),
         (["figure", "quickstart", "--where", "model.k=0.5,0.2"], ["model.k=0.2", "0.9"]),
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
+        (["figure", "quickstart", "--where", "arch=conv2"], ["'arch'", "mean 'model.arch'"]),
+        (["figure", "quickstart", "--from", "no-such"], ["no-such", "hiddenweights sweeps launch"]),
         (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),
         (["figure", "quickstart", "--y", "loss"], ["--y", "'loss'", "train_loss", "churn"]),
         (["figure", "quickstart", "--x", "data.name"], ["--x", "data.name", "not a number"]),
@@ -134,6 +136,18 @@ def test_bad_input_is_one_line(
     assert err.count("\n") == 1
     assert all(word in err for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_values_of_a_field_are_those_that_where_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [config(data__subset=subset, model__k=0.5) for subset in (None, 500)]
+    source = ["--from", str(made_store(tmp_path / "store", "depth", cells)), "--out", str(tmp_path)]
+    assert main(["figure", "depth", *source, "--where", "data.subset=7"]) == 2
+    choices = capsys.readouterr().err.rpartition(": ")[2].strip().split(", ")
+    assert len(choices) == 2
+    for choice in choices:
+        assert main(["figure", "depth", *source, "--where", f"data.subset={choice}"]) == 0
 
 
 def test_where_picks_cells(tmp_path: Path) -> None:

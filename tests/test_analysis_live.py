@@ -6,17 +6,13 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 import pytest
 from analysis_stores import grid, made_store
 
-from hiddenweights.analysis import commands
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.page import live
-from hiddenweights.errors import Unreachable
 from hiddenweights.identity import cell_id
 
 CELLS = grid(archs=("conv2",), ks=(0.1, 0.5), seeds=(0, 1))
@@ -83,24 +79,6 @@ def test_the_page_follows_the_store_and_ends_with_its_parent(
     assert f"{len(CELLS) - 1} finished cells" in shown[0]
     assert f"{len(CELLS)} finished cells" in shown[-1]
     assert f"{len(CELLS)} finished cells" in (tmp_path / "out" / "report.html").read_text()
-
-
-def test_the_page_outlives_a_store_that_is_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = made_store(tmp_path / "store", "depth", CELLS)
-    pages: list[str] = []
-
-    def away(*_: object) -> NoReturn:
-        raise Unreachable("503")
-
-    def look_twice(look: Callable[[], str], *rest: object) -> None:
-        pages.append(look())
-        monkeypatch.setattr(commands, "fetch", away)
-        pages.append(look())
-
-    monkeypatch.setattr(live, "keep_current", look_twice)
-    assert main(["report", "--from", str(store), "--out", str(tmp_path / "out"), "--watch"]) == 0
-    assert f"{len(CELLS)} finished cells" in pages[0]
-    assert pages[1] == pages[0]
 
 
 def test_before_the_first_cell_the_page_waits(tmp_path: Path) -> None:
