@@ -12,7 +12,7 @@ from hiddenweights.analysis.table import METRIC, Table
 from hiddenweights.analysis.training import unit
 from hiddenweights.claims.contrasts import BY_SEED
 from hiddenweights.config import CellConfig
-from hiddenweights.errors import UserError, choices_error
+from hiddenweights.errors import UserError, choices_error, nearest
 from hiddenweights.flat import flatten
 
 # Fields about where and how fast a cell was trained, and those of its seed, are not axes of a figure.
@@ -49,7 +49,12 @@ def layout(
             raise choices_error(option, field, choices)
     known = {sweep for rows in (table.cells, table.left_out) for sweep in " ".join(rows["sweeps"]).split()}
     if name not in known:
-        raise choices_error("figure", name, [*FIGURES, *sorted(known - FIGURES.keys())])
+        near = " or ".join(map(repr, nearest(name, [*FIGURES, *sorted(known)])))
+        hint = f" (did you mean {near}?)" if near else ""
+        raise UserError(
+            f"figure: the source has no sweep {name!r}{hint}, but: {', '.join(sorted(known)) or 'none'}; "
+            "`hiddenweights sweeps list` lists those that can be launched"
+        )
     cells = finished_cells(table, name)
     is_dense = cells["model.method"] == "dense"
     if is_dense.all():  # a sweep of dense networks: they are the curves
@@ -108,7 +113,10 @@ def _x(name: str, cells: pd.DataFrame, varying: list[str]) -> str:
     for field in (*_FIRST, *varying):
         if field in varying and _is_number(cells[field]):
             return field
-    raise UserError(f"--x: no numeric field varies between the cells of {name}; name the field of the x axis")
+    raise UserError(
+        f"--x: no numeric field varies between the cells of {name}; "
+        "name the field of the x axis, or epoch for training curves"
+    )
 
 
 def _is_number(values: "pd.Series[Any]") -> bool:

@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Annotated, Any, NoReturn, Union
 
@@ -23,6 +23,8 @@ from hiddenweights.garbage import collect_rarely
 
 Command = Callable[..., int | None]
 
+# Environment variable: the id of the process with which `analysis report --watch` ends.
+PARENT = "HIDDENWEIGHTS_PARENT"
 GIVEN = "given"  # a parameter of this name gets the names of the options that are on the command line
 
 # The optional packages, each with the extra of this package that installs it.
@@ -159,11 +161,7 @@ def _about(command: Command | Lazy) -> str:
 def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
     import tyro  # the import takes 0.1 s, and the overview does not need it
 
-    with contextlib.suppress(ImportError):  # it is private, and only the layout of the help depends on it
-        import tyro._strings as strings
-
-        # tyro would keep the line breaks of a field's docstring, because its lines are indented.
-        strings.remove_single_line_breaks = lambda helptext: " ".join(helptext.split())
+    _adapt_help()
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -193,6 +191,26 @@ def _hint(gist: str, options: Sequence[str]) -> str:
     unknown = re.match(r"Unrecognized.*?--([\w.-]+)", gist)
     near = nearest(unknown[1], options) if unknown else []
     return f" (did you mean {' or '.join(f'--{name}' for name in near)}?)" if near else ""
+
+
+@functools.cache
+def _adapt_help() -> None:
+    """Change what tyro prints as help. These functions are private, and only the help depends on them."""
+    with contextlib.suppress(ImportError, AttributeError):
+        import tyro._arguments as arguments
+        import tyro._strings as strings
+
+        # tyro would keep the line breaks of a field's docstring, because its lines are indented.
+        strings.remove_single_line_breaks = lambda helptext: " ".join(helptext.split())
+        helptext = arguments.generate_argument_helptext
+
+        def without_none(arg: Any, *rest: Any, **more: Any) -> Any:
+            """Leave out "(default: None)": the text says what holds if nothing is given."""
+            if arg.field.default is None and arg.field.argconf.help_behavior_hint is None:
+                arg.field.argconf = replace(arg.field.argconf, help_behavior_hint="")
+            return helptext(arg, *rest, **more)
+
+        arguments.generate_argument_helptext = without_none
 
 
 def _style(tyro: Any) -> tuple[Any, ...]:

@@ -168,7 +168,8 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """The optimiser. Settings that are not given come from the recipe of the method and the network."""
+    """The optimiser. Settings that are not given come from the recipe of the method and the network, see
+    docs/method.md."""
 
     optimizer: Optimizer | None = None
     """sgd or adam. If not given: sgd. The choice also selects the recipe of a dense network."""

@@ -113,6 +113,7 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
     [
         (["figure", "quikstart"], ["quikstart", "quickstart"]),
         (["figure", "depth"], ["depth", "hiddenweights sweeps launch depth"]),
+        (["figure", "tune_lr"], ["'tune_lr'", "quickstart", "hiddenweights sweeps"]),
         (["figure", "quickstart", "--where", "model.k=0.5,0.2"], ["model.k=0.2", "0.9"]),
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
         (["figure", "quickstart", "--where", "arch=conv2"], ["'arch'", "mean 'model.arch'"]),

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from hiddenweights import cli
+from hiddenweights.__main__ import COMMANDS
 from hiddenweights.cells.store import Checkpoint, Store
 from hiddenweights.commands import train as main
 from hiddenweights.errors import nearest
@@ -150,6 +151,22 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for flag in ("--model.k", "--data.root", "--optim.lr", "--train.threads", "--seeds.weights", "--store"):
         assert flag in printed
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "sweeps launch", "sweeps settle", "analysis figure", "analysis report"]
+)
+def test_help_names_no_default_that_is_not_one(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.run(COMMANDS, "hiddenweights", [*command.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert "default: None" not in printed
+    assert "default: )" not in printed
+    assert "--parent" not in printed  # which `sweeps launch --page` sets
+    assert "(default: " in printed  # real ones stay
 
 
 def test_help_does_not_break_a_sentence(
