@@ -47,14 +47,7 @@ def layout(
         choices = (*FIELDS, EPOCH) if option == "--x" else FIELDS
         if field is not None and field not in choices:
             raise choices_error(option, field, choices)
-    known = {sweep for rows in (table.cells, table.left_out) for sweep in " ".join(rows["sweeps"]).split()}
-    if name not in known:
-        near = " or ".join(map(repr, nearest(name, [*FIGURES, *sorted(known)])))
-        hint = f" (did you mean {near}?)" if near else ""
-        raise UserError(
-            f"figure: the source has no sweep {name!r}{hint}, but: {', '.join(sorted(known)) or 'none'}; "
-            "`hiddenweights sweeps list` lists those that can be launched"
-        )
+    _check_name(name, table)
     cells = finished_cells(table, name)
     is_dense = cells["model.method"] == "dense"
     if is_dense.all():  # a sweep of dense networks: they are the curves
@@ -85,6 +78,18 @@ def layout(
         y_label=y_label,
         y_scale=y_scale,
     )
+
+
+def _check_name(name: str, table: Table) -> None:
+    """Raise `UserError` if no run of the table belongs to the sweep `name`."""
+    known = {sweep for rows in (table.cells, table.left_out) for sweep in " ".join(rows["sweeps"]).split()}
+    if name not in known:
+        near = " or ".join(map(repr, nearest(name, [*FIGURES, *sorted(known)])))
+        hint = f" (did you mean {near}?)" if near else ""
+        raise UserError(
+            f"figure: the source has no sweep {name!r}{hint}, but: {', '.join(sorted(known)) or 'none'}; "
+            "`hiddenweights sweeps list` lists those that can be launched"
+        )
 
 
 def file_name(
