@@ -10,17 +10,18 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from hiddenweights.claims.contrasts import IDENTITY, SEEDS
+from hiddenweights.claims.contrasts import BY_SEED, IDENTITY
 from hiddenweights.errors import UserError
 
 LEVEL = 0.95
 FEW = 3  # with fewer values there is no interval: with two it would be 9 standard deviations to each side
+MOST_BANDS, FEW_PLACES = 3, 8  # curves whose bands can be told apart; places where bars have room
 FloatArray = NDArray[np.float64]
 
 # Cells of one curve may not differ in these fields.
 SAME = ("data.name", "data.protocol", "data.subset", "train.epochs", "model.selection")
-# Cells of one point may differ in the seed and in where they ran. A fine-tuned cell names that of its seed.
-ALIKE = tuple(name for name in IDENTITY if name not in (*SEEDS, "model.init_from"))
+# Cells of one point may differ in the seed and in where they ran.
+ALIKE = tuple(name for name in IDENTITY if name not in BY_SEED)
 
 
 def interval(values: FloatArray, *, level: float = LEVEL) -> tuple[float, float]:
@@ -94,13 +95,37 @@ def in_band(drawn: pd.DataFrame) -> "pd.Series[bool]":
     """Whether the interval of each point of `curves` joins one beside it on its curve, as part of a band.
 
     An interval of a curve without x always does: it goes across the panel. An interval between two points
-    without intervals is to be drawn by itself.
+    without intervals is to be drawn by itself. So are all of a panel with more than `MOST_BANDS` curves over
+    few places, because their bands would hide each other.
     """
     ordered = drawn.sort_values("x")
     has = ordered["low"].notna()
     curve = has.groupby([ordered[name] for name in ("panel", "curve", "kind")], sort=False)
     beside = curve.shift(1, fill_value=False) | curve.shift(-1, fill_value=False) | ordered["x"].isna()
-    return (has & beside).reindex(drawn.index)
+    over_x = drawn[drawn["low"].notna() & drawn["x"].notna()].groupby("panel")
+    crowded = (over_x["curve"].nunique() > MOST_BANDS) & (over_x["x"].nunique() <= FEW_PLACES)
+    apart = ordered["panel"].isin(crowded.index[crowded]) & ordered["x"].notna()
+    return (has & beside & ~apart).reindex(drawn.index)
+
+
+def shifts(drawn: pd.DataFrame) -> dict[str, float]:
+    """How many steps to the side to draw each curve of a panel, so that bars are beside each other.
+
+    `drawn` has the column `band` (see `in_band`). The steps are whole ones apart, and 0 on average.
+    """
+    bars = drawn[drawn["low"].notna() & ~drawn["band"]]
+    curves = [*map(str, bars["curve"].unique())]
+    return {curve: i - (len(curves) - 1) / 2 for i, curve in enumerate(curves)}
+
+
+def cut(drawn: pd.DataFrame, scale: float) -> pd.DataFrame:
+    """`drawn` with intervals that end at 0 and 100 if they are percentages (`scale` is 100), to be drawn.
+
+    A t interval may go beyond, because it assumes normal values.
+    """
+    if scale != 100:
+        return drawn
+    return drawn.assign(low=drawn["low"].clip(lower=0), high=drawn["high"].clip(upper=100))
 
 
 def _refuse_mixtures(points: pd.DataFrame, by: list[str], fields: Sequence[str]) -> None:

@@ -20,7 +20,7 @@ from hiddenweights import cli, own
 from hiddenweights.analysis import aggregate, claims, experiments, planning, specs, summary
 from hiddenweights.analysis.cache import default_folder
 from hiddenweights.analysis.fetch import fetch
-from hiddenweights.analysis.layout import layout
+from hiddenweights.analysis.layout import file_name, layout
 from hiddenweights.analysis.published import published
 from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
 from hiddenweights.atomic import replacing
@@ -73,8 +73,12 @@ def figure(
 ) -> None:
     """Draw a figure: PNG, PDF, and the numbers as CSV.
 
+    With other axes than its own it gets other files, such as NAME_by_epoch.png.
+
     Args:
-        name: The figure, named like its sweep. For your own sweep: FILE.py:FUNCTION, as for its launch.
+        name: The sweep that is drawn; it must have a finished cell. Many of this project's have a figure of
+            their own; of others, the axes are chosen from the fields that vary. For your own sweep:
+            FILE.py:FUNCTION, as for its launch.
         mixed: Average over cells that differ in more than their seeds, and draw different data or epochs as
             one curve.
         x: Field on the x axis, or epoch for training curves. If not given: from the figure's description, or
@@ -86,15 +90,16 @@ def figure(
     """
     name = own.slug(name)
     table = _table(source)
-    as_published = name in experiments.FIGURES and not any((x, y, curve, panel))
-    spec = experiments.FIGURES[name] if as_published else layout(name, table, x, curve, panel, y or METRIC)
+    declared = experiments.FIGURES.get(name)
+    if declared and (any((x, curve, panel)) or y not in (None, declared.y)):
+        declared = None
+    spec = declared or layout(name, table, x, curve, panel, y or METRIC)
     points = specs.points(table, spec)
     ours = aggregate.curves(points, mixed=mixed)
-    drawn = pd.concat([ours, published(name, points)], ignore_index=True) if as_published else ours
+    drawn = pd.concat([ours, published(name, points)], ignore_index=True) if declared else ours
     from hiddenweights.analysis import figures  # here, because numbers alone need no matplotlib
 
-    file = name if as_published or spec.y == METRIC else f"{name}_{spec.y.replace('/', '_')}"
-    file += "_by_epoch" * (spec.x == specs.EPOCH)
+    file = name if declared else file_name(name, x, curve, panel, y)
     csv = source.out / f"{file}.csv"
     with _writing(source.out):
         paths = figures.save(figures.render(drawn, spec, summary.note(points, drawn, spec)), source.out, file)
@@ -172,7 +177,6 @@ def report_(
     price: float | None = None,
     watch: bool = False,
     port: int = 0,
-    parent: int | None = None,
 ) -> None:
     """Write figures, claims and cells as one HTML page and as Markdown.
 
@@ -183,7 +187,6 @@ def report_(
         wandb: Also save a draft of a W&B Report and a view in this W&B project (ENTITY/PROJECT).
         watch: Keep the page current while cells finish, and serve it on this machine until interrupted.
         port: The port of the server. 0: any free port.
-        parent: Stop when the parent process with this id has ended (set by `sweeps launch --page`).
     """
     check(price is None or 0 <= price < math.inf, "--price", price, "must be at least 0")
     check(0 <= port < 2**16, "--port", port, "must lie in [0, 65535]")
@@ -193,7 +196,7 @@ def report_(
 
         wandb_report.place(wandb)
     if watch:
-        _keep_current(source, mixed, price, port, parent)
+        _keep_current(source, mixed, price, port)
         return
     found = _write_report(source, mixed, price)
     print(found.lead)
@@ -229,10 +232,14 @@ def _write_report(source: Source, mixed: bool, price: float | None) -> "Report":
     return found
 
 
-def _keep_current(source: Source, mixed: bool, price: float | None, port: int, parent: int | None) -> None:
-    """Serve the report, and keep writing it again while cells finish."""
+def _keep_current(source: Source, mixed: bool, price: float | None, port: int) -> None:
+    """Serve the report, and keep writing it again while cells finish.
+
+    It ends with its parent if that is the process named in the environment, as `sweeps launch --page` does.
+    """
     from hiddenweights.analysis.page import live, write
 
+    parent = os.environ.get(cli.PARENT)
     try:
         server = live.PageServer(port)
     except OSError as error:
@@ -253,7 +260,7 @@ def _keep_current(source: Source, mixed: bool, price: float | None, port: int, p
     print(f"the page: {server.url} (also {source.out / 'report.html'}){how}", flush=True)
     try:
         live.keep_current(
-            look, server, lambda: stopped.is_set() or (parent is not None and os.getppid() != parent)
+            look, server, lambda: stopped.is_set() or (parent is not None and str(os.getppid()) != parent)
         )
     except KeyboardInterrupt:
         pass

@@ -34,9 +34,11 @@ def open_source(text: str) -> Source:
         return StoreSource(text)
     if "://" not in text and Path(text).is_dir() and any(Path(text).rglob("*.wandb")):
         return OfflineFolder(text)
-    choices = "a store (it has a store.json), a folder with W&B's offline-run-* folders, wandb:entity/project"
     problem = "holds no runs" if filesystem.exists(root) else "does not exist"
-    raise UserError(f"--from: {text!r} {problem}; it may be: {choices}")
+    raise UserError(
+        f"--from: {text!r} {problem}; give a store (it has a store.json), a folder with W&B's offline-run-* "
+        "folders or wandb:ENTITY/PROJECT, or train something first: hiddenweights sweeps launch NAME"
+    )
 
 
 def fetch(text: str, cache: Path | None = None, on_progress: OnProgress = ignore) -> Table:

@@ -1,21 +1,25 @@
 """Draw curves. No function here computes a statistic or changes matplotlib's global state.
 
-A curve has the same colour, marker and line style in every figure. The colours are those of Okabe and Ito,
-which remain distinct for colour-blind readers; markers and line styles remain distinct in grey.
+A curve has the same colour, marker and line style in every figure. The first colours are those of Okabe and
+Ito, which remain distinct for colour-blind readers; markers and line styles remain distinct in grey. What is
+published has hollow markers and no line, so that every line is ours.
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
-from hiddenweights.analysis.aggregate import in_band
+from hiddenweights.analysis.aggregate import MOST_BANDS, cut, in_band, shifts
 from hiddenweights.analysis.specs import EDGE_POPUP, ORDER, PREFIX, PUBLISHED, SUBNETWORK, Spec
 
 RC: Any = {
@@ -45,6 +49,8 @@ class Look(NamedTuple):
     line: Any = "-"
 
 
+STEP = 2.8  # typographic points between bars at one place
+SIZES = {"*": 7.5, "d": 6.0, "p": 5.5}  # of markers that would look smaller than the others
 MARKERS = 20  # on a curve of more points, which would otherwise hide each other, only some are marked
 
 LOOKS = {
@@ -55,8 +61,22 @@ LOOKS = {
     "Xavier normal": Look("#D55E00", "v"),
     "signed Xavier constant": Look("#56B4E9", "P"),
     "default": Look("#999999", "X"),
+    "random mask, signed constant": Look("#999933", "<"),
+    "random mask, Kaiming normal": Look("#661100", ">"),
+    "IteRand, signed constant": Look("#AA4499", "*"),
+    "biprop, Kaiming normal": Look("#117733", "d"),
+    "sampled, signed constant": Look("#33BBEE", "p"),
     "dense, SGD": Look("#000000", "", (0, (5, 2))),
     "dense, Adam": Look("#666666", "", (0, (1, 1.5))),
+    # Of papers that name neither the weights nor the optimiser.
+    "best over k": Look("#882255", "D"),
+    "dense": Look("#000000", "h"),
+    # Curves by k: from dark to light.
+    "k = 0.1": Look("#440154", "v"),
+    "k = 0.3": Look("#3B528B", "s"),
+    "k = 0.5": Look("#21918C", "o"),
+    "k = 0.7": Look("#5EC962", "D"),
+    "k = 0.9": Look("#D8B900", "^"),
 }
 _COLORS = ("#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#0072B2", "#E69F00")
 _MARKERS = "v^DP<>"
@@ -73,20 +93,36 @@ def _spare(i: int) -> Look:
 def looks(curves: Sequence[str]) -> dict[str, Look]:
     """The look of each curve: its own, else a spare one, in order. A published curve has that of ours."""
     ours = {curve: curve.removeprefix(PREFIX) for curve in curves}
-    own = {name: LOOKS.get(name.removeprefix(EDGE_POPUP)) for name in ours.values()}
+    own = {name: LOOKS.get(_plain(name)) for name in ours.values()}
     spare = [name for name, look in own.items() if look is None]
     return {curve: own[name] or _spare(spare.index(name)) for curve, name in ours.items()}
 
 
+def _plain(name: str) -> str:
+    """The name of a curve in `LOOKS`, however a figure writes it."""
+    if kept := re.fullmatch(r"([\d.]+)% kept", name):
+        return f"k = {float(kept[1]) / 100:g}"
+    words = name.removeprefix(EDGE_POPUP).replace("_", " ")
+    return re.sub(r"kaiming|xavier", lambda found: found[0].title(), words)
+
+
 def draw_panel(drawn: pd.DataFrame, ax: Axes, spec: Spec, look: dict[str, Look]) -> Axes:
     """Draw one panel. `drawn` has one row per point (see `aggregate.curves`), in the units of the axes."""
+    drawn = drawn.reset_index(drop=True)
+    drawn = cut(drawn.assign(band=in_band(drawn)), spec.y_scale)
+    steps, beside = shifts(drawn), 0
+    banded = drawn.loc[drawn["band"] & drawn["x"].notna(), "curve"].nunique()
     for key, points in drawn.groupby(["curve", "kind"], sort=False):
         curve, kind = map(str, key)
         style = look[curve]
-        if points["x"].isna().all():
+        if kind == PUBLISHED:
+            beside += _draw_published(points, ax, style, curve, beside)
+        elif points["x"].isna().all():
             _draw_level(points.iloc[0], ax, style, curve)
         else:
-            _draw_curve(points, ax, style, curve, kind)
+            before = {*ax.lines, *ax.collections}
+            _draw_curve(points, ax, style, curve, kind, alpha=0.18 if banded <= MOST_BANDS else 0.14)
+            _shift({*ax.lines, *ax.collections} - before, ax, STEP * steps.get(curve, 0.0))
     ax.set_xlabel(spec.x_label)
     if spec.log:
         ax.set_xscale("log")
@@ -112,10 +148,29 @@ def spread(places: "pd.Series[float]", spec: Spec) -> list[float]:
     return sorted(ticks)
 
 
+def _shift(artists: Iterable[Artist], ax: Axes, points: float) -> None:
+    """Draw them so many typographic points further to the right. Their data stay the same."""
+    if points and isinstance(ax.figure, Figure):
+        aside = ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
+        for artist in artists:
+            artist.set_transform(ax.transData + aside)
+
+
+def _draw_published(points: pd.DataFrame, ax: Axes, look: Look, curve: str, beside: int) -> int:
+    """Hollow markers without a line; without x beside the panel. Returns how many are there."""
+    level = bool(points["x"].isna().all())
+    places = [1.025 + 0.035 * beside] if level else points["x"]
+    more: Any = {"transform": ax.get_yaxis_transform(), "clip_on": False} if level else {}
+    ax.plot(
+        places, points["mean"], color=look.color, linestyle="", marker=look.marker or "o", markersize=5,
+        markerfacecolor="white", markeredgewidth=1.2, label=_shown(curve), zorder=3.5, **more,
+    )  # fmt: skip
+    return int(level)
+
+
 def _draw_level(point: "pd.Series[Any]", ax: Axes, look: Look, curve: str) -> None:
-    width = 0.8 if point["kind"] == PUBLISHED else 1.4
     ax.axhline(
-        point["mean"], color=look.color, linestyle=look.line, linewidth=width, label=_shown(curve), zorder=2,
+        point["mean"], color=look.color, linestyle=look.line, linewidth=1.4, label=_shown(curve), zorder=2,
     )  # fmt: skip
     if not math.isnan(point["low"]):
         ax.axhspan(point["low"], point["high"], color=look.color, alpha=0.08, linewidth=0, zorder=1)
@@ -129,20 +184,18 @@ def _single(values: object) -> list[float]:
     return [*map(float, found)] if len(found) > 1 else []
 
 
-def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: str) -> None:
-    paper = kind == PUBLISHED
+def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: str, *, alpha: float) -> None:
     points = points.sort_values("x")
-    line = (0, (1, 2)) if paper else look.line
     every = math.ceil(len(points) / MARKERS)
     ax.plot(
-        points["x"], points["mean"], color=look.color, linestyle=line, linewidth=1 if paper else 1.6,
-        marker=look.marker or "o", markersize=4.5, markerfacecolor="white" if paper else look.color,
-        markevery=every, label=_shown(curve), zorder=2.5 if paper else 3,
+        points["x"], points["mean"], color=look.color, linestyle=look.line, linewidth=1.6,
+        marker=look.marker or "o", markersize=SIZES.get(look.marker, 4.5), markevery=every,
+        label=_shown(curve), zorder=3,
     )  # fmt: skip
-    lacking = points[~points["full"]] if not paper else points.iloc[:0]
+    lacking = points[~points["full"]]
     ax.plot(  # hollow: fewer seeds than the rest
         lacking["x"], lacking["mean"], color=look.color, linestyle="", marker=look.marker or "o",
-        markersize=4.5, markerfacecolor="white", zorder=4,
+        markersize=SIZES.get(look.marker, 4.5), markerfacecolor="white", zorder=4,
     )  # fmt: skip
     named = {text.get_text() for text in ax.texts} if kind == SUBNETWORK else set()
     for point in points[points["tag"].fillna("") != ""].itertuples():
@@ -153,9 +206,9 @@ def _draw_curve(points: pd.DataFrame, ax: Axes, look: Look, curve: str, kind: st
         alone = _single(text)
         places = [x] * len(alone)
         ax.plot(places, alone, color=look.color, linestyle="", marker="_", markersize=5, alpha=0.7, zorder=3)
-    band = in_band(points)
+    band = points["band"]
     ax.fill_between(
-        points["x"], points["low"], points["high"], band, color=look.color, alpha=0.18, linewidth=0, zorder=1
+        points["x"], points["low"], points["high"], band, color=look.color, alpha=alpha, linewidth=0, zorder=1
     )
     bars = points[points["low"].notna() & ~band]
     if len(bars):

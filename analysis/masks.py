@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hiddenweights.analysis.specs import SUBNETWORK
 from hiddenweights.analysis.table import Table
 from hiddenweights.cells.store import Store
-from hiddenweights.errors import StoreAway, UserError
+from hiddenweights.errors import UserError
 from hiddenweights.flat import from_dict
 from hiddenweights.identity import Resolved, resolve
 from hiddenweights.masking.distributions import draw
@@ -40,10 +40,10 @@ class Filters:
 
 
 def look(points: pd.DataFrame, table: Table) -> tuple[pd.DataFrame, list[Filters]]:
-    """`overlaps` and `first_layers`. Empty if the store is unreachable; the report then lacks them."""
+    """`overlaps` and `first_layers`. Empty if a ticket cannot be read; the report then lacks them."""
     try:
         return overlaps(points, table), first_layers(points, table)
-    except StoreAway:
+    except OSError:  # `Unreachable` or `StoreAway`, or a file that may not be read
         return pd.DataFrame(), []
 
 

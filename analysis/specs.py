@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from hiddenweights.analysis.aggregate import ALIKE
+from hiddenweights.analysis.aggregate import ALIKE, SAME
 from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
@@ -61,6 +61,8 @@ class Spec:
     """Label of the panel. If not given: the network."""
     tag: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
     """Text next to each point. If not given: none."""
+    also: Callable[[Table], pd.DataFrame] | None = None
+    """Finished cells of other sweeps that are drawn, too. Those of other data, epochs or widths are not."""
     y: str = METRIC
     """Logged number on the y axis: after each epoch if `x` is the epoch, else after the last one."""
     y_label: str = "test accuracy (%)"
@@ -151,6 +153,8 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     has logged.
     """
     cells = finished_cells(table, spec.name)
+    if spec.also:
+        cells = pd.concat([cells, _beside(cells, spec.also(table))], ignore_index=True)
     if spec.x == EPOCH or spec.y != METRIC:
         logged = _logged(table.epochs[table.epochs["cell"].isin(cells["cell"])], spec.y)
         if spec.x != EPOCH:
@@ -188,6 +192,15 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     found["depth"] = found["model.arch"].map(depth).fillna(len(depth))
     found = found.sort_values(["depth", "model.arch", "panel", "curve", "x", "seed"], kind="stable")
     return found.drop(columns="depth").assign(curve=found["curve"].astype(str))
+
+
+def _beside(cells: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
+    """Those of the `others` that are not among the cells, and are of the same data, network and length."""
+    setting = [*SAME, "model.arch", "model.width"]
+    alike = (
+        others[setting].merge(cells[setting].drop_duplicates(), "left", indicator="found")["found"] == "both"
+    )
+    return others[alike.to_numpy() & ~others["cell"].isin(cells["cell"]).to_numpy()]
 
 
 def _by_number(curve: str) -> list[tuple[float, str]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.aggregate import FEW, in_band
+from hiddenweights.analysis.aggregate import FEW, cut, in_band
 from hiddenweights.analysis.claims import OUT_OF_SCOPE
 from hiddenweights.analysis.specs import BASELINE, EPOCH, PUBLISHED, SUBNETWORK, TRAINED, Spec
 from hiddenweights.analysis.table import FROZEN, Table
@@ -28,11 +28,18 @@ def where(table: Table, conditions: Sequence[str]) -> Table:
         for value in values:
             alike = column.isna() if value is None else column == value
             if not alike.any():
-                has = ", ".join(sorted({str(value) for value in column}))
+                has = ", ".join(sorted({*map(_as_condition, column)}))
                 raise UserError(f"--where: no cell has {name}={value}; {name} is one of: {has}")
             chosen |= alike
         cells = cells[chosen]
     return Table(cells, table.epochs, table.left_out)
+
+
+def _as_condition(value: Any) -> str:
+    """A value as ``--where`` takes it."""
+    if pd.isna(value):
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def lines(points: pd.DataFrame, drawn: pd.DataFrame, table: Table, spec: Spec) -> list[str]:
@@ -226,8 +233,9 @@ def note(points: pd.DataFrame, drawn: pd.DataFrame, spec: Spec) -> str:
     shapes = {"band": joined, "bar": drawn["low"].notna() & ~joined}
     shown = " or ".join(shape for shape, where in shapes.items() if where.any())
     spread = f", {shown}: 95% t interval" if shown else ""
+    spread += ", cut at 0 and 100%" if shown and not cut(drawn, spec.y_scale).equals(drawn) else ""
     spread += ", ticks: single values (n < 3: no interval)" if drawn["n"].between(2, FEW - 1).any() else ""
-    paper = "; thin or dotted with hollow markers: published" if (drawn["kind"] == PUBLISHED).any() else ""
+    paper = "; hollow, without a line: published" if (drawn["kind"] == PUBLISHED).any() else ""
     data = "; ".join(["", *mixed_data(points)])
     subset = f", {values('data.subset')} images" if points["data.subset"].notna().any() else ""
     own_width = spec.x != "model.width" and (points["model.width"] != 1).any()

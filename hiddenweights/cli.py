@@ -14,15 +14,17 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Annotated, Any, NoReturn, Union
 
-from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped
+from hiddenweights.errors import StoreAway, Unreachable, UserError, choices_error, escaped, nearest
 from hiddenweights.garbage import collect_rarely
 
 Command = Callable[..., int | None]
 
+# Environment variable: the id of the process with which `analysis report --watch` ends.
+PARENT = "HIDDENWEIGHTS_PARENT"
 GIVEN = "given"  # a parameter of this name gets the names of the options that are on the command line
 
 # The optional packages, each with the extra of this package that installs it.
@@ -159,11 +161,7 @@ def _about(command: Command | Lazy) -> str:
 def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callable[[], int | None]:
     import tyro  # the import takes 0.1 s, and the overview does not need it
 
-    with contextlib.suppress(ImportError):  # it is private, and only the layout of the help depends on it
-        import tyro._strings as strings
-
-        # tyro would keep the line breaks of a field's docstring, because its lines are indented.
-        strings.remove_single_line_breaks = lambda helptext: " ".join(helptext.split())
+    _adapt_help()
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -173,8 +171,46 @@ def _parse_options(function: Command, prog: str, args: Sequence[str]) -> Callabl
     except SystemExit as end:
         if not end.code:  # help was asked for, and printed
             raise
-        raise UserError(_one_line(complaint.getvalue())) from None
+        gist = _one_line(complaint.getvalue())
+        raise UserError(gist + _hint(gist, _options(function, prog))) from None
     return call
+
+
+def _options(function: Command, prog: str) -> list[str]:
+    """The names of the options of a command, without the dashes, from its help."""
+    import tyro
+
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown), contextlib.suppress(SystemExit):
+        tyro.cli(_deferred(function, ()), prog=prog, args=["--help"], config=_style(tyro))
+    return sorted(set(re.findall(r"(?m)^[│|\s]*--([a-z][\w.-]*)", shown.getvalue())))
+
+
+def _hint(gist: str, options: Sequence[str]) -> str:
+    """The option that may be meant, if the parser's `gist` is that it knows no such option."""
+    unknown = re.match(r"Unrecognized.*?--([\w.-]+)", gist)
+    near = nearest(unknown[1], options) if unknown else []
+    return f" (did you mean {' or '.join(f'--{name}' for name in near)}?)" if near else ""
+
+
+@functools.cache
+def _adapt_help() -> None:
+    """Change what tyro prints as help. These functions are private, and only the help depends on them."""
+    with contextlib.suppress(ImportError, AttributeError):
+        import tyro._arguments as arguments
+        import tyro._strings as strings
+
+        # tyro would keep the line breaks of a field's docstring, because its lines are indented.
+        strings.remove_single_line_breaks = lambda helptext: " ".join(helptext.split())
+        helptext = arguments.generate_argument_helptext
+
+        def without_none(arg: Any, *rest: Any, **more: Any) -> Any:
+            """Leave out "(default: None)": the text says what holds if nothing is given."""
+            if arg.field.default is None and arg.field.argconf.help_behavior_hint is None:
+                arg.field.argconf = replace(arg.field.argconf, help_behavior_hint="")
+            return helptext(arg, *rest, **more)
+
+        arguments.generate_argument_helptext = without_none
 
 
 def _style(tyro: Any) -> tuple[Any, ...]:
@@ -233,7 +269,7 @@ def _group(commands: Mapping[str, Command]) -> Command:
 
 
 def _one_line(box: str) -> str:
-    """The first paragraph of the parser's boxed message, and the option that it proposes instead.
+    """The first paragraph of the parser's boxed message.
 
     Our own errors name the field, so the parser's name for a group of fields (`config.model`) is left out.
     The lines of the box are dashes if the terminal has no Unicode.
@@ -243,9 +279,4 @@ def _one_line(box: str) -> str:
     while lines and not lines[0]:
         lines.pop(0)
     end = lines.index("") if "" in lines else len(lines)
-    gist = re.sub(r"^Error parsing (__tyro\S+: |\w+(\.\w+)*: (?=\w+\.\w+: ))?", "", " ".join(lines[:end]))
-    if gist.startswith("Unrecognized"):
-        for line in lines[end:]:
-            if line.startswith("--"):
-                return f"{gist} (did you mean {line.split()[0]}?)"
-    return gist
+    return re.sub(r"^Error parsing (__tyro\S+: |\w+(\.\w+)*: (?=\w+\.\w+: ))?", "", " ".join(lines[:end]))

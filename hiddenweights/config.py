@@ -96,7 +96,8 @@ class ModelConfig:
         elif named not in ("dense", "finetune"):
             check(self.k is not None, "model.k", self.k, f"is needed by method {named}")
         if self.k is not None:
-            check(0 < self.k <= 1, "model.k", self.k, "must lie in (0, 1]; k is the fraction kept")
+            percent = f"; for {self.k:g}% write {self.k / 100:g}" if 2 <= self.k <= 100 else ""
+            check(0 < self.k <= 1, "model.k", self.k, f"must lie in (0, 1]; k is the fraction kept{percent}")
         self._check_init()
 
     @property
@@ -171,7 +172,8 @@ class DataConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OptimConfig:
-    """The optimiser. Settings that are not given come from the recipe of the method and the network."""
+    """The optimiser. Settings that are not given come from the recipe of the method and the network, see
+    docs/method.md."""
 
     optimizer: Optimizer | None = None
     """sgd or adam. If not given: sgd. The choice also selects the recipe of a dense network."""

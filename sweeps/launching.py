@@ -199,7 +199,8 @@ def settle_(
     Exit status: 0 if every claim is decided, 1 if some stay open, 130 if stopped.
 
     Args:
-        claims: The claims, by their names in `analysis claims`. For your own claim: FILE.py:NAME.
+        claims: One or more claims. `hiddenweights analysis claims` lists their names. For your own claim:
+            FILE.py:NAME.
         budget: The total training time, for example 90m, 2h or 1d.
         sweep: The sweep whose conditions are compared. If not given: the sweep of each claim.
         set: Set a field in all cells. It replaces an axis over this field.

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 
 from rich.console import Console
 
+from hiddenweights.cli import PARENT
+
 NEEDED = ("matplotlib", "pandas", "pyarrow", "vl_convert")
 LAST_LOOK = 60.0  # time limit in seconds for the last page, with all results
 
@@ -34,7 +36,8 @@ def served(store: str, console: Console) -> Iterator[None]:
     command = [sys.executable, "-m", "hiddenweights", "analysis", "report", "--watch", "--from", store]
     try:
         process = subprocess.Popen(
-            [*command, "--parent", str(os.getpid())],
+            command,
+            env={**os.environ, PARENT: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

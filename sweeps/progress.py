@@ -30,7 +30,7 @@ class Curves:
         # Cells that differ only in the seed have the same place. It is stored, because finding it takes time.
         alike: dict[Resolved, list[str]] = defaultdict(list)
         for cell, config in cells.items():
-            alike[replace(config, seed=0)].append(cell)
+            alike[_without_seed(config)].append(cell)
         groups = [cells[members[0]] for members in alike.values()]
         rows = [flatten(config) for config in groups]
         widths = {row["model.width"] for row in rows}
@@ -97,12 +97,18 @@ class Curves:
         return lines
 
 
+def _without_seed(config: Resolved) -> Resolved:
+    """The same config for each seed. A fine-tuned cell names the cell of its seed."""
+    model = config.model if config.model.init_from is None else replace(config.model, init_from="0" * 16)
+    return replace(config, seed=0, model=model)
+
+
 def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: str) -> None:
     """Add the fields that differ, as ``lr=0.1``, to curves that would have two values at one x.
 
-    A field that follows from another one, as the augmentation from the data set, is left out, and so is one
-    that has no effect on the result, as the folder of the data. `words` has the words of each curve's (or
-    cell's) name, `rows` its config as flat fields. Changes `words`.
+    A field that follows from another one, as the augmentation from the data set, is left out, and so are the
+    parent of a fine-tuned cell and what has no effect on the result, as the folder of the data. `words` has
+    the words of each curve's (or cell's) name, `rows` its config as flat fields. Changes `words`.
     """
     curves: dict[str, list[int]] = defaultdict(list)
     for i, name in enumerate(words):
@@ -114,7 +120,7 @@ def name_what_differs(words: list[list[str]], rows: list[dict[str, Scalar]], x: 
         differ = [
             field
             for field in rows[members[0]]
-            if field not in (x, "seed")
+            if field not in (x, "seed", "model.init_from")
             and field_of(field).identity
             and any(len({rows[i][field] for i in point}) > 1 for point in points.values())
         ]

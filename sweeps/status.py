@@ -124,6 +124,8 @@ def status(name: Name, set: Sets = (), axis: Axes = (), store: str | None = None
         return 0
     standing.look()
     standing.show(console)
+    if not results.present():
+        console.print(f"the store {results.uri} does not exist: nothing was launched with it", markup=False)
     return 0 if standing.complete else 1
 
 

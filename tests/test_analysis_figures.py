@@ -8,7 +8,6 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from analysis_stores import config, grid, made_store, result, write_store
-from matplotlib.colors import to_rgb
 
 from hiddenweights.analysis import aggregate, experiments, figures, specs
 from hiddenweights.analysis.commands import main
@@ -103,30 +102,6 @@ def test_the_legend_takes_any_name(store: Path) -> None:
     assert [text.get_text().strip() for text in legend.get_texts()][:2] == [*names.values()]
 
 
-def test_curves_differ_without_colour() -> None:
-    marks = [(look.marker, str(look.line)) for look in figures.LOOKS.values()]
-    assert len(set(marks)) == len(marks)
-    signed, normal = (figures.LOOKS[name].color for name in ("signed constant", "Kaiming normal"))
-    grey = [
-        sum(w * c for w, c in zip((0.3, 0.59, 0.11), to_rgb(color), strict=True))
-        for color in (signed, normal)
-    ]
-    assert abs(grey[0] - grey[1]) > 0.2
-
-
-def test_thirty_curves_are_told_apart() -> None:
-    looks = figures.looks([f"curve {i}" for i in range(30)])
-    assert len({(look.marker, look.line) for look in looks.values()}) == 30
-    assert len({(look.color, look.marker) for look in looks.values()}) == 30
-
-
-def test_a_published_curve_looks_like_ours() -> None:
-    names = ["a", "signed constant", "b"]
-    looks = figures.looks([*names, *(specs.PREFIX + name for name in reversed(names))])
-    assert [looks[specs.PREFIX + name] for name in names] == [looks[name] for name in names]
-    assert len({*looks.values()}) == 3
-
-
 def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
     main(["figure", "quickstart", "--from", str(store), "--out", str(tmp_path)])
@@ -138,8 +113,11 @@ def test_drawing_leaves_matplotlib_alone(store: Path, tmp_path: Path) -> None:
     [
         (["figure", "quikstart"], ["quikstart", "quickstart"]),
         (["figure", "depth"], ["depth", "hiddenweights sweeps launch depth"]),
+        (["figure", "tune_lr"], ["'tune_lr'", "quickstart", "hiddenweights sweeps"]),
         (["figure", "quickstart", "--where", "model.k=0.5,0.2"], ["model.k=0.2", "0.9"]),
         (["figure", "quickstart", "--where", "model.kk=0.2"], ["model.kk", "model.k"]),
+        (["figure", "quickstart", "--where", "arch=conv2"], ["'arch'", "mean 'model.arch'"]),
+        (["figure", "quickstart", "--from", "no-such"], ["no-such", "hiddenweights sweeps launch"]),
         (["figure", "quickstart", "--where", "model.k"], ["FIELD=VALUE"]),
         (["figure", "quickstart", "--y", "loss"], ["--y", "'loss'", "train_loss", "churn"]),
         (["figure", "quickstart", "--x", "data.name"], ["--x", "data.name", "not a number"]),
@@ -159,6 +137,18 @@ def test_bad_input_is_one_line(
     assert err.count("\n") == 1
     assert all(word in err for word in words)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_values_of_a_field_are_those_that_where_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = [config(data__subset=subset, model__k=0.5) for subset in (None, 500)]
+    source = ["--from", str(made_store(tmp_path / "store", "depth", cells)), "--out", str(tmp_path)]
+    assert main(["figure", "depth", *source, "--where", "data.subset=7"]) == 2
+    choices = capsys.readouterr().err.rpartition(": ")[2].strip().split(", ")
+    assert len(choices) == 2
+    for choice in choices:
+        assert main(["figure", "depth", *source, "--where", f"data.subset={choice}"]) == 0
 
 
 def test_where_picks_cells(tmp_path: Path) -> None:
@@ -205,6 +195,34 @@ def test_another_logged_number_is_drawn_after_each_epoch_or_the_last(
         for point, epoch in zip(drawn.itertuples(), epochs, strict=True):
             of_point = logged[logged["cell"].isin(str(point.cells).split()) & (logged["epoch"] == epoch)]
             assert point.mean == pytest.approx(scale * of_point[y].mean())
+
+
+def test_a_figure_with_other_axes_leaves_the_files_of_the_declared_one_alone(tmp_path: Path) -> None:
+    rates = (0.1, 0.3)
+    cells = [
+        config(model__k=k, optim__lr=lr, seed=seed) for k in (0.3, 0.5) for lr in rates for seed in (0, 1)
+    ]
+    store = made_store(tmp_path / "store", "study_recipe_rate", cells)
+    made_store(store, "study_rates", cells)
+    by_rate = ["--curve", "optim.lr"]
+    choices = [
+        ["study_recipe_rate", "--mixed"],
+        ["study_recipe_rate", "--x", "optim.lr"],
+        ["study_recipe_rate", *by_rate],
+        ["study_recipe_rate", *by_rate, "--panel", "model.k"],
+        ["study_recipe_rate", *by_rate, "--y", "churn"],
+        ["study_recipe_rate", *by_rate, "--x", "epoch", "--panel", "model.k"],
+        ["study_rates", "--mixed"],  # which shows the accuracy on held-out images
+        ["study_rates", "--y", "test_accuracy"],
+        ["study_rates", "--y", "churn"],
+    ]
+    source = ["--from", str(store), "--out", str(tmp_path / "out")]
+    for count, options in enumerate(choices, start=1):
+        assert main(["figure", *options, *source]) == 0
+        assert len([*(tmp_path / "out").glob("*.csv")]) == count
+    same = ["study_rates", "--mixed", "--y", "validation_accuracy"]
+    assert main(["figure", *same, *source]) == 0
+    assert len([*(tmp_path / "out").glob("*.png")]) == len(choices)
 
 
 def test_a_number_that_only_other_sweeps_have_logged_is_an_error(

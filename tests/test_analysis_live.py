@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from analysis_stores import grid, made_store
 
+from hiddenweights import cli
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.page import live
 from hiddenweights.identity import cell_id
@@ -62,6 +63,7 @@ def test_the_page_follows_the_store_and_ends_with_its_parent(
 
     monkeypatch.setattr(live, "PageServer", Server)
     parent = [1234]
+    monkeypatch.setenv(cli.PARENT, "1234")
     monkeypatch.setattr("os.getppid", lambda: parent[0])
 
     def finish() -> None:
@@ -74,7 +76,7 @@ def test_the_page_follows_the_store_and_ends_with_its_parent(
     thread = threading.Thread(target=finish, daemon=True)
     thread.start()
     out = ["--out", str(tmp_path / "out")]
-    assert main(["report", "--no-cache", "--from", str(store), *out, "--watch", "--parent", "1234"]) == 0
+    assert main(["report", "--no-cache", "--from", str(store), *out, "--watch"]) == 0
     thread.join()
     assert f"{len(CELLS) - 1} finished cells" in shown[0]
     assert f"{len(CELLS)} finished cells" in shown[-1]

@@ -14,6 +14,7 @@ from hiddenweights.analysis.specs import SUBNETWORK
 from hiddenweights.analysis.table import Table
 from hiddenweights.cells.cell import run_cell
 from hiddenweights.cells.store import Store
+from hiddenweights.errors import StoreAway, Unreachable
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 from hiddenweights.tickets.ticket import Ticket
@@ -84,6 +85,27 @@ def test_a_mosaic_shows_signs_zeros_and_gaps() -> None:
     assert np.isnan(picture[0, width // 2]).all()
 
 
+@pytest.mark.parametrize("error", [Unreachable, StoreAway, PermissionError])
+def test_a_ticket_that_cannot_be_read_costs_the_report_only_the_masks(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[OSError]
+) -> None:
+    def away(self: Store, cell: str) -> bytes | None:
+        raise error("503 Slow Down")
+
+    monkeypatch.setattr(Store, "ticket", away)
+    forget()
+    assert main(["report", "--no-cache", "--from", store.uri, "--out", str(tmp_path / "out")]) == 0
+    text = (tmp_path / "out/report.html").read_text()
+    assert cell_id(CELLS[0]) in text
+    assert "data:image/png;base64," not in text
+
+
+def forget() -> None:
+    """Forget the tickets that were read."""
+    for cached in (masks._read, masks._compare, masks._first_layer):
+        cached.cache_clear()
+
+
 def test_the_page_shows_them_and_does_without(store: Store, tmp_path: Path) -> None:
     assert main(["report", "--no-cache", "--from", store.uri, "--out", str(tmp_path / "out")]) == 0
     text = (tmp_path / "out/report.html").read_text()
@@ -92,8 +114,6 @@ def test_the_page_shows_them_and_does_without(store: Store, tmp_path: Path) -> N
     for cell in CELLS:
         path = Path(store.uri) / "cells" / cell_id(cell) / "ticket.ticket"
         path.write_bytes(path.read_bytes()[:-1])
-    masks._read.cache_clear()
-    masks._compare.cache_clear()
-    masks._first_layer.cache_clear()
+    forget()
     assert main(["report", "--no-cache", "--from", store.uri, "--out", str(tmp_path / "out")]) == 0
     assert "data:image/png;base64," not in (tmp_path / "out/report.html").read_text()

@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from hiddenweights import cli
+from hiddenweights.__main__ import COMMANDS
 from hiddenweights.cells.store import Checkpoint, Store
 from hiddenweights.commands import train as main
+from hiddenweights.errors import nearest
 from hiddenweights.flat import unflatten
 from hiddenweights.identity import cell_id
 
@@ -107,6 +109,9 @@ def test_bad_input_is_one_line_and_status_2(
         (["--patience", "x"], "--patience: could not convert string to float: 'x'"),
         (["--model.k=1.01"], "model.k: 1.01 must lie in (0, 1]; k is the fraction kept"),
         (["--model.widht=3"], "Unrecognized options: --model.widht=3 (did you mean --model.width?)"),
+        (["--k", "0.5"], "Unrecognized options: --k, 0.5 (did you mean --model.k?)"),
+        (["--init-mask=found"], "Unrecognized options: --init-mask=found (did you mean --model.init-mask?)"),
+        (["--nothing-like-it"], "Unrecognized options: --nothing-like-it"),
     ],
 )
 def test_bad_input_is_one_line_on_a_terminal_without_unicode(
@@ -117,6 +122,30 @@ def test_bad_input_is_one_line_on_a_terminal_without_unicode(
     assert capsys.readouterr().err == f"error: {says}\n"
 
 
+def test_the_suggestion_is_what_was_likely_meant() -> None:
+    fields = ["model.arch", "model.k", "model.init_mask", "data.name", "optim.lr", "conv.k2"]
+    networks = ["linear", "fc", "conv2", "conv4", "conv6", "conv8", "resnet18", "resnet34"]
+    for value, names, found in (
+        ("k", fields, ["model.k"]),
+        ("init-mask", fields, ["model.init_mask"]),
+        ("archh", fields, ["model.arch"]),
+        ("model.ach", fields, ["model.arch"]),
+        ("conv3", networks, ["conv2", "conv4"]),
+        ("conv9", networks, ["conv8"]),
+        ("resnet20", networks, ["resnet18"]),
+        ("lineer", networks, ["linear"]),
+        ("vgg16", networks, []),
+    ):
+        assert nearest(value, names) == found
+
+
+def test_a_percentage_as_k_is_told_as_a_fraction(capsys: pytest.CaptureFixture[str]) -> None:
+    assert train("--model.k", "50") == 2
+    assert "0.5" in capsys.readouterr().err.replace("50.0", "")
+    assert train("--model.k", "-3") == 2
+    assert "%" not in capsys.readouterr().err
+
+
 def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end:
         train("--help")
@@ -124,6 +153,22 @@ def test_help_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
     printed = capsys.readouterr().out
     for flag in ("--model.k", "--data.root", "--optim.lr", "--train.threads", "--seeds.weights", "--store"):
         assert flag in printed
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "sweeps launch", "sweeps settle", "analysis figure", "analysis report"]
+)
+def test_help_names_no_default_that_is_not_one(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        cli.run(COMMANDS, "hiddenweights", [*command.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert "default: None" not in printed
+    assert "default: )" not in printed
+    assert "--parent" not in printed  # which `sweeps launch --page` sets
+    assert "(default: " in printed  # real ones stay
 
 
 def test_help_does_not_break_a_sentence(

@@ -403,3 +403,15 @@ def test_a_failed_parent_fails_its_children_and_nobody_else(tmp_path: Path) -> N
     assert {cell for cell in cells if store.result(cell)} == {cell_id(good), cell_id(child(good))}
     assert progress.failures.keys() == {cell_id(bad), cell_id(child(bad))}
     assert all(progress.failures.values())
+
+
+def test_the_seeds_of_trained_subnetworks_share_a_place_of_the_figure() -> None:
+    """Each names the parent of its own seed, which makes no curve."""
+    cells = experiments.sweep("lottery").cells()
+    accuracies = {cell: config.seed / 10 for cell, config in cells.items()}
+    seeds = {config.seed for config in cells.values()}
+    means = Curves(cells).means(accuracies)
+    assert len(means) == 7  # two distributions, each found, trained and trained at random; and dense
+    assert len(cells) == len(seeds) * sum(map(len, means.values()))
+    for points in means.values():
+        assert [*points.values()] == [pytest.approx(sum(seeds) / len(seeds) / 10)] * len(points)

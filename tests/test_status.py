@@ -23,6 +23,16 @@ def store(tmp_path: Path) -> Path:
     return write_store(tmp_path / "store", CELLS[:2], {"depth": [cell["cell"] for cell in CELLS]})
 
 
+def test_a_store_that_does_not_exist_is_said(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder, lacks in ((tmp_path / "misspelled", True), (store, False)):
+        assert cli.run(commands.COMMANDS, "sweeps", ["status", "depth", "--store", str(folder)]) == 1
+        printed = capsys.readouterr().out
+        assert ("not exist" in printed) == (str(folder) in printed) == lacks
+    assert not (tmp_path / "misspelled").exists()
+
+
 def test_a_line_per_change_until_every_cell_is_finished(
     store: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from hiddenweights.analysis.aggregate import in_band
+from hiddenweights.analysis.aggregate import cut, in_band, shifts
 from hiddenweights.analysis.figures import Look, looks, spread
-from hiddenweights.analysis.specs import PREFIX, PUBLISHED, Spec
+from hiddenweights.analysis.specs import PUBLISHED, Spec
 from hiddenweights.analysis.training import METRICS
 
 Chart = dict[str, Any]
@@ -27,6 +27,11 @@ SHAPES = {
     "X": "cross",
     "<": "triangle-left",
     ">": "triangle-right",
+    # Vega has no shapes for these: paths in a square from -1 to 1.
+    "*": "M0,-1L.24,-.32L.95,-.31L.38,.12L.59,.81L0,.4L-.59,.81L-.38,.12L-.95,-.31L-.24,-.32Z",
+    "d": "M0,-1L.6,0L0,1L-.6,0Z",
+    "p": "M0,-1L.95,-.31L.59,.81L-.59,.81L-.95,-.31Z",
+    "h": "M0,-1L.87,-.5L.87,.5L0,1L-.87,.5L-.87,-.5Z",
 }
 VISIBLE = {"filter": "indexof(hidden, datum.curve) < 0"}
 
@@ -35,10 +40,13 @@ def accuracy_chart(
     rows: pd.DataFrame, spec: Spec, curves: Sequence[str], y_domain: tuple[float, float]
 ) -> Chart:
     """One panel of a figure: `rows` are those of `aggregate.curves`, `curves` all curves of the figure."""
-    below = rows.assign(band=in_band(rows)).sort_values(  # ours are drawn last
+    below = cut(rows.assign(band=in_band(rows), ends=_intervals(rows)), spec.y_scale).sort_values(
         "kind", key=lambda kind: kind != PUBLISHED, kind="stable"
-    )
-    values = [_point(row, spec) for _, row in below.iterrows()]
+    )  # ours are drawn last
+    levels = below.loc[(below["kind"] == PUBLISHED) & below["x"].isna(), "curve"]
+    steps = {curve: 4 * step for curve, step in shifts(below).items()}
+    steps |= {curve: -6.0 - 11 * i for i, curve in enumerate(levels)}  # from the right edge
+    values = [_point(row, spec, steps.get(row["curve"], 0.0)) for _, row in below.iterrows()]
     x = _x(rows, spec)
     scale = {"domain": [*map(_number, y_domain)], "nice": True, "zero": False}
     y = {"field": "mean", "type": "quantitative", "title": spec.y_label, "scale": scale}
@@ -62,8 +70,9 @@ def _ends(y: Chart) -> Chart:
 
 
 def _levels(y: Chart, curves: Sequence[str]) -> list[Chart]:
-    """Curves without x: a line across the panel, in front of its interval."""
-    level, colour = {"filter": "!isValid(datum.x)"}, _colour(curves)
+    """Curves without x: a line across the panel, in front of its interval. A published one is a point."""
+    level, colour = {"filter": "!isValid(datum.x) && datum.ours"}, _colour(curves)
+    beside = {"filter": "!isValid(datum.x) && !datum.ours"}
     return [
         {
             "transform": [level, _HAS_INTERVAL],
@@ -75,36 +84,52 @@ def _levels(y: Chart, curves: Sequence[str]) -> list[Chart]:
             "mark": {"type": "rule", "strokeWidth": 2},
             "encoding": {"y": y, "color": colour, "strokeDash": _dash(curves), "tooltip": _TIPS},
         },
+        {
+            "transform": [beside],
+            "mark": {"type": "point", "size": 70, "strokeWidth": 2, "xOffset": {"expr": "datum.step"}},
+            "encoding": {
+                "x": {"value": "width"},
+                "y": y,
+                "color": colour,
+                "shape": _shape(curves),
+                "tooltip": _TIPS,
+            },
+        },
     ]
 
 
 def _lines(x: Chart, y: Chart, curves: Sequence[str]) -> list[Chart]:
-    """Curves over x: intervals as bands or bars, a line, single values as ticks, and the means as points."""
+    """Curves over x: intervals as bands or bars, a line, single values as ticks, and the means as points.
+
+    Published ones have no line.
+    """
     curve, colour = {"filter": "isValid(datum.x)"}, _colour(curves)
+    aside = {"xOffset": {"expr": "datum.step"}}
     return [
         {
-            "transform": [curve],  # a point without an interval interrupts the band
+            # A point without an interval interrupts the band.
+            "transform": [curve, {"filter": "datum.band || !isValid(datum.low)"}],
             "mark": {"type": "area", "opacity": 0.18},
             "encoding": {"x": x, **_ends(y), "color": colour},
         },
         {
             "transform": [curve, _HAS_INTERVAL, {"filter": "!datum.band"}],
-            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "mark": {"type": "rule", "strokeWidth": 1.5, **aside},
             "encoding": {"x": x, **_ends(y), "color": colour},
         },
         {
-            "transform": [curve],
-            "mark": {"type": "line", "strokeWidth": 2},
+            "transform": [curve, {"filter": "datum.ours"}],
+            "mark": {"type": "line", "strokeWidth": 2, **aside},
             "encoding": {"x": x, "y": y, "color": colour, "strokeDash": _dash(curves)},
         },
         {
             "transform": [curve, {"flatten": ["single"]}],
-            "mark": {"type": "tick", "orient": "horizontal", "size": 18},
+            "mark": {"type": "tick", "orient": "horizontal", "size": 18, **aside},
             "encoding": {"x": x, "y": {**y, "field": "single"}, "color": colour},
         },
         {
             "transform": [curve],
-            "mark": {"type": "point", "size": 70, "strokeWidth": 2},
+            "mark": {"type": "point", "size": 70, "strokeWidth": 2, **aside},
             "encoding": {
                 "x": x,
                 "y": y,
@@ -260,8 +285,15 @@ def _chart(values: list[dict[str, Any]], layers: list[Chart]) -> Chart:
     }
 
 
-def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
-    low, high = _number(row["low"]), _number(row["high"])
+def _intervals(rows: pd.DataFrame) -> "pd.Series[str]":
+    """The intervals in words."""
+    words = [f"{low:.2f} to {high:.2f}" for low, high in zip(rows["low"], rows["high"], strict=True)]
+    return pd.Series(words, rows.index, dtype="str").where(
+        rows["low"].notna(), "none: fewer than three seeds"
+    )
+
+
+def _point(row: "pd.Series[Any]", spec: Spec, step: float) -> dict[str, Any]:
     published = row["kind"] == PUBLISHED
     alone = [] if published else row["values"].split()
     return {
@@ -269,10 +301,12 @@ def _point(row: "pd.Series[Any]", spec: Spec) -> dict[str, Any]:
         "place": _place(row["x"], spec),
         "x": _number(row["x"]),
         "mean": _number(row["mean"]),
-        "low": low,
-        "high": high,
+        "low": _number(row["low"]),
+        "high": _number(row["high"]),
         "band": bool(row["band"]),
-        "interval": "none: fewer than three seeds" if low is None else f"{low:.2f} to {high:.2f}",
+        "ours": not published,
+        "step": step,
+        "interval": row["ends"],
         "n": "published" if published else int(row["n"]),
         "cells": str(row["source"]) if published else row["cells"],
         "single": [_number(float(value)) for value in alone] if len(alone) > 1 else [],
@@ -307,14 +341,7 @@ def _shape(curves: Sequence[str]) -> Chart:
 
 
 def _dash(curves: Sequence[str]) -> Chart:
-    """Published curves are dotted, published levels keep the dashes of ours."""
-    return _scale(
-        curves,
-        [
-            [2, 4] if curve.startswith(PREFIX) and look.marker else _dashes(look)
-            for curve, look in zip(curves, _looks(curves), strict=True)
-        ],
-    )
+    return _scale(curves, [_dashes(look) for look in _looks(curves)])
 
 
 def _dashes(look: Look) -> list[float]:

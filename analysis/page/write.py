@@ -17,6 +17,7 @@ from matplotlib import image
 from numpy.typing import NDArray
 
 from hiddenweights.analysis import claims, forest, masks
+from hiddenweights.analysis.aggregate import cut
 from hiddenweights.analysis.figures import looks
 from hiddenweights.analysis.page import charts
 from hiddenweights.analysis.report import CLAIM_COLUMNS, TITLE, Drawing, Report, as_svg, duration, svg
@@ -95,7 +96,8 @@ def _tiles(report: Report) -> str:
 
 def _figure(drawing: Drawing) -> str:
     curves = list(dict.fromkeys(drawing.drawn["curve"]))
-    values = drawing.drawn[["mean", "low", "high"]]  # all panels share one y axis
+    ends = cut(drawing.drawn, drawing.spec.y_scale)
+    values = ends[["mean", "low", "high"]]  # all panels share one y axis
     chart = functools.partial(charts.accuracy_chart, y_domain=(values.min().min(), values.max().max()))
     panels = _panels(drawing.drawn, drawing, chart, "accuracy", curves)
     data = table(drawing.drawn.drop(columns=["full", "tag"]), f"data-{drawing.spec.name}")

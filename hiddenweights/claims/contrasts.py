@@ -18,13 +18,15 @@ from hiddenweights.recipes import recipe
 # The fields that affect the result.
 IDENTITY = tuple(name for name in flatten(CellConfig()) if field_of(name).identity)
 SEEDS = tuple(name for name in IDENTITY if name.startswith("seed"))
-# Cells of one setting may be compared; a claim is judged in each setting separately.
-SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 # The cell whose mask is fine-tuned. Each seed has its own.
 PARENT = "model.init_from"
+# Fields in which the cells of one point differ.
+BY_SEED = (*SEEDS, PARENT)
+# Cells of one setting may be compared; a claim is judged in each setting separately.
+SETTING = ("data.name", "data.protocol", "data.subset", "train.epochs")
 RECIPE = tuple(f"optim.{field.name}" for field in fields(OptimConfig))
 # Cells of one side of a comparison differ in these.
-_TUNED = (*SEEDS, PARENT, *(name for name in RECIPE if name != "optim.optimizer"))
+_TUNED = (*BY_SEED, *(name for name in RECIPE if name != "optim.optimizer"))
 # A dense network has none of the fields of a subnetwork, and its own recipe.
 TO_DENSE = ("model.method", "model.k", "model.distribution", "model.scaled", "model.selection", *RECIPE)
 # A random mask is not trained, so the optimiser does not affect it. The batches do, through BatchNorm.
@@ -77,7 +79,7 @@ class Cell:
     @functools.cached_property
     def condition(self) -> tuple[Scalar, ...]:
         """All fields that affect the result, except the seeds, and the parent that each seed has."""
-        return self.key((*SEEDS, PARENT))
+        return self.key(BY_SEED)
 
     @functools.cached_property
     def seed(self) -> tuple[int, ...]:
