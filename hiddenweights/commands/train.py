@@ -56,8 +56,8 @@ def train(
     cell = id_of(config)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if result := results.result(cell):
-        console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
-        console.print(_line(result["summary"], config.train.epochs))
+        words = f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again"
+        console.print(f"{words}\n{_line(result['summary'], config.train.epochs)}")
         _name_ticket(results, cell, console)
         return 0
     check_device(config, ranks)
@@ -83,13 +83,13 @@ def train(
             words = f"stopped after epoch {done}; run the same command again to resume"
             raise KeyboardInterrupt(words) from None
         except (Busy, LeaseLost) as error:
-            console.print(f"{error}")
+            console.print(str(error))
             return 1
         except (UserError, StoreAway, Unreachable):  # the store has no traceback of these
             raise
         except Exception as error:
-            console.print(f"failed after epoch {done}: {type(error).__name__}: {shown(error)}")
-            console.print(f"the traceback is in {results.uri}/cells/{cell}/failure.json")
+            words = f"the traceback is in {results.uri}/cells/{cell}/failure.json"
+            console.print(f"failed after epoch {done}: {type(error).__name__}: {shown(error)}\n{words}")
             return 1
     _name_ticket(results, cell, console)
     return 0
