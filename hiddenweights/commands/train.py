@@ -56,9 +56,7 @@ def train(
     cell = id_of(config)
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if result := results.result(cell):
-        words = f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again"
-        console.print(f"{words}\n{_line(result['summary'], config.train.epochs)}")
-        _name_ticket(results, cell, console)
+        _say_finished(config, result["summary"], results, console)
         return 0
     check_device(config, ranks)
     notes = check_inputs(config, ticket)  # both report bad input before any file is written
@@ -93,6 +91,13 @@ def train(
             return 1
     _name_ticket(results, cell, console)
     return 0
+
+
+def _say_finished(config: Resolved, last: Record, results: Store, console: Console) -> None:
+    cell = id_of(config)
+    console.print(f"{short_name(config)} ({cell}) is finished in {results.uri}; not trained again")
+    console.print(_line(last, config.train.epochs))
+    _name_ticket(results, cell, console)
 
 
 def _name_ticket(results: Store, cell: str, console: Console) -> None:
