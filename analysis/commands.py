@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pandas as pd
 import tyro
@@ -26,8 +26,10 @@ from hiddenweights.analysis.table import FINISHED, METRIC, Table, combine
 from hiddenweights.atomic import replacing
 from hiddenweights.cells.store import default_store
 from hiddenweights.claims import registry
+from hiddenweights.config import CellConfig
 from hiddenweights.errors import UserError, choices_error
 from hiddenweights.fields import check
+from hiddenweights.flat import flatten
 
 if TYPE_CHECKING:
     from hiddenweights.analysis.report import Report
@@ -129,10 +131,22 @@ def table_(name: SweepName = "", source: Options = Source()) -> None:
     epochs = table.epochs[table.epochs["cell"].isin(cells["cell"])]
     for what, rows in {"cells": cells.drop(columns=["key", "version"]), "epochs": epochs}.items():
         path = source.out / (f"{own.slug(name)}_{what}.csv" if name else f"{what}.csv")
-        rows = _with_integers(rows.dropna(axis="columns", how="all"))
+        rows = _with_integers(_in_order(rows.dropna(axis="columns", how="all")))
         with _writing(source.out):  # six digits are nearly those of float32, and half the size
             rows.to_csv(path, index=False, float_format="%.6g")
         print(f"{len(rows)} {what}: {path}")
+
+
+def _in_order(rows: pd.DataFrame) -> pd.DataFrame:
+    """The columns in an order that does not depend on which cell was read first: the layers' come last."""
+    first = ["cell", "name", "state", "sweeps", "source", "started", *flatten(CellConfig()), specs.EPOCH]
+    place = {name: number for number, name in enumerate(first)}
+
+    def key(name: str) -> tuple[Any, ...]:
+        return place.get(name, len(first)), "/" in name, specs.by_number(name)
+
+    names: list[str] = sorted(map(str, rows.columns), key=key)
+    return rows[names]
 
 
 def _with_integers(rows: pd.DataFrame) -> pd.DataFrame:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from hiddenweights.analysis.aggregate import ALIKE, SAME
+from hiddenweights.analysis.aggregate import ALIKE
 from hiddenweights.analysis.table import METRIC, Table, processors
 from hiddenweights.claims.contrasts import network as network_name
 from hiddenweights.config import NETWORKS
@@ -61,8 +61,6 @@ class Spec:
     """Label of the panel. If not given: the network."""
     tag: Callable[[pd.DataFrame], "pd.Series[str]"] | None = None
     """Text next to each point. If not given: none."""
-    also: Callable[[Table], pd.DataFrame] | None = None
-    """Finished cells of other sweeps that are drawn, too. Those of other data, epochs or widths are not."""
     y: str = METRIC
     """Logged number on the y axis: after each epoch if `x` is the epoch, else after the last one."""
     y_label: str = "test accuracy (%)"
@@ -153,8 +151,6 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     has logged.
     """
     cells = finished_cells(table, spec.name)
-    if spec.also:
-        cells = pd.concat([cells, _beside(cells, spec.also(table))], ignore_index=True)
     if spec.x == EPOCH or spec.y != METRIC:
         logged = _logged(table.epochs[table.epochs["cell"].isin(cells["cell"])], spec.y)
         if spec.x != EPOCH:
@@ -173,7 +169,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
         names = cells.loc[x.isna() & ~dense, "name"].head(3)
         raise UserError(f"figure {spec.name}: no {spec.x} in {', '.join(names)}")
     digits = 4 if spec.x == "kept" else 6  # 9.99987% is 10% in whole weights
-    order = [*dict.fromkeys([*CURVES, *sorted(curve.unique(), key=_by_number)])]
+    order = [*dict.fromkeys([*CURVES, *sorted(curve.unique(), key=by_number)])]
     found = pd.DataFrame(
         {
             "panel": panel,
@@ -194,16 +190,7 @@ def points(table: Table, spec: Spec) -> pd.DataFrame:
     return found.drop(columns="depth").assign(curve=found["curve"].astype(str))
 
 
-def _beside(cells: pd.DataFrame, others: pd.DataFrame) -> pd.DataFrame:
-    """Those of the `others` that are not among the cells, and are of the same data, network and length."""
-    setting = [*SAME, "model.arch", "model.width"]
-    alike = (
-        others[setting].merge(cells[setting].drop_duplicates(), "left", indicator="found")["found"] == "both"
-    )
-    return others[alike.to_numpy() & ~others["cell"].isin(cells["cell"]).to_numpy()]
-
-
-def _by_number(curve: str) -> list[tuple[float, str]]:
+def by_number(curve: str) -> list[tuple[float, str]]:
     """The key that sorts names by the numbers in them: 5% before 10%."""
     parts = re.split(r"(\d+(?:\.\d+)?(?:e-?\d+)?)", curve)  # text and numbers alternate
     return [(float(part), "") if i % 2 else (0.0, part) for i, part in enumerate(parts)]

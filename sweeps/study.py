@@ -229,14 +229,16 @@ def study_shallow(seeds: Sequence[int] = SEEDS) -> list[Arm]:
     expect="edge-popup and biprop close together; sampled behind, because it learns slowly.",
 )
 def study_methods(seeds: Sequence[int] = SEEDS) -> list[Arm]:
-    """The study, stage c: every mask method with its own best rate, and SGD, Conv4."""
+    """The study, stage c: every mask method with its own best rate, and the trained network, Conv4."""
     over: Axes = {"seed": seeds, "model.k": (0.1, 0.3, 0.5)}
-    random = arm({**CIFAR, "model.arch": "conv4", "model.method": "random"}, over)
-    kept = ("edge_popup", "iterand", "biprop")
+    kaiming: Axes = {**over, "model.distribution": ("kaiming_normal",)}  # the weights of biprop
+    one: Axes = {"seed": seeds}
+    sides = {"iterand": over, "biprop": over, "sampled": one, "sgd": one, "adam": one}
     return [
-        random,
-        *(arm for side in kept for arm in _chosen(CIFAR, ("conv4",), side, over)),
-        *(arm for side in ("sampled", "sgd") for arm in _chosen(CIFAR, ("conv4",), side, {"seed": seeds})),
+        arm({**CIFAR, "model.arch": "conv4", "model.method": "random"}, over),
+        *_chosen(CIFAR, ("conv4",), "edge_popup", over),
+        *_chosen(CIFAR, ("conv4",), "edge_popup", kaiming),
+        *(arm for side, axes in sides.items() for arm in _chosen(CIFAR, ("conv4",), side, axes)),
     ]
 
 

@@ -11,7 +11,7 @@ from analysis_stores import config, grid, made_store, result, write_store
 
 from hiddenweights.analysis import aggregate, experiments, figures, specs
 from hiddenweights.analysis.commands import main
-from hiddenweights.analysis.fetch import fetch
+from hiddenweights.analysis.fetch import StoreSource, fetch
 from hiddenweights.analysis.layout import layout
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import study
@@ -270,6 +270,24 @@ def test_whole_numbers_keep_all_their_digits_in_the_table(tmp_path: Path) -> Non
     cells = pd.read_csv(tmp_path / "cells.csv")
     assert {*cells["seeds.weights"].dropna()} == {1234567891}
     assert {*cells["weights_kept"]} == {3349307}
+
+
+def test_the_order_in_which_runs_are_read_leaves_no_trace_in_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of a folder differs from machine to machine."""
+    cells = [config(model__k=0.3), config(model__method="dense"), config(data__protocol="paper")]
+    store = made_store(tmp_path / "store", "depth", cells)
+    whole = StoreSource.listing
+    written = []
+    for turn in (1, -1):
+        monkeypatch.setattr(
+            StoreSource, "listing", lambda self, turn=turn: dict([*whole(self).items()][::turn])
+        )
+        out = tmp_path / str(turn)
+        assert main(["table", "--from", str(store), "--out", str(out), "--no-cache"]) == 0
+        written.append([(out / f"{name}.csv").read_text() for name in ("cells", "epochs")])
+    assert written[0] == written[1]
 
 
 def test_a_sweep_without_a_finished_cell_is_an_error_that_names_it(

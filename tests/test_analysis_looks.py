@@ -5,16 +5,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from analysis_stores import config, grid, made_store
+from analysis_stores import grid, made_store
 from matplotlib.colors import to_rgb
 
 from hiddenweights.analysis import aggregate, experiments, figures, specs, summary
 from hiddenweights.analysis.fetch import fetch
 from hiddenweights.analysis.layout import layout
 from hiddenweights.analysis.page import charts
-from hiddenweights.config import CellConfig
-from hiddenweights.sweeps import study
-from hiddenweights.sweeps.declare import as_sweep
 
 
 def rows(curves: int, places: int, **more: object) -> pd.DataFrame:
@@ -129,31 +126,3 @@ def test_a_loss_is_not_cut(tmp_path: Path) -> None:
     drawn = aggregate.curves(points).assign(low=-1.0)
     assert aggregate.cut(drawn, spec.y_scale) is drawn
     assert "cut at" not in summary.note(points, drawn, spec)
-
-
-def test_the_methods_are_drawn_beside_what_another_sweep_has_of_the_same_setting(tmp_path: Path) -> None:
-    def cells(name: str) -> list[CellConfig]:
-        return [*as_sweep(name, study.SWEEPS[name]).cells().values()]
-
-    store = made_store(tmp_path, "study_methods", cells("study_methods"))
-    made_store(store, "study_depth", cells("study_depth"))
-    made_store(store, "study_recipe_rate", cells("study_recipe_rate"))
-    table = fetch(str(store))
-    spec = experiments.find_spec("study_methods")
-    drawn = aggregate.curves(specs.points(table, spec)).set_index("curve")
-    assert set(drawn["panel"]) == {"Conv4"}
-    assert drawn.loc["edge-popup, Kaiming normal", "x"].tolist() == [10, 30, 50]
-    assert set(drawn["n"]) == {3}
-    assert "dense, Adam" in drawn.index
-
-
-def test_cells_of_another_setting_are_not_drawn_beside_the_methods(tmp_path: Path) -> None:
-    fields = {"model__arch": "conv4", "model__k": 0.5}
-    store = made_store(tmp_path, "study_methods", [config(**fields)])
-    other = [
-        config(**fields, model__distribution="kaiming_normal", **more) for more in ({"train__epochs": 4}, {})
-    ]
-    made_store(store, "study_depth", other)
-    table = fetch(str(store))
-    points = specs.points(table, experiments.find_spec("study_methods"))
-    assert points["curve"].tolist() == ["edge-popup, Kaiming normal", "edge-popup, signed constant"]

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pandas as pd
 
 from hiddenweights.analysis.specs import EDGE_POPUP, Spec, label, network, network_and_data, over_k, over_kept
-from hiddenweights.analysis.table import Table
 
 
 def _kept(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -18,17 +17,6 @@ def _method(cells: pd.DataFrame) -> "pd.Series[str]":
     """A curve per method and distribution."""
     names = label(cells)
     return names.where(cells["model.method"] != "edge_popup", EDGE_POPUP + names)
-
-
-def _of_depth(table: Table) -> pd.DataFrame:
-    """What `study_depth` has of Conv4 that belongs beside the other ways to choose the mask.
-
-    Edge-popup on Kaiming normal weights, which are those of biprop, and the network trained with Adam.
-    """
-    cells = table.sweep("study_depth")
-    methods, kaiming = cells["model.method"], cells["model.distribution"] == "kaiming_normal"
-    masks = (methods == "edge_popup") & kaiming & (cells["model.k"] <= 0.5)
-    return cells[masks | ((methods == "dense") & (cells["optim.optimizer"] == "adam"))]
 
 
 def _network_and_width(cells: pd.DataFrame) -> "pd.Series[str]":
@@ -63,7 +51,6 @@ FIGURES: tuple[Spec, ...] = (
     replace(
         over_kept("study_methods", "Ways to choose the mask: Conv4 at half width, CIFAR-10, ten epochs"),
         curve=_method,
-        also=_of_depth,
     ),
     Spec(
         name="study_width",
