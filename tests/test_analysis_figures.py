@@ -12,7 +12,7 @@ from analysis_stores import config, grid, made_store, result, write_store
 from hiddenweights.analysis import aggregate, experiments, figures, specs
 from hiddenweights.analysis.commands import main
 from hiddenweights.analysis.fetch import StoreSource, fetch
-from hiddenweights.analysis.layout import layout
+from hiddenweights.analysis.layout import file_name, layout
 from hiddenweights.identity import cell_id
 from hiddenweights.sweeps import study
 from hiddenweights.sweeps.declare import as_sweep
@@ -204,25 +204,38 @@ def test_a_figure_with_other_axes_leaves_the_files_of_the_declared_one_alone(tmp
     ]
     store = made_store(tmp_path / "store", "study_recipe_rate", cells)
     made_store(store, "study_rates", cells)
-    by_rate = ["--curve", "optim.lr"]
+    source = ["--from", str(store), "--out", str(tmp_path / "out")]
     choices = [
         ["study_recipe_rate", "--mixed"],
-        ["study_recipe_rate", "--x", "optim.lr"],
-        ["study_recipe_rate", *by_rate],
-        ["study_recipe_rate", *by_rate, "--panel", "model.k"],
-        ["study_recipe_rate", *by_rate, "--y", "churn"],
-        ["study_recipe_rate", *by_rate, "--x", "epoch", "--panel", "model.k"],
+        ["study_recipe_rate", "--curve", "optim.lr"],
         ["study_rates", "--mixed"],  # which shows the accuracy on held-out images
         ["study_rates", "--y", "test_accuracy"],
-        ["study_rates", "--y", "churn"],
     ]
-    source = ["--from", str(store), "--out", str(tmp_path / "out")]
     for count, options in enumerate(choices, start=1):
         assert main(["figure", *options, *source]) == 0
         assert len([*(tmp_path / "out").glob("*.csv")]) == count
     same = ["study_rates", "--mixed", "--y", "validation_accuracy"]
     assert main(["figure", *same, *source]) == 0
     assert len([*(tmp_path / "out").glob("*.png")]) == len(choices)
+
+
+def test_each_choice_of_axes_has_files_of_its_own() -> None:
+    lr, k = "optim.lr", "model.k"
+    axes: list[dict[str, str]] = [
+        {},
+        {"x": lr},
+        {"curve": lr},
+        {"panel": lr},
+        {"curve": lr, "panel": k},
+        {"curve": k, "panel": lr},
+        {"curve": lr, "y": "churn"},
+        {"x": "epoch", "curve": lr, "panel": k},
+        {"y": "churn"},
+        {"y": "kept/0.weight"},
+    ]
+    names = {file_name("mine", **one) for one in axes}
+    assert len(names) == len(axes)
+    assert not any("/" in name for name in names)
 
 
 def test_a_number_that_only_other_sweeps_have_logged_is_an_error(

@@ -91,7 +91,7 @@ def test_a_sweep_of_ones_own_is_shown_launched_and_drawn(
     assert drawn.returncode == 0, drawn.stdout + drawn.stderr
     axes = ("--x", "model.k", "--curve", "model.arch", "--panel", "model.distribution")
     assert main(["analysis", "figure", name, *axes]) == 0
-    text = (folder / "figures" / "my_sweeps-k_of_fc.csv").read_text()
+    text = (folder / "figures" / "my_sweeps-k_of_fc_by_k_curve_arch_panel_distribution.csv").read_text()
     assert text.splitlines()[1].startswith(("kaiming_normal,fc", "signed_constant,fc"))
 
 
