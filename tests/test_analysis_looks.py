@@ -126,3 +126,17 @@ def test_a_loss_is_not_cut(tmp_path: Path) -> None:
     drawn = aggregate.curves(points).assign(low=-1.0)
     assert aggregate.cut(drawn, spec.y_scale) is drawn
     assert "cut at" not in summary.note(points, drawn, spec)
+
+
+def test_a_training_curve_has_its_place_on_the_x_axis_at_its_end_where_there_is_room() -> None:
+    ends = {("mask", 90.0): 40.0, ("mask", 50.0): 80.0, ("mask", 30.0): 79.9, ("dense", None): 60.0}
+    frame = pd.DataFrame(
+        [
+            {"curve": curve, "x": x, "epoch": epoch, "n": 3, "test_accuracy": end - 20 / epoch}
+            for (curve, x), end in ends.items()
+            for epoch in (1, 2)
+        ]
+    )
+    chart = charts.epoch_chart(frame, experiments.find_spec("depth"), ["mask", "dense"])
+    labels = {(value["epoch"], value["end"]) for value in chart["data"]["values"] if value["end"]}
+    assert labels == {(2, "50"), (2, "90")}

@@ -144,17 +144,19 @@ def _lines(x: Chart, y: Chart, curves: Sequence[str]) -> list[Chart]:
 
 
 def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
-    """The training curves of one panel (see `training.epoch_means`): a line per curve and x."""
-    metrics = [name for name in METRICS if name in rows]
+    """The training curves of one panel (see `training.epoch_means`): a line per curve and x, x at its end."""
+    rows, metrics = rows.reset_index(drop=True), [name for name in METRICS if name in rows]
+    named = _ends_with_room(rows, metrics[0])
     values = [
         {
             "curve": row["curve"],
             "place": _place(row["x"], spec),
             "epoch": int(row["epoch"]),
             "n": int(row["n"]),
+            "end": f"{row['x']:g}" if place in named else "",
             **{name: _number(row[name]) for name in metrics},
         }
-        for _, row in rows.iterrows()
+        for place, row in rows.iterrows()
     ]
     y = {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}}
     tips = [
@@ -175,12 +177,27 @@ def epoch_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
         values,
         [
             {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": encoding},
+            {
+                "mark": {"type": "text", "align": "right", "baseline": "bottom", "dy": -1, "fontSize": 10},
+                "encoding": {**encoding, "text": {"field": "end"}},
+            },
             {"mark": {"type": "point", "size": 40, "opacity": 0}, "encoding": {**encoding, "tooltip": tips}},
         ],
     )
     chart["params"].append({"name": "metric", "value": metrics[0]})
     chart["transform"] += [chosen, {"filter": "isValid(datum.value)"}]
     return chart
+
+
+def _ends_with_room(rows: pd.DataFrame, metric: str) -> set[Any]:
+    """The last rows of the training curves over x, without those whose label would hide another's."""
+    last = rows["epoch"] == rows.groupby(["curve", "x"])["epoch"].transform("max")  # not of those without x
+    apart = (rows[metric].max() - rows[metric].min()) / 15
+    found: dict[Any, float] = {}
+    for place, value in rows.loc[last, metric].sort_values(ascending=False).items():
+        if not found or [*found.values()][-1] - value >= apart:
+            found[place] = value
+    return {*found}
 
 
 def layer_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:

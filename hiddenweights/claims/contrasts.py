@@ -312,4 +312,4 @@ def _place(cell: Cell) -> str:
         words.append(str(cell["model.distribution"]).replace("_", " "))
     if "optim.lr" in cell.unlike_recipe:
         words.append(f"lr {cell['optim.lr']:g}")
-    return " ".join(words)
+    return ", ".join(words)
