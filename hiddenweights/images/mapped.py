@@ -72,11 +72,8 @@ class MapImages:
             return _alike(_pixels(self.sources[part][place][0]), self.channels, self.dtype)
         except (TypeError, ValueError) as error:
             raise UserError(f"data.name: the {PARTS[part]} images: number {place}: {error}") from error
-        except (
-            OSError,
-            SyntaxError,
-        ) as error:  # Pillow's; an OSError of the system has a number
-            if isinstance(error, OSError) and error.errno is not None:
+        except (OSError, SyntaxError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the system, not of Pillow
                 raise
             raise Corrupt(str(error) or type(error).__name__) from error
 
