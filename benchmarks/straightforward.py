@@ -7,8 +7,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
-from torchvision.transforms.functional import to_pil_image
 
 from hiddenweights.masking.rng import stream
 from hiddenweights.masking.supermask import set_weights, weight_layers
@@ -95,6 +93,10 @@ class PilImages(Dataset[tuple[Tensor, int]]):
     def __init__(
         self, pixels: Tensor, labels: Tensor, mean: tuple[float, ...], std: tuple[float, ...], augment: bool
     ) -> None:
+        # here: it takes 3 s, because it imports half of torch, and most benchmarks need none of it
+        from torchvision import transforms
+        from torchvision.transforms.functional import to_pil_image
+
         self.images, self.labels = [to_pil_image(image) for image in pixels], labels.tolist()
         augmentation = [transforms.RandomCrop(pixels.shape[-1], 4), transforms.RandomHorizontalFlip()]
         self.transform = transforms.Compose(

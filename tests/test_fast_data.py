@@ -3,7 +3,6 @@
 import pytest
 import torch
 from torch import Tensor
-from torchvision.transforms import functional as V
 
 from hiddenweights.images.dataset import Batches, Images, crop_flip, normalise
 
@@ -13,6 +12,8 @@ MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 def torchvisions_way(pixels: Tensor, top: Tensor, left: Tensor, flip: Tensor, padding: int) -> Tensor:
     """RandomCrop and RandomHorizontalFlip, image by image, with their draws given."""
+    from torchvision.transforms import functional as V  # here: it takes 2 s
+
     h, w = pixels.shape[2:]
     images = []
     for image, t, x, mirrored in zip(pixels, top.tolist(), left.tolist(), flip.tolist(), strict=True):
@@ -38,6 +39,8 @@ def test_crop_and_flip(layout: torch.memory_format, shape: tuple[int, ...], padd
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_normalisation_of_every_pixel_value(layout: torch.memory_format) -> None:
+    from torchvision.transforms import functional as V
+
     values = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(2, 3, 1, 1)
     expected = V.normalize(values.float().div(255), list(MEAN), list(STD))
     result = normalise(values.contiguous(memory_format=layout), MEAN, STD)
