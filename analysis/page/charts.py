@@ -193,11 +193,12 @@ def _ends_with_room(rows: pd.DataFrame, metric: str) -> set[Any]:
     """The last rows of the training curves over x, without those whose label would hide another's."""
     last = rows["epoch"] == rows.groupby(["curve", "x"])["epoch"].transform("max")  # not of those without x
     apart = (rows[metric].max() - rows[metric].min()) / 15
-    found: dict[Any, float] = {}
+    found, lowest = set(), math.inf
     for place, value in rows.loc[last, metric].sort_values(ascending=False).items():
-        if not found or [*found.values()][-1] - value >= apart:
-            found[place] = value
-    return {*found}
+        if lowest - value > apart:
+            found.add(place)
+            lowest = value
+    return found
 
 
 def layer_chart(rows: pd.DataFrame, spec: Spec, curves: Sequence[str]) -> Chart:
